@@ -1,0 +1,4712 @@
+/* pingora_lb.h - a load balancer that drops into any C program. MIT license, see LICENSE.
+
+*/
+#ifndef PINGORA_LB_H
+#define PINGORA_LB_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* ==== COMPILER ====================================================================================================
+   The only section that asks which compiler this is: linkage, atomics, wide multiplication. */
+
+#ifdef PLB_STATIC
+#if defined(__GNUC__)
+#define PLB_API static __attribute__((unused)) /* a program that uses half of the calls gets no warning */
+#else
+#define PLB_API static
+#endif
+#elif defined(__cplusplus)
+#define PLB_API extern "C"
+#else
+#define PLB_API extern
+#endif
+
+/* ==== VERSION ===================================================================================================== */
+
+#define PLB_VERSION        "0.1.0"
+#define PLB_VERSION_NUMBER 100 /* major * 10000 + minor * 100 + patch */
+
+/* The version of the implementation that was linked; compare with PLB_VERSION. Any thread. */
+PLB_API const char *plb_version(void);
+
+/* ==== STATUS ======================================================================================================
+   Everything that can go wrong has a name here; no call reports anything through errno. */
+
+typedef enum plb_status {
+    PLB_OK = 0,          /* done */
+    PLB_AGAIN,           /* not yet: one callback is armed (plb_io), or more bytes are needed (codecs) */
+    PLB_END,             /* the peer ended its side of the stream in good order */
+    PLB_ERR_ARGUMENT,    /* a descriptor or argument makes no sense */
+    PLB_ERR_ADDRESS,     /* not an address this library understands */
+    PLB_ERR_WEIGHT,      /* a weight above 65535, or weights that add up to 2^32 or more */
+    PLB_ERR_POINTS,      /* the ring would need more points than max_points allows */
+    PLB_ERR_MEMORY,      /* the allocator returned NULL */
+    PLB_ERR_LIMIT,       /* this side has run out of streams, descriptors or ports */
+    PLB_ERR_UNSUPPORTED, /* the port, or the object asked, cannot do this */
+    PLB_ERR_EMPTY,       /* there is no backend at all */
+    PLB_ERR_NOT_READY,   /* there are backends, but none may be used now */
+    PLB_ERR_REFUSED,     /* the peer refused the connection */
+    PLB_ERR_UNREACHABLE, /* no route leads to the peer */
+    PLB_ERR_RESET,       /* the peer, or something on the way, broke the connection */
+    PLB_ERR_TIMEOUT,     /* it took longer than allowed */
+    PLB_ERR_NAME,        /* the host name did not resolve */
+    PLB_ERR_IN_USE,      /* the local address is taken */
+    PLB_ERR_ACCESS,      /* the system does not permit it */
+    PLB_ERR_PROTOCOL,    /* the peer's bytes break the protocol's rules */
+    PLB_ERR_CANCELLED,   /* called off before it ended */
+    PLB_ERR_IO,          /* any other failure of the port */
+    PLB_STATUS_COUNT
+} plb_status;
+
+/* One English sentence, static, never NULL, for any value. Any thread. */
+PLB_API const char *plb_status_text(plb_status status);
+
+/* Is the failure this side's own (memory, descriptors, a call that was wrong or called off) rather than the peer's?
+   A probe that ends so says nothing about its backend. Any thread. */
+PLB_API bool plb_status_is_local(plb_status status);
+
+/* ==== MEMORY ======================================================================================================
+   All memory comes from one allocator, handed in at creation. Zero members: malloc and free. When several threads use
+   a balancer, its allocator must be safe to call from them. */
+
+typedef struct plb_allocator {
+    void *(*alloc)(void *user, size_t size);             /* aligned for any type, or NULL */
+    void (*dealloc)(void *user, void *ptr, size_t size); /* ptr is never NULL; size is what alloc was asked for */
+    void *user;
+} plb_allocator;
+
+/* An allocator that serves from a caller's array and takes back: first fit, neighbours merged. For programs without
+   a heap. Not thread-safe. The array must outlive all that was served from it. */
+typedef struct plb_arena {
+    void *first_free;  /* private */
+    size_t used, peak; /* bytes handed out now and at most, headers included */
+} plb_arena;
+
+/* Prepares `arena` over `bytes` bytes at `memory` (any alignment) and returns the allocator that serves from it. */
+PLB_API plb_allocator plb_arena_allocator(plb_arena *arena, void *memory, size_t bytes);
+
+/* ==== ADDRESS ===================================================================================================== */
+
+typedef enum plb_family {
+    PLB_FAMILY_NONE = 0, /* no address: all zero bytes, or a name that is still to be resolved */
+    PLB_FAMILY_IPV4,
+    PLB_FAMILY_IPV6,
+    PLB_FAMILY_UNIX
+} plb_family;
+
+#define PLB_PATH_MAX      107 /* bytes of a Unix socket's path, without its NUL */
+#define PLB_ADDR_TEXT_MAX 120 /* room for any address as text, NUL included */
+
+typedef struct plb_addr {
+    uint8_t family;   /* a plb_family */
+    uint8_t path_len; /* Unix: bytes of path */
+    uint16_t port;    /* 1 to 65535, in the processor's own byte order; 0 for Unix */
+    uint32_t scope;   /* IPv6: the zone index of a link-local address, else 0 */
+    union {
+        uint8_t v4[4];  /* network order */
+        uint8_t v6[16]; /* network order */
+        char path[PLB_PATH_MAX + 1];
+    } u;
+} plb_addr;
+
+#define PLB_ZSTRING ((size_t)-1) /* as a length: the text ends at its NUL */
+
+/* Reads "1.2.3.4:80", "[::1]:80", "[fe80::1%3]:80" or "unix:/path" from `length` bytes of `text`. PLB_ERR_ADDRESS, and
+   `out` untouched, on anything else: no port, port 0 or above 65535, missing brackets, leading zeros, trailing bytes,
+   an empty path or one above PLB_PATH_MAX, an embedded NUL, a host name. Any thread. */
+PLB_API plb_status plb_addr_parse(plb_addr *out, const char *text, size_t length);
+
+/* Writes the address as plb_addr_parse reads it (IPv6 as RFC 5952 asks), cut to fit and NUL-terminated when capacity
+   is above 0; returns the length of the whole text. PLB_ADDR_TEXT_MAX always suffices. Any thread. */
+PLB_API size_t plb_addr_format(const plb_addr *addr, char *text, size_t capacity);
+
+/* Pingora's order: IPv4, IPv6, Unix; then bytes, then port, then scope. Negative, 0 or positive. Any thread. */
+PLB_API int plb_addr_compare(const plb_addr *a, const plb_addr *b);
+
+/* A hash for tables in memory; equal addresses have equal hashes on one machine, in one version. Any thread. */
+PLB_API uint64_t plb_addr_hash(const plb_addr *addr);
+
+/* ==== PORT: what a platform lends ==================================================================================
+   A port is one plb_io and some small companion tables. Rules for all of plb_io:
+   - Nothing blocks. A call that returned PLB_AGAIN has armed exactly one callback for that stream and direction;
+     nothing else arms one. Calling again before it came keeps the one that is armed.
+   - Callbacks run only from the port's step (the function in which the program lends it the thread), never inside a
+     plb_io call. In a callback everything is allowed, closing any stream included.
+   - plb_io calls come from the thread that steps the port; only wake may be called from anywhere.
+   - close cancels what was armed; after it the stream is gone and no callback mentions it. */
+
+typedef struct plb_stream plb_stream; /* a connection or a listener; the port's own */
+
+typedef enum plb_event {
+    PLB_EVENT_CONNECT = 1, /* connect has ended; status says how. After an error, close is still the caller's to call */
+    PLB_EVENT_READ,        /* read or watch is worth calling again */
+    PLB_EVENT_WRITE,       /* write or watch is worth calling again */
+    PLB_EVENT_ACCEPT       /* accept is worth calling again */
+} plb_event;
+
+/* Where a stream's callbacks go; copied by connect, listen and accept. */
+typedef struct plb_handler {
+    /* `status` is the result for PLB_EVENT_CONNECT and PLB_OK for the others: what is wrong, the call tells. */
+    void (*fn)(void *user, plb_stream *stream, plb_event event, plb_status status);
+    void *user;
+} plb_handler;
+
+/* What a connection needs. Zero members: any source, plain bytes. Read during connect only. */
+typedef struct plb_peer {
+    plb_addr addr;
+    plb_addr source; /* the local address to connect from; its port may be 0; PLB_FAMILY_NONE: the system's choice */
+} plb_peer;
+
+typedef struct plb_listen_desc {
+    plb_addr addr;    /* its port may be 0: the system's choice, which info tells */
+    uint32_t backlog; /* connections waiting to be accepted; 0: 512 */
+    bool reuse_port;  /* several listeners may share the address (SO_REUSEPORT) */
+} plb_listen_desc;
+
+#define PLB_CHUNK_CONSTANT 1u /* the bytes stay as they are until the peer acknowledged them: no copy is needed */
+#define PLB_CHUNKS_MAX     8  /* chunks that one write looks at */
+
+/* One piece of a gathered write. */
+typedef struct plb_chunk {
+    const void *data;
+    size_t size;
+    uint32_t flags;
+} plb_chunk;
+
+typedef enum plb_close_how {
+    PLB_CLOSE_GRACEFUL = 0, /* what write accepted is still sent, then the end of stream */
+    PLB_CLOSE_ABORT         /* at once; the peer sees a reset */
+} plb_close_how;
+
+typedef struct plb_stream_info {
+    plb_addr local, remote; /* of a listener: remote is PLB_FAMILY_NONE */
+} plb_stream_info;
+
+typedef struct plb_io {
+    void *self; /* handed to each function */
+
+    /* Begins a connection. PLB_AGAIN: *out is the stream and PLB_EVENT_CONNECT is armed. PLB_OK: *out is connected
+       already. Else nothing was made: PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (a family the port lacks),
+       PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE, PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO. */
+    plb_status (*connect)(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out);
+
+    /* Reads what is there into the caller's buffer. PLB_OK: 1 to capacity bytes in *got. PLB_AGAIN: nothing yet;
+       PLB_EVENT_READ is armed. PLB_END: the peer ended its side; writing may go on. PLB_ERR_RESET, PLB_ERR_TIMEOUT,
+       PLB_ERR_UNREACHABLE, PLB_ERR_IO: the stream is broken; close it. capacity is above 0. */
+    plb_status (*read)(void *self, plb_stream *stream, void *buffer, size_t capacity, size_t *got);
+
+    /* Offers `count` chunks (1 to PLB_CHUNKS_MAX), in order. PLB_OK: the first *taken bytes (1 or more) are the port's
+       now; fewer than offered is no error and arms nothing. PLB_AGAIN: none taken; PLB_EVENT_WRITE is armed.
+       PLB_ERR_RESET and the like: the stream is broken. Never raises a signal. At least one chunk is not empty. */
+    plb_status (*write)(void *self, plb_stream *stream, const plb_chunk *chunks, size_t count, size_t *taken);
+
+    /* Waits without a buffer: `event` is PLB_EVENT_READ or PLB_EVENT_WRITE. PLB_AGAIN: armed. PLB_OK: read or write
+       is known to be worth calling now; nothing is armed. The end of the stream and errors count as readable. */
+    plb_status (*watch)(void *self, plb_stream *stream, plb_event event);
+
+    /* Ends the sending side after what write accepted; reading goes on. PLB_OK, or PLB_ERR_RESET if it is broken. */
+    plb_status (*shutdown)(void *self, plb_stream *stream);
+
+    /* Gives the stream back, listener or connection. Cannot fail. */
+    void (*close)(void *self, plb_stream *stream, plb_close_how how);
+
+    /* What is known about a stream. PLB_OK, or PLB_ERR_IO; *out is zeroed first. */
+    plb_status (*info)(void *self, plb_stream *stream, plb_stream_info *out);
+
+    /* Listens; PLB_EVENT_ACCEPT is not armed yet. PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_LIMIT, PLB_ERR_MEMORY,
+       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_UNSUPPORTED, PLB_ERR_IO. A Unix path that nobody
+       listens on any more is replaced. */
+    plb_status (*listen)(void *self, const plb_listen_desc *desc, plb_handler handler, plb_stream **out);
+
+    /* Takes one waiting connection; `handler` is the new stream's. PLB_AGAIN: none; PLB_EVENT_ACCEPT is armed. A port
+       that is out of descriptors or streams also returns PLB_AGAIN, and makes the callback when it can accept again.
+       Any other status means the listener is broken. */
+    plb_status (*accept)(void *self, plb_stream *listener, plb_handler handler, plb_stream **out);
+
+    /* Makes the port's step return soon, or the next one return at once, so that tasks are polled. Any thread, and
+       signal or interrupt handlers where the platform allows it. May be NULL where one thread does everything. */
+    void (*wake)(void *self);
+} plb_io;
+
+/* Time. Both count from an arbitrary start. */
+typedef struct plb_clock {
+    void *self;
+    uint64_t (*now_ms)(
+        void *self); /* monotonic milliseconds; may wrap at 2^32 (then: a reading at least each 24 days) */
+    uint64_t (*now_us)(void *self); /* microseconds for durations below an hour, may wrap at 2^32; NULL: now_ms * 1000.
+                                       Any thread. */
+} plb_clock;
+
+/* Random bytes to seed from; quality decides how well guests of a fleet differ, not security. */
+typedef struct plb_random {
+    void *self;
+    void (*fill)(void *self, void *bytes, size_t count);
+} plb_random;
+
+typedef struct plb_query plb_query; /* a resolution on its way; the port's own */
+
+/* The answer, from the port's step, once: PLB_OK and 1 or more addresses with the port that was asked for, or
+   PLB_ERR_NAME, PLB_ERR_TIMEOUT, PLB_ERR_MEMORY, PLB_ERR_LIMIT, PLB_ERR_IO and none. The query is gone afterwards; the
+   array lives until the callback returns. */
+typedef void (*plb_names_fn)(void *user, plb_status status, const plb_addr *addrs, size_t count);
+
+/* Host names to addresses. Same thread rule as plb_io. */
+typedef struct plb_names {
+    void *self;
+    /* Resolves `host` (copied). PLB_AGAIN: `fn` will be called, after timeout_ms at the latest. Else it won't:
+       PLB_ERR_MEMORY, PLB_ERR_LIMIT, PLB_ERR_IO. */
+    plb_status (*resolve)(void *self, const char *host, uint16_t port, uint32_t timeout_ms, plb_names_fn fn, void *user,
+                          plb_query **out);
+    void (*cancel)(void *self, plb_query *query); /* fn will not be called any more */
+} plb_names;
+
+/* What a program lends to a balancer or a proxy. Each may be NULL where nothing needs it: a balancer of literal
+   addresses without checks needs nothing at all. The tables must outlive what they were lent to. */
+typedef struct plb_port {
+    const plb_io *io;
+    const plb_clock *clock;
+    const plb_random *random;
+    const plb_names *names;
+} plb_port;
+
+#define PLB_FOREVER UINT32_MAX /* as a delay: nothing is due */
+
+/* Something that a loop calls: after each of its steps, and when the delay it returned last (milliseconds,
+   PLB_FOREVER: never) is over. The caller owns it; it must stay in place while a loop knows it. */
+typedef struct plb_task {
+    uint32_t (*poll)(void *user);
+    void *user;
+    struct plb_task *next; /* the loop's */
+} plb_task;
+
+/* ==== TIMER =======================================================================================================
+   Deadlines of everything above the port: a pairing heap (Fredman, Sedgewick, Sleator, Tarjan 1986) threaded through
+   the caller's timers, so that nothing is allocated. One thread. Zeroed structs are ready for use. */
+
+typedef struct plb_timer {
+    void (*fn)(void *user); /* from plb_timers_run; the timer is unset by then and may be set again */
+    void *user;
+    uint64_t at_ms;
+    struct plb_timer *child, *next, *prev; /* private; prev is NULL when the timer is not set */
+} plb_timer;
+
+typedef struct plb_timers {
+    uint64_t now_ms; /* never steps back, whatever the clock does */
+    uint64_t raw_ms; /* private: the clock's last reading */
+    plb_timer *root; /* private */
+} plb_timers;
+
+/* Reads the clock; call it before the first timer is set, and before each run. A clock that wraps at 2^32 goes on
+   counting; one that steps back stands still. Returns now_ms. */
+PLB_API uint64_t plb_timers_update(plb_timers *timers, const plb_clock *clock);
+/* Sets or moves a timer to delay_ms after timers->now_ms; 0 counts as 1. O(1), O(log n) amortized to move. */
+PLB_API void plb_timer_set(plb_timers *timers, plb_timer *timer, uint32_t delay_ms);
+/* Unsets it; nothing happens if it is not set. O(log n) amortized. */
+PLB_API void plb_timer_stop(plb_timers *timers, plb_timer *timer);
+/* Is it set? */
+PLB_API bool plb_timer_is_set(const plb_timer *timer);
+/* Calls what is due by now_ms, in order of time. What is set meanwhile is due in a later run. */
+PLB_API void plb_timers_run(plb_timers *timers);
+/* Milliseconds from now_ms until the first is due; 0 if it is overdue, PLB_FOREVER if none is set. */
+PLB_API uint32_t plb_timers_delay(const plb_timers *timers);
+
+/* ==== BACKEND =====================================================================================================
+   One place that serves requests. A value: fill it in, or let plb_backend_parse do so. */
+
+typedef struct plb_balancer plb_balancer;
+
+#define PLB_WEIGHT_MAX 65535u
+
+typedef enum plb_enablement {
+    PLB_ENABLEMENT_KEEP = 0, /* a discovery says nothing of it */
+    PLB_ENABLEMENT_ON,
+    PLB_ENABLEMENT_OFF
+} plb_enablement;
+
+typedef struct plb_backend {
+    plb_addr addr;      /* PLB_FAMILY_NONE with a port: `name` is still to be resolved (static discovery does) */
+    uint32_t weight;    /* its share, 0 to 65535. It means what it says: 0 is draining, never picked. Usually 1 */
+    uint32_t max_conns; /* requests in flight (plb_begin to plb_end) past which it is not ready; 0: no limit */
+    uint32_t id;        /* tells two services on one address apart; usually 0 */
+    plb_enablement enablement; /* from a discovery: switch it on or off with this update */
+    const char *name;          /* the host name it came from, or NULL. Copied. The first name of an address stays */
+    void *ext;                 /* the program's own */
+    void (*ext_release)(void *ext); /* called once when nothing reaches ext any more, or NULL */
+} plb_backend;
+
+/* Who owns ext: the balancer, from the call that hands the backend over. It calls ext_release exactly once: after the
+   last pick that can reach ext, or at once when the address is in the set already (the ext that is there stays; the
+   same pointer again is not a second one) or when the backend was refused. It does so in plb_poll, plb_destroy, or the
+   last plb_end after plb_destroy. */
+
+/* Reads an address, or "host:port" with a host name to be resolved, into a backend of weight 1. `name` then points
+   into name_buffer (at least 256 bytes, the caller's; may be NULL: names are refused). PLB_ERR_ADDRESS. Any thread. */
+PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t length, char *name_buffer);
+
+/* ==== EXTENSION POINTS: what discovery, checks and strategies have in common ========================================
+   Each is a table of functions and a descriptor; the built-in ones use nothing that a user's own could not. The
+   descriptor is read during plb_create only, so it may be a compound literal or live on the stack. Each object gets
+   `state_size` zeroed bytes for itself, handed to every function, released by the balancer after close. */
+
+/* What an extension may use; the balancer's own, valid while it lives. */
+typedef struct plb_env {
+    plb_port port;
+    plb_allocator allocator;
+    plb_balancer *balancer;
+} plb_env;
+
+/* Names one start, so that its completion can be told from a late one. Copy it freely. */
+typedef struct plb_token {
+    plb_balancer *balancer;
+    void *op;            /* private */
+    uint32_t generation; /* private */
+} plb_token;
+
+/* The completion contract. start(token) begins something; it is completed by one call of plb_discovery_done or
+   plb_check_done with that token, from any thread, inside start too. A start that returned an error is complete
+   without it. cancel(token) ends it otherwise, at its time-out for one: when cancel returns, the work has let go of
+   the probe's memory and of everything it was handed. A completion that comes after cancel, or a second one, is
+   ignored, as long as the balancer lives: before close returns, a threaded extension sees to it that none can come
+   later. start and cancel are called from plb_poll (discovery's first start from plb_create), cancel from plb_destroy
+   too. */
+
+/* ==== DISCOVERY =================================================================================================== */
+
+typedef enum plb_change {
+    PLB_CHANGE_ADD = 0,
+    PLB_CHANGE_REMOVE, /* addr (or name and port) and id say which; the rest is not looked at */
+    PLB_CHANGE_REPLACE /* all of them */
+} plb_change;
+
+typedef struct plb_discovery_ops {
+    const char *name;
+    size_t state_size;
+    plb_status (*open)(void *state, const void *desc, const plb_env *env); /* may be NULL; an error fails plb_create */
+    void (*close)(void *state);                                            /* may be NULL; also after a failed open */
+    plb_status (*start)(void *state, plb_token token);
+    void (*cancel)(void *state, plb_token token);
+    /* What became of the answer, from plb_poll; PLB_OK: it is the set now, or equals it. May be NULL. A discovery that
+       has it keeps the ext of every answer that was not PLB_OK; without it the balancer releases them. */
+    void (*applied)(void *state, plb_status status);
+    /* plb_add, plb_remove, plb_replace, from plb_poll; a new start follows. The backends' memory is the caller's; their
+       ext is the discovery's from here on, whatever is returned. NULL: they are refused with PLB_ERR_UNSUPPORTED. */
+    plb_status (*change)(void *state, plb_change change, const plb_backend *backends, size_t count);
+} plb_discovery_ops;
+
+typedef struct plb_discovery {
+    const plb_discovery_ops *ops; /* NULL: plb_static(NULL) */
+    const void *desc;
+    uint32_t timeout_ms; /* an answer that takes longer counts as failed; 0: 5000 */
+} plb_discovery;
+
+/* Completes a discovery. PLB_OK: `backends` (copied, in any order) is the whole new set; count may be 0. Else the last
+   good set serves on and the failure is reported. See BACKEND for who owns ext. Any thread. */
+PLB_API void plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count);
+
+/* Static discovery: a list from the program, which it may change at run time. */
+typedef struct plb_static_desc {
+    const char *const *addresses; /* as plb_backend_parse reads them, weight 1 */
+    size_t address_count;
+    const plb_backend *backends; /* those with PLB_FAMILY_NONE, a name and a port are resolved */
+    size_t backend_count;
+    uint32_t timeout_ms; /* for all names of one update together; 0: 5000 */
+} plb_static_desc;
+
+/* Names are resolved through plb_port.names at each update, side by side. Every address of a name becomes a backend
+   that remembers the name. When a name fails, its addresses of last time serve on; the failure is logged. NULL: an
+   empty list. plb_create then reports PLB_ERR_ADDRESS or PLB_ERR_WEIGHT for bad entries (the log names them) and
+   PLB_ERR_UNSUPPORTED for names without plb_port.names. Any thread. */
+PLB_API plb_discovery plb_static(const plb_static_desc *desc);
+
+/* Change the static list; an update follows at once. The backends are copied. PLB_ERR_ADDRESS, PLB_ERR_WEIGHT,
+   PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the discovery has no list, or a name cannot be resolved here): nothing changes
+   and ext stays the caller's. What only shows later (a sum of weights of 2^32 or more) is logged and undone. Adding
+   what is there already replaces its weight, max_conns and enablement. Any thread. */
+PLB_API plb_status plb_add(plb_balancer *lb, const plb_backend *backend);
+PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend);
+PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count);
+
+/* ==== HEALTH CHECK ================================================================================================
+   Each backend has one of two states and a counter: `consecutive_failure` failures in a row make a healthy one
+   unhealthy, `consecutive_success` successes in a row bring it back; a result that agrees with the state clears the
+   counter (as pingora-load-balancing). Failures of this side (plb_status_is_local) count for nothing. */
+
+typedef struct plb_check_ops {
+    const char *name;
+    size_t state_size; /* of the whole check */
+    size_t probe_size; /* zeroed bytes handed to each start as `probe`; the balancer's */
+    plb_status (*open)(void *state, const void *desc, const plb_env *env); /* may be NULL; an error fails plb_create */
+    void (*close)(void *state);                                            /* may be NULL; also after a failed open */
+    /* Begins one probe. `target` and its name are valid until start returns; ext until the probe is over. */
+    plb_status (*start)(void *state, void *probe, const plb_backend *target, plb_token token);
+    void (*cancel)(void *state, void *probe, plb_token token);
+} plb_check_ops;
+
+typedef struct plb_check {
+    const plb_check_ops *ops; /* NULL: no check; every backend stays healthy */
+    const void *desc;
+    uint32_t timeout_ms;          /* for one probe; past it: PLB_ERR_TIMEOUT; 0: 1000 */
+    uint32_t consecutive_success; /* 0: 1 */
+    uint32_t consecutive_failure; /* 0: 1 */
+} plb_check;
+
+/* Completes a probe: PLB_OK is a success. Any thread. */
+PLB_API void plb_check_done(plb_token token, plb_status status);
+
+/* TCP check: a connection that is established is a success; it is closed at once. Zero members: the default. */
+typedef struct plb_tcp_check_desc {
+    uint32_t timeout_ms;          /* for the connection; 0: 1000 */
+    uint32_t consecutive_success; /* 0: 1 */
+    uint32_t consecutive_failure; /* 0: 1 */
+    plb_addr source;              /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
+} plb_tcp_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
+PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc);
+
+/* ==== STRATEGY ====================================================================================================
+   How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
+   then weight), which do not change, and their readiness, which does. */
+
+#define PLB_NONE UINT32_MAX /* as an index: no backend */
+
+typedef struct plb_view plb_view;
+PLB_API uint32_t plb_view_count(const plb_view *view);
+PLB_API uint32_t plb_view_weight(const plb_view *view, uint32_t index);
+PLB_API uint32_t plb_view_weight_sum(const plb_view *view);
+PLB_API void plb_view_addr(const plb_view *view, uint32_t index, plb_addr *out);
+PLB_API bool plb_view_ready(const plb_view *view, uint32_t index); /* healthy, enabled, weight above 0, ... */
+PLB_API uint32_t plb_view_ready_count(const plb_view *view);
+PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth);   /* in set order, from 0; or PLB_NONE */
+PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index); /* plb_begin without plb_end yet */
+PLB_API uint32_t plb_view_slot(const plb_view *view, uint32_t index);      /* a small number, the same in every set */
+
+/* Where a raw iteration stands; a strategy lays it out as it likes. */
+typedef struct plb_cursor {
+    uint64_t words[8];
+} plb_cursor;
+
+typedef struct plb_strategy_ops {
+    const char *name;
+    size_t state_size; /* outlives every set: counters, seeds. Shared by all threads that pick */
+    plb_status (*open)(void *state, const void *desc, const plb_env *env); /* may be NULL; an error fails plb_create */
+    void (*close)(void *state);                                            /* may be NULL; also after a failed open */
+    /* Builds the table for one set, in *table, from plb_poll; an error keeps the old set. May be NULL: no table. Called
+       for sets with at least one backend. */
+    plb_status (*build)(void *state, const plb_view *view, void **table);
+    void (*discard)(void *state, void *table); /* NULL when build is */
+    /* The raw sequence for a key: the first backend, and each next one. It may repeat, it never ends. Any thread. */
+    uint32_t (*first)(void *state, const void *table, const plb_view *view, const void *key, size_t key_length,
+                      plb_cursor *cursor);
+    uint32_t (*next)(void *state, const void *table, const plb_view *view, plb_cursor *cursor);
+    /* The fast path of a plain select: the first ready backend among the first `limit` of the raw sequence, or
+       PLB_NONE. limit 0: a ready one if there is one. Same effects on `state` as walking. Any thread, no lock, no
+       allocation. NULL: the balancer walks with first and next. */
+    uint32_t (*pick)(void *state, const void *table, const plb_view *view, const void *key, size_t key_length,
+                     uint32_t limit);
+    /* A request was given to the backend of that slot, and is over; for strategies that learn. May be NULL. Any thread;
+       ended is not called after plb_destroy. `outcome` is a plb_outcome. */
+    void (*began)(void *state, uint32_t slot);
+    void (*ended)(void *state, uint32_t slot, int outcome, uint64_t latency_us);
+} plb_strategy_ops;
+
+typedef struct plb_strategy {
+    const plb_strategy_ops *ops; /* NULL: plb_round_robin() */
+    const void *desc;
+} plb_strategy;
+
+/* Each honours weights; each gives pingora-load-balancing 0.8's answers, `max_iterations` included.
+   round robin   a counter walks a list in which each backend stands `weight` times; shared by all threads; 8 bytes a
+                 backend. Past an unready backend it goes through the unweighted set.
+   random        the same with a random number. Seeded from plb_port.random where there is one.
+   FNV           the same with the FNV-1a 64 hash of the key: one key, one backend, until the set changes.
+   Ketama        consistent hashing: weight * 160 points a backend on a ring of CRC-32s (nginx's `hash ... consistent`
+                 bit for bit for IPv4). When a backend leaves, only its keys move. 6.6 bytes a point. */
+PLB_API plb_strategy plb_round_robin(void);
+PLB_API plb_strategy plb_random_choice(void);
+PLB_API plb_strategy plb_fnv(void);
+
+typedef struct plb_ketama_desc {
+    uint32_t max_points; /* of the whole ring; more is refused with PLB_ERR_POINTS. 0: 16777216 */
+} plb_ketama_desc;
+PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc);
+
+/* ==== BALANCER ==================================================================================================== */
+
+typedef enum plb_log_level { PLB_LOG_NONE = 0, PLB_LOG_ERROR, PLB_LOG_WARN, PLB_LOG_INFO, PLB_LOG_DEBUG } plb_log_level;
+
+/* A backend of the current set and how it is. Pointers live as long as the callback that it was handed to. */
+typedef struct plb_backend_info {
+    plb_backend backend;
+    uint32_t slot;      /* as plb_pick.slot */
+    uint32_t in_flight; /* plb_begin without plb_end yet */
+    bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0 */
+    bool healthy;
+    bool enabled;
+} plb_backend_info;
+
+typedef struct plb_update_info {
+    plb_status status;     /* of the last update; PLB_AGAIN before the first */
+    uint64_t discovery_us; /* from start to its answer */
+    uint64_t build_us;     /* comparing, building, publishing */
+    uint64_t updates;      /* answers applied, those that changed nothing too */
+    uint64_t changes;      /* sets published */
+    uint32_t backends;     /* in the current set */
+} plb_update_info;
+
+#define PLB_UNLIMITED UINT32_MAX
+
+/* Everything about a balancer. Zero members: the default. Callbacks come from plb_poll (and plb_create) and may call
+   anything but plb_poll and plb_destroy of the same balancer. */
+typedef struct plb_balancer_desc {
+    plb_port port;
+    plb_allocator allocator;
+    plb_strategy strategy;
+    plb_discovery discovery;
+    plb_check check;
+    uint32_t update_every_ms; /* from one discovery's start to the next; 0: one discovery, at the start */
+    uint32_t check_every_ms;  /* from one round's start to the next; 0: one round, at the start */
+    uint32_t parallel_checks; /* probes in flight at most; 1: one after another, as pingora's default; 0: 64;
+                                 PLB_UNLIMITED */
+    bool start_unhealthy;     /* backends are unhealthy until checks say otherwise; needs a check */
+
+    void *user;                                                 /* handed to the callbacks below */
+    void (*on_change)(void *user, plb_balancer *lb);            /* another set was published */
+    void (*on_update)(void *user, const plb_update_info *info); /* a discovery is over, failed or not */
+    void (*on_flip)(void *user, const plb_backend_info *info, plb_status status); /* health flipped; status: the
+                                                                            probe's result that did it */
+    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status);     /* the first discovery is over */
+    void (*on_first_checks)(void *user, plb_balancer *lb); /* the first round of checks is over */
+    size_t (*summary)(void *user, const plb_backend *backend, char *text, size_t capacity); /* names a backend in
+                                                log lines, as snprintf would; default: its address */
+    void (*log)(void *user, plb_log_level level, const char *line);                         /* no newline at the end */
+    plb_log_level log_level; /* the most talkative level that is logged; 0: PLB_LOG_INFO */
+} plb_balancer_desc;
+
+/* Makes a balancer and starts its first discovery; one that answers at once (a static list of addresses) can be
+   selected from when plb_create returns. PLB_ERR_ARGUMENT, PLB_ERR_ADDRESS, PLB_ERR_WEIGHT, PLB_ERR_POINTS,
+   PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (something needs a part of the port that is not there): *out is NULL, nothing is
+   left behind, and every ext stays the caller's. One thread. */
+PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out);
+
+/* Ends it: cancels what is in flight and releases everything, except what outstanding picks hold, which goes with
+   their plb_end. No other thread may be inside a call on this balancer; plb_end may be called afterwards. NULL is
+   fine. */
+PLB_API void plb_destroy(plb_balancer *lb);
+
+/* Does what is due and returns after how many milliseconds it wants to be called again (PLB_FOREVER: when a callback
+   or a wake says so). One thread at a time, the one that steps the port. */
+PLB_API uint32_t plb_poll(plb_balancer *lb);
+
+/* The same as a task, for a loop to hold; its memory is the balancer's. */
+PLB_API plb_task *plb_balancer_task(plb_balancer *lb);
+
+/* Start a discovery, or a round of checks, as soon as poll runs; one that is running is followed by another. Any
+   thread. */
+PLB_API void plb_update_now(plb_balancer *lb);
+PLB_API void plb_check_now(plb_balancer *lb);
+
+/* How the last update went. From the polling thread. */
+PLB_API void plb_last_update(const plb_balancer *lb, plb_update_info *out);
+
+/* Switches a backend of the current set on or off, whatever its health. PLB_ERR_ADDRESS: not in the set. Any thread. */
+PLB_API plb_status plb_set_enabled(plb_balancer *lb, const plb_addr *addr, uint32_t id, bool enabled);
+
+/* Would a pick take it? false too when it is not in the set. Any thread. */
+PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
+
+/* Calls fn for each backend of the current set, in set order, until it returns false. Duplicates that differ in weight
+   come one by one. Keep it short: the set cannot be reclaimed meanwhile. Any thread. */
+PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend_info *info), void *user);
+
+/* ==== PICKING =====================================================================================================
+   Any thread, no lock, no allocation, no system call, bounded. */
+
+/* Asked once per distinct backend, readiness told; true takes it, an unready one too. */
+typedef bool (*plb_accept_fn)(void *user, const plb_backend_info *info);
+
+/* Distinct backends that one pick remembers exactly; past it, the walk becomes one sweep in set order over the rest.
+   4 bytes of stack each. */
+#ifndef PLB_SEEN_MAX
+#define PLB_SEEN_MAX 128
+#endif
+
+/* What to pick for. Zero members: no key, no limit, any ready backend. */
+typedef struct plb_request {
+    const void *key; /* for strategies with a key; others ignore it */
+    size_t key_length;
+    uint32_t max_iterations; /* steps of the raw sequence to look at, as pingora counts them; 0: find a ready backend if
+                                there is one */
+    const uint32_t *exclude; /* slots (plb_pick.slot) not to take: what a retry has tried already */
+    size_t exclude_count;
+    plb_accept_fn accept; /* NULL: the first ready one. Excluded backends are shown to it as not ready */
+    void *accept_user;
+} plb_request;
+
+/* Copies the address of the backend to use now; holds nothing. PLB_ERR_EMPTY, PLB_ERR_NOT_READY (also: not found within
+   max_iterations). */
+PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
+                              plb_addr *out);
+
+/* The same for a full request. */
+PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request, plb_addr *out);
+
+/* A backend taken for one request; the caller's memory. Its members stay valid until plb_end. */
+typedef struct plb_pick {
+    plb_addr addr; /* bytes past what the family uses are not set */
+    uint32_t weight;
+    uint32_t id;
+    uint32_t slot;    /* its small number: for plb_request.exclude */
+    const char *name; /* or NULL */
+    void *ext;
+    plb_balancer *balancer; /* private */
+    void *held;             /* private; NULL when the pick holds nothing */
+} plb_pick;
+
+typedef enum plb_outcome {
+    PLB_OUTCOME_SUCCESS = 0,
+    PLB_OUTCOME_CONNECT_ERROR, /* no connection could be had */
+    PLB_OUTCOME_BROKEN,        /* it broke, or timed out, before the answer was complete */
+    PLB_OUTCOME_SERVER_ERROR,  /* it answered that it failed (HTTP 5xx) */
+    PLB_OUTCOME_CANCELLED      /* the request was given up for reasons of this side: says nothing about the backend */
+} plb_outcome;
+
+/* Picks and holds: the backend counts one more request in flight until plb_end. request may be NULL. Statuses as
+   plb_select; on any but PLB_OK the pick holds nothing. A pick may outlive its set and the balancer. */
+PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_pick *pick);
+
+/* Lets go, and says how it went and how long it took. Once per plb_begin; of a pick that holds nothing: no effect. Any
+   thread. */
+PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us);
+
+/* Raw iteration: the strategy's sequence for a key, unready and repeated backends included. The caller's memory;
+   between begin and end the set cannot be reclaimed, so keep it short. begin: PLB_OK or PLB_ERR_EMPTY, after which end
+   need not be called. next: *info is valid until the next call. */
+typedef struct plb_walk {
+    plb_balancer *balancer; /* private, like the rest */
+    void *set;
+    uintptr_t reader;
+    bool started;
+    const void *key;
+    size_t key_length;
+    plb_cursor cursor;
+} plb_walk;
+PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *key, size_t key_length);
+PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info);
+PLB_API void plb_walk_end(plb_walk *walk);
+
+/*@HTTP1-DECL@*/
+
+#endif /* PINGORA_LB_H */
+
+/* ================================================================================================================== */
+/* ==== IMPLEMENTATION ============================================================================================== */
+/* ================================================================================================================== */
+#ifdef PINGORA_LB_IMPLEMENTATION
+#ifndef PLB__IMPLEMENTED
+#define PLB__IMPLEMENTED
+
+#ifndef PLB_ASSERT
+#define PLB_ASSERT(condition) ((void)0)
+#endif
+
+/* ==== COMPILER: atomics and wide multiplication =================================================================== */
+
+#if defined(__GNUC__)
+#define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
+#define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define PLB__INLINE      static inline __attribute__((unused, always_inline))
+#else
+#define PLB__LIKELY(x)   (x)
+#define PLB__UNLIKELY(x) (x)
+#define PLB__INLINE      static
+#endif
+
+#ifdef PLB_NO_THREADS
+#define PLB__LOAD_RELAXED(p)     (*(p))
+#define PLB__LOAD(p)             (*(p))
+#define PLB__STORE_RELAXED(p, v) ((void)(*(p) = (v)))
+#define PLB__STORE(p, v)         ((void)(*(p) = (v)))
+#define PLB__STORE_RELEASE(p, v) ((void)(*(p) = (v)))
+PLB__INLINE uint32_t plb__fetch_add(uint32_t *p, uint32_t v)
+{
+    uint32_t old = *p;
+    *p = old + v;
+    return old;
+}
+PLB__INLINE uintptr_t plb__fetch_add_relaxed(uintptr_t *p, uintptr_t v)
+{
+    uintptr_t old = *p;
+    *p = old + v;
+    return old;
+}
+PLB__INLINE uintptr_t plb__fetch_or(uintptr_t *p, uintptr_t v)
+{
+    uintptr_t old = *p;
+    *p = old | v;
+    return old;
+}
+PLB__INLINE uintptr_t plb__fetch_and(uintptr_t *p, uintptr_t v)
+{
+    uintptr_t old = *p;
+    *p = old & v;
+    return old;
+}
+PLB__INLINE uintptr_t plb__exchange(uintptr_t *p, uintptr_t v)
+{
+    uintptr_t old = *p;
+    *p = v;
+    return old;
+}
+PLB__INLINE bool plb__cas(uintptr_t *p, uintptr_t expected, uintptr_t v)
+{
+    if (*p != expected)
+        return false;
+    *p = v;
+    return true;
+}
+PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
+{
+    if (*p != expected)
+        return false;
+    *p = v;
+    return true;
+}
+#elif defined(__GNUC__)
+/* Sequentially consistent unless the name says otherwise: on the paths that matter the strong forms cost the same. */
+#define PLB__LOAD_RELAXED(p)     __atomic_load_n((p), __ATOMIC_RELAXED)
+#define PLB__LOAD(p)             __atomic_load_n((p), __ATOMIC_SEQ_CST)
+#define PLB__STORE_RELAXED(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define PLB__STORE(p, v)         __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
+#define PLB__STORE_RELEASE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+PLB__INLINE uint32_t plb__fetch_add(uint32_t *p, uint32_t v)
+{
+    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);
+}
+PLB__INLINE uintptr_t plb__fetch_add_relaxed(uintptr_t *p, uintptr_t v)
+{
+    return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+PLB__INLINE uintptr_t plb__fetch_or(uintptr_t *p, uintptr_t v)
+{
+    return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST);
+}
+PLB__INLINE uintptr_t plb__fetch_and(uintptr_t *p, uintptr_t v)
+{
+    return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST);
+}
+PLB__INLINE uintptr_t plb__exchange(uintptr_t *p, uintptr_t v)
+{
+    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);
+}
+PLB__INLINE bool plb__cas(uintptr_t *p, uintptr_t expected, uintptr_t v)
+{
+    return __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
+{
+    return __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+#else
+#error "pingora_lb.h knows no atomics for this compiler: define PLB_NO_THREADS for use from one thread"
+#endif
+
+/* The upper 64 bits of a product. */
+PLB__INLINE uint64_t plb__multiply_high(uint64_t a, uint64_t b)
+{
+#if defined(__SIZEOF_INT128__)
+    __extension__ typedef unsigned __int128 wide;
+    return (uint64_t)(((wide)a * b) >> 64);
+#else
+    uint64_t a_low = a & UINT32_MAX, a_high = a >> 32, b_low = b & UINT32_MAX, b_high = b >> 32;
+    uint64_t middle = a_high * b_low + ((a_low * b_low) >> 32);
+    uint64_t other = a_low * b_high + (middle & UINT32_MAX);
+    return a_high * b_high + (middle >> 32) + (other >> 32);
+#endif
+}
+
+PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
+{
+#if defined(__GNUC__)
+    return (uint32_t)__builtin_popcountll((unsigned long long)word);
+#else
+    uint32_t ones = 0;
+    for (; word != 0; word &= word - 1)
+        ones++;
+    return ones;
+#endif
+}
+
+/* Where the lowest one of a word stands; the word is not 0. */
+PLB__INLINE uint32_t plb__lowest_one(uintptr_t word)
+{
+#if defined(__GNUC__)
+    return (uint32_t)__builtin_ctzll((unsigned long long)word);
+#else
+    return plb__count_ones((word & (0 - word)) - 1);
+#endif
+}
+
+/* ==== VERSION, STATUS ============================================================================================= */
+
+PLB_API const char *plb_version(void)
+{
+    return PLB_VERSION;
+}
+
+PLB_API const char *plb_status_text(plb_status status)
+{
+    static const char *const texts[PLB_STATUS_COUNT] = {
+        "It went well.",
+        "It is not complete yet.",
+        "The peer has ended its side of the stream.",
+        "An argument makes no sense.",
+        "This is not an address in a form that is understood.",
+        "A weight is above 65535, or the weights add up to 2^32 or more.",
+        "The ring would need more points than max_points allows.",
+        "There is not enough memory.",
+        "This side has run out of streams, descriptors or ports.",
+        "The port or object in use cannot do this.",
+        "There is no backend.",
+        "No backend is ready.",
+        "The connection was refused.",
+        "The peer cannot be reached.",
+        "The connection was reset.",
+        "It took longer than allowed.",
+        "The host name does not resolve.",
+        "The local address is in use.",
+        "The system does not permit this.",
+        "The peer has broken the protocol.",
+        "It was called off.",
+        "Input or output has failed.",
+    };
+    return (unsigned)status < PLB_STATUS_COUNT ? texts[status] : "This is not a status.";
+}
+
+PLB_API bool plb_status_is_local(plb_status status)
+{
+    switch (status) {
+    case PLB_ERR_ARGUMENT:
+    case PLB_ERR_MEMORY:
+    case PLB_ERR_LIMIT:
+    case PLB_ERR_UNSUPPORTED:
+    case PLB_ERR_IN_USE:
+    case PLB_ERR_ACCESS:
+    case PLB_ERR_CANCELLED:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* ==== MEMORY ====================================================================================================== */
+
+#ifndef PLB_MALLOC
+#include <stdlib.h>
+#define PLB_MALLOC(size) malloc(size)
+#define PLB_FREE(ptr)    free(ptr)
+#endif
+
+static void *plb__malloc(void *user, size_t size)
+{
+    (void)user;
+    return PLB_MALLOC(size);
+}
+
+static void plb__free(void *user, void *ptr, size_t size)
+{
+    (void)user;
+    (void)size;
+    PLB_FREE(ptr);
+}
+
+PLB__INLINE plb_allocator plb__allocator_or_default(plb_allocator allocator)
+{
+    if (allocator.alloc == NULL) {
+        allocator.alloc = plb__malloc;
+        allocator.dealloc = plb__free;
+    }
+    return allocator;
+}
+
+/* Zeroed memory, or NULL. */
+static void *plb__new(const plb_allocator *a, size_t size)
+{
+    void *ptr = a->alloc(a->user, size);
+    if (ptr != NULL)
+        memset(ptr, 0, size);
+    return ptr;
+}
+
+PLB__INLINE void plb__delete(const plb_allocator *a, void *ptr, size_t size)
+{
+    if (ptr != NULL)
+        a->dealloc(a->user, ptr, size);
+}
+
+/* A hole in an arena. As dealloc is told the size, blocks in use need no header; holes are kept in order of address so
+   that neighbours can be merged. */
+typedef struct plb__hole {
+    size_t size;
+    struct plb__hole *next;
+} plb__hole;
+
+/* Serves any type: at least the alignment of a pointer, of a uint64_t and of two pointers. */
+#define PLB__ARENA_UNIT (sizeof(plb__hole) < 8 ? 8 : sizeof(plb__hole))
+
+static size_t plb__arena_round(size_t size)
+{
+    return size == 0 ? PLB__ARENA_UNIT : (size + PLB__ARENA_UNIT - 1) / PLB__ARENA_UNIT * PLB__ARENA_UNIT;
+}
+
+static void *plb__arena_alloc(void *user, size_t size)
+{
+    plb_arena *arena = (plb_arena *)user;
+    plb__hole *hole = (plb__hole *)arena->first_free, *before = NULL, *rest;
+    if (size > SIZE_MAX - PLB__ARENA_UNIT)
+        return NULL;
+    size = plb__arena_round(size);
+    for (; hole != NULL && hole->size < size; hole = hole->next)
+        before = hole;
+    if (hole == NULL)
+        return NULL;
+    rest = hole->next;
+    if (hole->size > size) {
+        plb__hole *tail = (plb__hole *)(void *)((char *)hole + size);
+        tail->size = hole->size - size;
+        tail->next = hole->next;
+        rest = tail;
+    }
+    if (before != NULL)
+        before->next = rest;
+    else
+        arena->first_free = rest;
+    arena->used += size;
+    if (arena->used > arena->peak)
+        arena->peak = arena->used;
+    return hole;
+}
+
+/* Joins a hole with the one behind it if they touch. */
+static void plb__arena_merge(plb__hole *hole)
+{
+    plb__hole *next = hole->next;
+    if (next != NULL && (char *)hole + hole->size == (char *)next) {
+        hole->size += next->size;
+        hole->next = next->next;
+    }
+}
+
+static void plb__arena_dealloc(void *user, void *ptr, size_t size)
+{
+    plb_arena *arena = (plb_arena *)user;
+    plb__hole *hole = (plb__hole *)ptr, *before = NULL, *after = (plb__hole *)arena->first_free;
+    size = plb__arena_round(size);
+    for (; after != NULL && (char *)after < (char *)ptr; after = after->next)
+        before = after;
+    hole->size = size;
+    hole->next = after;
+    arena->used -= size;
+    plb__arena_merge(hole);
+    if (before == NULL) {
+        arena->first_free = hole;
+    } else {
+        before->next = hole;
+        plb__arena_merge(before);
+    }
+}
+
+PLB_API plb_allocator plb_arena_allocator(plb_arena *arena, void *memory, size_t bytes)
+{
+    plb_allocator allocator;
+    size_t skew = (PLB__ARENA_UNIT - (uintptr_t)memory % PLB__ARENA_UNIT) % PLB__ARENA_UNIT;
+    memset(arena, 0, sizeof *arena);
+    if (bytes >= skew + PLB__ARENA_UNIT) {
+        plb__hole *hole = (plb__hole *)(void *)((char *)memory + skew);
+        hole->size = (bytes - skew) / PLB__ARENA_UNIT * PLB__ARENA_UNIT;
+        hole->next = NULL;
+        arena->first_free = hole;
+    }
+    allocator.alloc = plb__arena_alloc;
+    allocator.dealloc = plb__arena_dealloc;
+    allocator.user = arena;
+    return allocator;
+}
+
+/* ==== TEXT: lines for logs and addresses ========================================================================== */
+
+/* Text that is cut where its buffer ends; `length` goes on counting. */
+typedef struct plb__text {
+    char *buffer;
+    size_t capacity, length;
+} plb__text;
+
+static plb__text plb__text_in(char *buffer, size_t capacity)
+{
+    plb__text text;
+    text.buffer = buffer;
+    text.capacity = capacity;
+    text.length = 0;
+    if (capacity > 0)
+        buffer[0] = '\0';
+    return text;
+}
+
+static void plb__put_char(plb__text *text, char c)
+{
+    if (text->length + 1 < text->capacity) {
+        text->buffer[text->length] = c;
+        text->buffer[text->length + 1] = '\0';
+    }
+    text->length++;
+}
+
+static void plb__put(plb__text *text, const char *string)
+{
+    while (*string != '\0')
+        plb__put_char(text, *string++);
+}
+
+static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
+{
+    char digits[20];
+    size_t n = 0;
+    do {
+        digits[n++] = "0123456789abcdef"[number % base];
+        number /= base;
+    } while (number != 0);
+    while (n > 0)
+        plb__put_char(text, digits[--n]);
+}
+
+/* ==== ADDRESS ===================================================================================================== */
+
+/* What is being read: `at` moves on only over what was understood. */
+typedef struct plb__scan {
+    const char *at, *end;
+} plb__scan;
+
+static bool plb__scan_char(plb__scan *s, char c)
+{
+    if (s->at == s->end || *s->at != c)
+        return false;
+    s->at++;
+    return true;
+}
+
+/* A decimal number up to max, without leading zeros (1.2.3.010 means different things to different parsers). */
+static bool plb__scan_decimal(plb__scan *s, uint32_t max, uint32_t *out)
+{
+    const char *first = s->at;
+    uint64_t value = 0;
+    while (s->at < s->end && *s->at >= '0' && *s->at <= '9') {
+        value = value * 10 + (uint64_t)(*s->at++ - '0');
+        if (value > max)
+            return false;
+    }
+    if (s->at == first || (*first == '0' && s->at - first > 1))
+        return false;
+    *out = (uint32_t)value;
+    return true;
+}
+
+static bool plb__scan_v4(plb__scan *s, uint8_t out[4])
+{
+    int i;
+    for (i = 0; i < 4; i++) {
+        uint32_t byte = 0;
+        if ((i > 0 && !plb__scan_char(s, '.')) || !plb__scan_decimal(s, 255, &byte))
+            return false;
+        out[i] = (uint8_t)byte;
+    }
+    return true;
+}
+
+/* One to four hexadecimal digits. */
+static bool plb__scan_group(plb__scan *s, uint32_t *out)
+{
+    const char *first = s->at;
+    uint32_t value = 0;
+    while (s->at < s->end && s->at - first < 4) {
+        char c = *s->at;
+        if (c >= '0' && c <= '9')
+            value = value * 16 + (uint32_t)(c - '0');
+        else if ((c | 32) >= 'a' && (c | 32) <= 'f')
+            value = value * 16 + (uint32_t)((c | 32) - 'a' + 10);
+        else
+            break;
+        s->at++;
+    }
+    *out = value;
+    return s->at > first;
+}
+
+/* RFC 4291 section 2.2: eight groups, one run of which may be "::", the last two of which may be dotted. */
+static bool plb__scan_v6(plb__scan *s, uint8_t out[16])
+{
+    uint8_t bytes[16];
+    int used = 0, gap = -1;
+    memset(bytes, 0, sizeof bytes);
+    if (plb__scan_char(s, ':')) {
+        if (!plb__scan_char(s, ':'))
+            return false;
+        gap = 0;
+    }
+    while (used < 16) {
+        plb__scan dotted = *s;
+        uint32_t group;
+        if (used <= 12 && plb__scan_v4(&dotted, bytes + used)) {
+            *s = dotted;
+            used += 4;
+            break;
+        }
+        if (!plb__scan_group(s, &group)) {
+            if (gap == used)
+                break; /* the address ends in "::" */
+            return false;
+        }
+        bytes[used++] = (uint8_t)(group >> 8);
+        bytes[used++] = (uint8_t)group;
+        if (used == 16 || !plb__scan_char(s, ':'))
+            break;
+        if (plb__scan_char(s, ':')) {
+            if (gap >= 0)
+                return false;
+            gap = used;
+        }
+    }
+    if (gap < 0 ? used != 16 : used > 14)
+        return false;
+    if (gap < 0)
+        gap = used;
+    memset(out, 0, 16);
+    memcpy(out, bytes, (size_t)gap);
+    memcpy(out + 16 - (used - gap), bytes + gap, (size_t)(used - gap));
+    return true;
+}
+
+static bool plb__scan_port(plb__scan *s, uint16_t *out)
+{
+    uint32_t port = 0;
+    if (!plb__scan_char(s, ':') || !plb__scan_decimal(s, 65535, &port) || port == 0 || s->at != s->end)
+        return false;
+    *out = (uint16_t)port;
+    return true;
+}
+
+static bool plb__scan_addr(plb__scan *s, plb_addr *out)
+{
+    size_t length = (size_t)(s->end - s->at);
+    if (length > 5 && memcmp(s->at, "unix:", 5) == 0) {
+        length -= 5;
+        if (length > PLB_PATH_MAX || memchr(s->at + 5, '\0', length) != NULL)
+            return false;
+        out->family = PLB_FAMILY_UNIX;
+        out->path_len = (uint8_t)length;
+        memcpy(out->u.path, s->at + 5, length);
+        return true;
+    }
+    if (plb__scan_char(s, '[')) {
+        out->family = PLB_FAMILY_IPV6;
+        if (!plb__scan_v6(s, out->u.v6))
+            return false;
+        if (plb__scan_char(s, '%') && !plb__scan_decimal(s, UINT32_MAX, &out->scope))
+            return false;
+        return plb__scan_char(s, ']') && plb__scan_port(s, &out->port);
+    }
+    out->family = PLB_FAMILY_IPV4;
+    return plb__scan_v4(s, out->u.v4) && plb__scan_port(s, &out->port);
+}
+
+PLB_API plb_status plb_addr_parse(plb_addr *out, const char *text, size_t length)
+{
+    plb__scan scan;
+    plb_addr addr;
+    scan.at = text;
+    scan.end = text + (length == PLB_ZSTRING ? strlen(text) : length);
+    memset(&addr, 0, sizeof addr);
+    if (!plb__scan_addr(&scan, &addr))
+        return PLB_ERR_ADDRESS;
+    *out = addr;
+    return PLB_OK;
+}
+
+static void plb__put_v4(plb__text *text, const uint8_t *bytes)
+{
+    int i;
+    for (i = 0; i < 4; i++) {
+        if (i > 0)
+            plb__put_char(text, '.');
+        plb__put_number(text, bytes[i], 10);
+    }
+}
+
+/* RFC 5952: lower case, the longest run of two or more zero groups (the first of equals) as "::". */
+static void plb__put_v6(plb__text *text, const uint8_t *bytes)
+{
+    static const uint8_t mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    int i, run = 0, best = 0, best_at = -1;
+    if (memcmp(bytes, mapped, sizeof mapped) == 0) {
+        plb__put(text, "::ffff:");
+        plb__put_v4(text, bytes + 12);
+        return;
+    }
+    for (i = 0; i < 8; i++) {
+        run = bytes[2 * i] == 0 && bytes[2 * i + 1] == 0 ? run + 1 : 0;
+        if (run > best) {
+            best = run;
+            best_at = i - run + 1;
+        }
+    }
+    for (i = 0; i < 8; i++) {
+        if (best > 1 && i == best_at) {
+            plb__put(text, "::");
+            i += best - 1;
+            continue;
+        }
+        if (i > 0 && !(best > 1 && i == best_at + best))
+            plb__put_char(text, ':');
+        plb__put_number(text, (uint64_t)bytes[2 * i] << 8 | bytes[2 * i + 1], 16);
+    }
+}
+
+/* The address without its port, as Rust prints an IpAddr: this is what Ketama hashes. */
+static void plb__put_host(plb__text *text, const plb_addr *addr)
+{
+    size_t i;
+    switch (addr->family) {
+    case PLB_FAMILY_IPV4:
+        plb__put_v4(text, addr->u.v4);
+        break;
+    case PLB_FAMILY_IPV6:
+        plb__put_v6(text, addr->u.v6);
+        break;
+    case PLB_FAMILY_UNIX:
+        for (i = 0; i < addr->path_len; i++)
+            plb__put_char(text, addr->u.path[i]);
+        break;
+    default:
+        plb__put(text, "(none)");
+        break;
+    }
+}
+
+static void plb__put_addr(plb__text *text, const plb_addr *addr)
+{
+    if (addr->family == PLB_FAMILY_UNIX)
+        plb__put(text, "unix:");
+    if (addr->family == PLB_FAMILY_IPV6)
+        plb__put_char(text, '[');
+    plb__put_host(text, addr);
+    if (addr->family == PLB_FAMILY_IPV6) {
+        if (addr->scope != 0) {
+            plb__put_char(text, '%');
+            plb__put_number(text, addr->scope, 10);
+        }
+        plb__put_char(text, ']');
+    }
+    if (addr->family == PLB_FAMILY_IPV4 || addr->family == PLB_FAMILY_IPV6) {
+        plb__put_char(text, ':');
+        plb__put_number(text, addr->port, 10);
+    }
+}
+
+PLB_API size_t plb_addr_format(const plb_addr *addr, char *buffer, size_t capacity)
+{
+    plb__text text = plb__text_in(buffer, capacity);
+    plb__put_addr(&text, addr);
+    return text.length;
+}
+
+static size_t plb__addr_bytes(const plb_addr *addr)
+{
+    switch (addr->family) {
+    case PLB_FAMILY_IPV4:
+        return 4;
+    case PLB_FAMILY_IPV6:
+        return 16;
+    case PLB_FAMILY_UNIX:
+        return addr->path_len;
+    default:
+        return 0;
+    }
+}
+
+#define PLB__ADDR_HEAD offsetof(plb_addr, u)
+
+/* How much of a plb_addr its family uses; a path with its NUL. */
+static size_t plb__addr_used(const plb_addr *addr)
+{
+    return PLB__ADDR_HEAD + plb__addr_bytes(addr) + (addr->family == PLB_FAMILY_UNIX);
+}
+
+/* Copies what is used: the source may be stored without the rest. */
+PLB__INLINE void plb__addr_copy(plb_addr *to, const plb_addr *from)
+{
+    if (PLB__LIKELY(from->family == PLB_FAMILY_IPV4))
+        memcpy(to, from, PLB__ADDR_HEAD + 4);
+    else
+        memcpy(to, from, plb__addr_used(from));
+}
+
+PLB_API int plb_addr_compare(const plb_addr *a, const plb_addr *b)
+{
+    size_t a_bytes = plb__addr_bytes(a), b_bytes = plb__addr_bytes(b);
+    int order;
+    if (a->family != b->family)
+        return a->family < b->family ? -1 : 1;
+    order = memcmp(&a->u, &b->u, a_bytes < b_bytes ? a_bytes : b_bytes);
+    if (order != 0)
+        return order;
+    if (a_bytes != b_bytes)
+        return a_bytes < b_bytes ? -1 : 1;
+    if (a->port != b->port)
+        return a->port < b->port ? -1 : 1;
+    return a->scope == b->scope ? 0 : a->scope < b->scope ? -1 : 1;
+}
+
+/* FNV-1a, 64 bits: http://www.isthe.com/chongo/tech/comp/fnv/ */
+#define PLB__FNV_BASIS UINT64_C(0xcbf29ce484222325)
+#define PLB__FNV_PRIME UINT64_C(0x100000001b3)
+
+PLB__INLINE uint64_t plb__fnv1a(uint64_t hash, const void *bytes, size_t count)
+{
+    const uint8_t *at = (const uint8_t *)bytes, *end = at + count;
+    while (at < end)
+        hash = (hash ^ *at++) * PLB__FNV_PRIME;
+    return hash;
+}
+
+PLB_API uint64_t plb_addr_hash(const plb_addr *addr)
+{
+    uint64_t hash = plb__fnv1a(PLB__FNV_BASIS, &addr->u, plb__addr_bytes(addr));
+    hash = plb__fnv1a(hash, &addr->port, sizeof addr->port);
+    hash = plb__fnv1a(hash, &addr->scope, sizeof addr->scope);
+    return plb__fnv1a(hash, &addr->family, sizeof addr->family);
+}
+
+/* ==== TIMER ======================================================================================================= */
+
+PLB_API uint64_t plb_timers_update(plb_timers *timers, const plb_clock *clock)
+{
+    uint64_t raw = clock->now_ms(clock->self);
+    if (raw >= timers->raw_ms) {
+        timers->now_ms += raw - timers->raw_ms;
+    } else {
+        /* Behind the last reading: a 32-bit counter that wrapped, unless that would be a jump of more than 24 days. */
+        uint32_t ahead = (uint32_t)(raw - timers->raw_ms);
+        if (ahead < UINT32_C(1) << 31 && timers->raw_ms <= UINT32_MAX)
+            timers->now_ms += ahead;
+    }
+    timers->raw_ms = raw;
+    return timers->now_ms;
+}
+
+static plb_timer *plb__heap_meld(plb_timer *a, plb_timer *b)
+{
+    plb_timer *top;
+    if (a == NULL)
+        return b;
+    if (b == NULL)
+        return a;
+    if (b->at_ms < a->at_ms) {
+        top = b;
+        b = a;
+        a = top;
+    }
+    b->prev = a; /* the first child's prev is its parent */
+    b->next = a->child;
+    if (a->child != NULL)
+        a->child->prev = b;
+    a->child = b;
+    return a;
+}
+
+/* Two passes: pair up from the left, then meld from the right. The pairs wait in a list through `prev`. */
+static plb_timer *plb__heap_pair(plb_timer *first)
+{
+    plb_timer *pairs = NULL, *top = NULL;
+    while (first != NULL) {
+        plb_timer *a = first, *b = a->next;
+        first = b != NULL ? b->next : NULL;
+        a->next = NULL;
+        if (b != NULL)
+            b->next = NULL;
+        a = plb__heap_meld(a, b);
+        a->prev = pairs;
+        pairs = a;
+    }
+    while (pairs != NULL) {
+        plb_timer *pair = pairs;
+        pairs = pair->prev;
+        top = plb__heap_meld(top, pair);
+    }
+    return top;
+}
+
+PLB_API bool plb_timer_is_set(const plb_timer *timer)
+{
+    return timer->prev != NULL;
+}
+
+PLB_API void plb_timer_stop(plb_timers *timers, plb_timer *timer)
+{
+    plb_timer *children;
+    if (timer->prev == NULL)
+        return;
+    children = plb__heap_pair(timer->child);
+    if (timers->root == timer) {
+        timers->root = children;
+        if (children != NULL)
+            children->prev = children; /* a root is its own prev, so that it counts as set */
+    } else {
+        if (timer->prev->child == timer)
+            timer->prev->child = timer->next;
+        else
+            timer->prev->next = timer->next;
+        if (timer->next != NULL)
+            timer->next->prev = timer->prev;
+        timers->root = plb__heap_meld(timers->root, children);
+        timers->root->prev = timers->root;
+    }
+    timer->child = timer->next = timer->prev = NULL;
+}
+
+PLB_API void plb_timer_set(plb_timers *timers, plb_timer *timer, uint32_t delay_ms)
+{
+    plb_timer_stop(timers, timer);
+    timer->at_ms = timers->now_ms + (delay_ms > 0 ? delay_ms : 1); /* never due in the run that sets it */
+    timers->root = plb__heap_meld(timers->root, timer);
+    timers->root->prev = timers->root;
+}
+
+PLB_API void plb_timers_run(plb_timers *timers)
+{
+    while (timers->root != NULL && timers->root->at_ms <= timers->now_ms) {
+        plb_timer *timer = timers->root;
+        plb_timer_stop(timers, timer);
+        timer->fn(timer->user);
+    }
+}
+
+PLB_API uint32_t plb_timers_delay(const plb_timers *timers)
+{
+    uint64_t delay;
+    if (timers->root == NULL)
+        return PLB_FOREVER;
+    if (timers->root->at_ms <= timers->now_ms)
+        return 0;
+    delay = timers->root->at_ms - timers->now_ms;
+    return delay < PLB_FOREVER ? (uint32_t)delay : PLB_FOREVER - 1;
+}
+
+/* ==== SLOT: what outlives a set =================================================================================== */
+
+enum {
+    PLB__UNHEALTHY = 1u, /* checks say so */
+    PLB__DISABLED = 2u   /* the program or the discovery says so */
+};
+
+/* The upper bits of plb__slot.in_flight. */
+#define PLB__DEPARTED   (UINT32_C(1) << 31) /* in no set any more: the last plb_end wakes poll, which frees the slot */
+#define PLB__ORPHANED   (UINT32_C(1) << 30) /* the balancer is gone: the last plb_end frees the slot */
+#define PLB__COUNT_MASK (PLB__ORPHANED - 1)
+
+/* One per (address, id). Allocated just as long as its address and name need. */
+typedef struct plb__slot {
+    /* any thread */
+    uint32_t in_flight;
+    uint32_t flags;
+    uint32_t max_conns;
+    uint32_t index; /* a hint: where it stands in the current set */
+    /* set once */
+    uint32_t id;
+    uint32_t number;
+    uint32_t size; /* of this allocation */
+    const char *name;
+    void *ext;
+    void (*ext_release)(void *ext);
+    union {
+        struct {              /* the polling thread's */
+            uint32_t holders; /* sets and probes */
+            uint32_t streak;  /* results in a row that speak against the state */
+            uint32_t round;   /* of checks, in which it was probed last */
+            struct plb__slot *next_departed;
+        } control;
+        plb_allocator estate; /* once the balancer is gone: where to give the memory back */
+    } u;
+    plb_addr addr; /* only plb__addr_used bytes of it; then the name */
+} plb__slot;
+
+static size_t plb__name_size(const char *name)
+{
+    return name != NULL ? strlen(name) + 1 : 0;
+}
+
+static void plb__release_ext(void *ext, void (*release)(void *ext))
+{
+    if (ext != NULL && release != NULL)
+        release(ext);
+}
+
+/* A slot without its ext: that is handed over when the update is certain. */
+static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backend)
+{
+    size_t addr_size = plb__addr_used(&backend->addr), name_size = plb__name_size(backend->name);
+    size_t size = offsetof(plb__slot, addr) + addr_size + name_size;
+    plb__slot *slot = (plb__slot *)plb__new(a, size);
+    if (slot == NULL)
+        return NULL;
+    slot->size = (uint32_t)size;
+    slot->id = backend->id;
+    plb__addr_copy(&slot->addr, &backend->addr);
+    if (name_size > 0) {
+        char *name = (char *)&slot->addr + addr_size;
+        memcpy(name, backend->name, name_size);
+        slot->name = name;
+    }
+    return slot;
+}
+
+static void plb__slot_delete(const plb_allocator *a, plb__slot *slot)
+{
+    plb__release_ext(slot->ext, slot->ext_release);
+    plb__delete(a, slot, slot->size);
+}
+
+static bool plb__slot_ready(plb__slot *slot)
+{
+    uint32_t max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
+    if (PLB__LOAD(&slot->flags) != 0)
+        return false;
+    return max_conns == 0 || (PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) < max_conns;
+}
+
+static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_addr *b, uint32_t b_id)
+{
+    int order = plb_addr_compare(a, b);
+    return order != 0 || a_id == b_id ? order : a_id < b_id ? -1 : 1;
+}
+
+/* ==== SET AND VIEW ================================================================================================ */
+
+#define PLB__WORD_BITS ((uint32_t)(sizeof(uintptr_t) * 8))
+
+/* Fixed when built, but for the readiness: a bit a backend, and how many there are. */
+struct plb_view {
+    uint32_t count;
+    uint32_t words; /* of ready */
+    uint32_t weight_sum;
+    uint32_t ready_count;
+    plb__slot **slots;
+    uint16_t *weights;
+    uintptr_t *ready;
+};
+
+/* Sets are published whole. One allocation holds the set and its arrays. */
+typedef struct plb__set {
+    plb_view view;
+    void *table; /* the strategy's */
+    size_t size; /* of this allocation */
+} plb__set;
+
+static plb__set *plb__set_new(const plb_allocator *a, uint32_t count)
+{
+    uint32_t words = (count + PLB__WORD_BITS - 1) / PLB__WORD_BITS;
+    size_t slots_size = count * sizeof(plb__slot *), ready_size = words * sizeof(uintptr_t);
+    size_t size = sizeof(plb__set) + slots_size + ready_size + count * sizeof(uint16_t);
+    plb__set *set = (plb__set *)plb__new(a, size);
+    char *at;
+    if (set == NULL)
+        return NULL;
+    at = (char *)(set + 1);
+    set->size = size;
+    set->view.count = count;
+    set->view.words = words;
+    set->view.slots = (plb__slot **)(void *)at;
+    set->view.ready = (uintptr_t *)(void *)(at + slots_size);
+    set->view.weights = (uint16_t *)(void *)(at + slots_size + ready_size);
+    return set;
+}
+
+PLB__INLINE bool plb__view_ready(const plb_view *view, uint32_t index)
+{
+    return (PLB__LOAD_RELAXED(&view->ready[index / PLB__WORD_BITS]) >> index % PLB__WORD_BITS & 1) != 0;
+}
+
+PLB_API uint32_t plb_view_count(const plb_view *view)
+{
+    return view->count;
+}
+
+PLB_API uint32_t plb_view_weight(const plb_view *view, uint32_t index)
+{
+    return view->weights[index];
+}
+
+PLB_API uint32_t plb_view_weight_sum(const plb_view *view)
+{
+    return view->weight_sum;
+}
+
+PLB_API void plb_view_addr(const plb_view *view, uint32_t index, plb_addr *out)
+{
+    plb__addr_copy(out, &view->slots[index]->addr);
+}
+
+PLB_API bool plb_view_ready(const plb_view *view, uint32_t index)
+{
+    return plb__view_ready(view, index);
+}
+
+PLB_API uint32_t plb_view_ready_count(const plb_view *view)
+{
+    return PLB__LOAD_RELAXED(&view->ready_count);
+}
+
+PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth)
+{
+    uint32_t w;
+    for (w = 0; w < view->words; w++) {
+        uintptr_t word = PLB__LOAD_RELAXED(&view->ready[w]);
+        uint32_t ones = plb__count_ones(word);
+        if (nth >= ones) {
+            nth -= ones;
+            continue;
+        }
+        for (; nth > 0; nth--)
+            word &= word - 1;
+        return w * PLB__WORD_BITS + plb__lowest_one(word);
+    }
+    return PLB_NONE;
+}
+
+PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index)
+{
+    return PLB__LOAD_RELAXED(&view->slots[index]->in_flight) & PLB__COUNT_MASK;
+}
+
+PLB_API uint32_t plb_view_slot(const plb_view *view, uint32_t index)
+{
+    return view->slots[index]->number;
+}
+
+static void plb__view_set_ready(plb_view *view, uint32_t index, bool ready)
+{
+    uintptr_t bit = (uintptr_t)1 << index % PLB__WORD_BITS, *word = &view->ready[index / PLB__WORD_BITS];
+    bool was = ((ready ? plb__fetch_or(word, bit) : plb__fetch_and(word, ~bit)) & bit) != 0;
+    if (was != ready)
+        plb__fetch_add(&view->ready_count, ready ? 1 : UINT32_MAX);
+}
+
+/* Makes the view say what the slot at `index` (the first of its duplicates) says. Several threads may be at it: who
+   writes last looks at the slot again afterwards, so the last word is right. Going round again means that another
+   thread got on with its work. */
+static void plb__view_sync(plb_view *view, uint32_t index)
+{
+    plb__slot *slot = view->slots[index];
+    for (; index < view->count && view->slots[index] == slot; index++) {
+        bool ready;
+        if (view->weights[index] == 0)
+            continue;
+        do {
+            ready = plb__slot_ready(slot);
+            plb__view_set_ready(view, index, ready);
+        } while (plb__slot_ready(slot) != ready);
+    }
+}
+
+/* The first entry of (addr, id), or PLB_NONE. */
+static uint32_t plb__view_find(const plb_view *view, const plb_addr *addr, uint32_t id)
+{
+    uint32_t low = 0, high = view->count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        const plb__slot *slot = view->slots[middle];
+        if (plb__identity_compare(&slot->addr, slot->id, addr, id) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low < view->count) {
+        const plb__slot *slot = view->slots[low];
+        if (plb__identity_compare(&slot->addr, slot->id, addr, id) == 0)
+            return low;
+    }
+    return PLB_NONE;
+}
+
+static uint32_t plb__view_find_slot(const plb_view *view, plb__slot *slot)
+{
+    uint32_t index = PLB__LOAD_RELAXED(&slot->index);
+    if (index < view->count && view->slots[index] == slot && (index == 0 || view->slots[index - 1] != slot))
+        return index;
+    index = plb__view_find(view, &slot->addr, slot->id);
+    return index != PLB_NONE && view->slots[index] == slot ? index : PLB_NONE;
+}
+
+/* ==== MAILBOX: from any thread to the polling one =================================================================
+   A list that grows by compare-and-swap and is taken whole, so that there is no ABA problem. */
+
+enum { PLB__MAIL_DONE, PLB__MAIL_CHANGE };
+
+typedef struct plb__mail {
+    struct plb__mail *next;
+    int kind;
+} plb__mail;
+
+static void plb__mail_push(uintptr_t *box, plb__mail *mail)
+{
+    uintptr_t head;
+    do {
+        head = PLB__LOAD(box);
+        mail->next = (plb__mail *)head;
+    } while (!plb__cas(box, head, (uintptr_t)mail));
+}
+
+/* Everything that came, oldest first. */
+static plb__mail *plb__mail_take(uintptr_t *box)
+{
+    plb__mail *newest = (plb__mail *)plb__exchange(box, 0), *oldest = NULL;
+    while (newest != NULL) {
+        plb__mail *next = newest->next;
+        newest->next = oldest;
+        oldest = newest;
+        newest = next;
+    }
+    return oldest;
+}
+
+/* ==== BALANCER: its memory ======================================================================================== */
+
+/* Readers that can be told apart; one cache line each. More than that at the same moment share one counter. */
+#ifndef PLB_READERS
+#define PLB_READERS 32
+#endif
+#ifdef PLB_NO_THREADS
+#define PLB__READERS 0
+#else
+#define PLB__READERS PLB_READERS
+#endif
+
+#define PLB__CACHE_LINE 64
+
+typedef struct plb__reader {
+    uintptr_t set; /* what it reads, or 0 */
+    char pad[PLB__CACHE_LINE - sizeof(uintptr_t)];
+} plb__reader;
+
+/* A copied list of backends: the answer of a discovery, or the argument of plb_add and its kind. Names follow. */
+typedef struct plb__list {
+    size_t size; /* of this allocation */
+    size_t count;
+    plb_backend *backends;
+} plb__list;
+
+typedef struct plb__change {
+    plb__mail mail;
+    plb_change what;
+    plb__list *list;
+} plb__change;
+
+enum { PLB__OP_FREE, PLB__OP_RUNNING, PLB__OP_COMPLETED };
+#define PLB__OP_PHASES 4u /* an op's state is generation * PLB__OP_PHASES + phase */
+
+/* One start of a discovery or a check. Ops are reused but never given back before plb_destroy, so that a late
+   completion finds one; a probe's own memory comes and goes. */
+typedef struct plb__op {
+    plb__mail mail;
+    uint32_t state;
+    plb_status result;
+    plb__list *answer; /* of a discovery */
+    plb__slot *slot;   /* of a probe */
+    void *probe;
+    plb_balancer *lb;
+    struct plb__op *next_free;
+    struct plb__op *next_running, **running_link;
+    plb_timer deadline;
+    uint64_t started_us;
+} plb__op;
+
+enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u };
+
+struct plb_balancer {
+    /* hot: any thread */
+    uintptr_t current; /* the published plb__set */
+    void *strategy_state;
+    const plb_strategy_ops *strategy;
+    plb_port port;
+    char pad[PLB__CACHE_LINE];
+    plb__reader readers[PLB__READERS + 1];
+    /* other threads now and then */
+    uint32_t spilled; /* readers beyond those */
+    uintptr_t mailbox;
+    uintptr_t wanted; /* PLB__WANT_... */
+    /* the polling thread */
+    plb_balancer_desc desc; /* defaults filled in; what it points at may be gone */
+    plb_env env;
+    plb_task task;
+    plb_timers timers;
+    plb__set *retired[2];
+    plb__slot *departed;
+    uint32_t *free_numbers; /* of slots; holds numbers_capacity */
+    uint32_t free_number_count, next_number, numbers_capacity;
+    plb__op *free_ops, *running;
+    /* discovery */
+    void *discovery_state;
+    plb__op *discovery; /* running or waiting to be applied */
+    bool answered;      /* its answer is there, and waits for a retired set to be let go */
+    bool update_due, first_update_over;
+    plb__mail *changes, **changes_end; /* queued plb__change */
+    plb_timer update_timer;
+    plb_update_info update;
+    /* checks */
+    void *check_state;
+    plb_timer round_timer, retry_timer;
+    uint32_t round, cursor, probes;
+    bool round_running, round_due, first_checks_over;
+};
+
+static void plb__wake(plb_balancer *lb)
+{
+    if (lb->port.io != NULL && lb->port.io->wake != NULL)
+        lb->port.io->wake(lb->port.io->self);
+}
+
+static uint64_t plb__now_us(const plb_balancer *lb)
+{
+    const plb_clock *clock = lb->port.clock;
+    if (clock == NULL)
+        return 0;
+    return clock->now_us != NULL ? clock->now_us(clock->self) : clock->now_ms(clock->self) * 1000;
+}
+
+/* From an earlier reading to now; right across a wrap of 32 bits. */
+static uint64_t plb__since_us(const plb_balancer *lb, uint64_t start)
+{
+    uint64_t now = plb__now_us(lb);
+    return now >= start ? now - start : (uint32_t)(now - start);
+}
+
+/* ==== LOG ========================================================================================================= */
+
+#define PLB__LINE_MAX 320
+
+typedef struct plb__line {
+    plb__text text;
+    plb_log_level level;
+    char buffer[PLB__LINE_MAX];
+} plb__line;
+
+static bool plb__log_begin(const plb_balancer *lb, plb__line *line, plb_log_level level, const char *words)
+{
+    if (lb->desc.log == NULL || level > lb->desc.log_level)
+        return false;
+    line->level = level;
+    line->text = plb__text_in(line->buffer, sizeof line->buffer);
+    plb__put(&line->text, words);
+    return true;
+}
+
+static void plb__log_end(const plb_balancer *lb, plb__line *line)
+{
+    lb->desc.log(lb->desc.user, line->level, line->buffer);
+}
+
+static void plb__log(const plb_balancer *lb, plb_log_level level, const char *words, plb_status status)
+{
+    plb__line line;
+    if (!plb__log_begin(lb, &line, level, words))
+        return;
+    if (status != PLB_OK) {
+        plb__put(&line.text, ": ");
+        plb__put(&line.text, plb_status_text(status));
+    }
+    plb__log_end(lb, &line);
+}
+
+/* A backend as the program calls it. */
+static void plb__put_backend(const plb_balancer *lb, plb__text *text, const plb_backend *backend)
+{
+    if (lb->desc.summary != NULL) {
+        char summary[160];
+        summary[0] = '\0';
+        lb->desc.summary(lb->desc.user, backend, summary, sizeof summary);
+        summary[sizeof summary - 1] = '\0';
+        plb__put(text, summary);
+    } else if (backend->addr.family == PLB_FAMILY_NONE && backend->name != NULL) {
+        plb__put(text, backend->name);
+        plb__put_char(text, ':');
+        plb__put_number(text, backend->addr.port, 10);
+    } else {
+        plb__put_addr(text, &backend->addr);
+    }
+}
+
+static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const char *words, const plb_backend *backend,
+                             plb_status status)
+{
+    plb__line line;
+    if (!plb__log_begin(lb, &line, level, words))
+        return;
+    plb__put_char(&line.text, ' ');
+    plb__put_backend(lb, &line.text, backend);
+    if (status != PLB_OK) {
+        plb__put(&line.text, ": ");
+        plb__put(&line.text, plb_status_text(status));
+    }
+    plb__log_end(lb, &line);
+}
+
+/* ==== READERS: how a set stays alive while it is read =============================================================
+   Hazard pointers (Michael 2004), one to a reader, taken for the time of a call: a reader claims a free cell for the
+   set it found published, then looks whether it is still the published one. The writer publishes first and reads the
+   cells afterwards; both orders are sequentially consistent, so either the writer sees the cell or the reader sees the
+   new set. A set goes when no cell names it. A reader that finds all cells claimed counts itself in `spilled`; while
+   that is not 0 nothing goes. At most two retired sets wait; with both still held, an update waits too, so a stalled
+   reader costs two sets and delays updates, and nobody ever waits for a lock. */
+
+/* Threads run on stacks of their own, so a local's page spreads them over the cells without thread-local storage. */
+PLB__INLINE uint32_t plb__reader_hint(void)
+{
+    char here;
+    uint32_t page = (uint32_t)((uintptr_t)&here >> 12) * UINT32_C(2654435761);
+    return (uint32_t)((uint64_t)page * PLB__READERS >> 32);
+}
+
+/* Announces a reader and returns the current set; NULL, and nothing to leave, before the first one is published. */
+PLB__INLINE plb__set *plb__enter(plb_balancer *lb, uintptr_t *reader)
+{
+    uintptr_t set = PLB__LOAD(&lb->current);
+    const uint32_t cells = PLB__READERS;
+    uint32_t tries, cell = plb__reader_hint();
+    if (set == 0)
+        return NULL;
+    for (tries = cells; tries > 0; tries--, cell = cell + 1 < cells ? cell + 1 : 0) {
+        uintptr_t *claim = &lb->readers[cell].set;
+        if (PLB__LOAD_RELAXED(claim) == 0 && plb__cas(claim, 0, set)) {
+            uintptr_t now;
+            while (PLB__UNLIKELY((now = PLB__LOAD(&lb->current)) != set)) {
+                set = now;
+                PLB__STORE(claim, set);
+            }
+            *reader = cell;
+            return (plb__set *)set;
+        }
+    }
+    plb__fetch_add(&lb->spilled, 1);
+    *reader = cells;
+    return (plb__set *)PLB__LOAD(&lb->current);
+}
+
+PLB__INLINE void plb__leave(plb_balancer *lb, uintptr_t reader)
+{
+    const uintptr_t cells = PLB__READERS;
+    if (reader >= cells)
+        plb__fetch_add(&lb->spilled, UINT32_MAX);
+    else
+        PLB__STORE_RELEASE(&lb->readers[reader].set, 0);
+}
+
+static bool plb__is_read(plb_balancer *lb, const plb__set *set)
+{
+    uint32_t i = PLB__READERS;
+    if (PLB__LOAD(&lb->spilled) != 0)
+        return true;
+    while (i-- > 0)
+        if (PLB__LOAD(&lb->readers[i].set) == (uintptr_t)set)
+            return true;
+    return false;
+}
+
+/* The slot has changed: says so in the current set. The slot must be held by the caller. */
+static void plb__slot_changed(plb_balancer *lb, plb__slot *slot)
+{
+    uintptr_t reader;
+    plb__set *set = plb__enter(lb, &reader);
+    uint32_t index;
+    if (set == NULL)
+        return;
+    index = plb__view_find_slot(&set->view, slot);
+    if (index != PLB_NONE)
+        plb__view_sync(&set->view, index);
+    plb__leave(lb, reader);
+}
+
+static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, bool on)
+{
+    uint32_t flags;
+    do
+        flags = PLB__LOAD(&slot->flags);
+    while (!plb__cas32(&slot->flags, flags, on ? flags | flag : flags & ~flag));
+    plb__slot_changed(lb, slot);
+}
+
+static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backend *out)
+{
+    memset(out, 0, sizeof *out);
+    plb__addr_copy(&out->addr, &slot->addr);
+    out->weight = weight;
+    out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
+    out->id = slot->id;
+    out->name = slot->name;
+    out->ext = slot->ext;
+    out->ext_release = slot->ext_release;
+}
+
+static void plb__fill_info(const plb_view *view, uint32_t index, plb_backend_info *info)
+{
+    plb__slot *slot = view->slots[index];
+    uint32_t flags = PLB__LOAD(&slot->flags);
+    plb__fill_backend(slot, view->weights[index], &info->backend);
+    info->slot = slot->number;
+    info->in_flight = PLB__LOAD_RELAXED(&slot->in_flight) & PLB__COUNT_MASK;
+    info->ready = plb__view_ready(view, index);
+    info->healthy = (flags & PLB__UNHEALTHY) == 0;
+    info->enabled = (flags & PLB__DISABLED) == 0;
+}
+
+/* ==== PICKING ===================================================================================================== */
+
+static bool plb__excluded(const plb_request *request, uint32_t slot)
+{
+    size_t i;
+    for (i = 0; i < request->exclude_count; i++)
+        if (request->exclude[i] == slot)
+            return true;
+    return false;
+}
+
+static bool plb__accepts(const plb_request *request, const plb_view *view, uint32_t index)
+{
+    plb_backend_info info;
+    bool excluded = plb__excluded(request, view->slots[index]->number);
+    if (request->accept == NULL)
+        return !excluded && plb__view_ready(view, index);
+    plb__fill_info(view, index, &info);
+    if (excluded)
+        info.ready = false;
+    return request->accept(request->accept_user, &info);
+}
+
+/* What one walk has asked already. */
+typedef struct plb__seen {
+    uint32_t count;
+    uint32_t index[PLB_SEEN_MAX];
+} plb__seen;
+
+static bool plb__seen_has(const plb__seen *seen, uint32_t index)
+{
+    uint32_t i;
+    for (i = 0; i < seen->count; i++)
+        if (seen->index[i] == index)
+            return true;
+    return false;
+}
+
+/* Asks every backend that was not asked yet, in set order, within `steps` of them. */
+static uint32_t plb__sweep(const plb_request *request, const plb_view *view, const plb__seen *seen, uint32_t steps)
+{
+    uint32_t i;
+    for (i = 0; i < view->count && steps > 0; i++) {
+        if (plb__seen_has(seen, i))
+            continue;
+        if (plb__accepts(request, view, i))
+            return i;
+        steps--;
+    }
+    return PLB_NONE;
+}
+
+/* Steps after which a walk without a limit gives up on the raw sequence, which may repeat for long, and sweeps. */
+#define PLB__PATIENCE (4 * PLB_SEEN_MAX)
+
+/* pingora's UniqueIterator: every step counts, a backend is asked once, and the sequence has moved on once more when
+   the limit is noticed. */
+static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, const plb_request *request)
+{
+    const plb_view *view = &set->view;
+    uint32_t steps = 0, limit = request->max_iterations > 0 ? request->max_iterations : UINT32_MAX;
+    plb_cursor cursor;
+    plb__seen seen;
+    uint32_t index =
+        lb->strategy->first(lb->strategy_state, set->table, view, request->key, request->key_length, &cursor);
+    seen.count = 0;
+    while (steps < limit) {
+        steps++;
+        if (!plb__seen_has(&seen, index)) {
+            if (seen.count == PLB_SEEN_MAX)
+                return plb__sweep(request, view, &seen, limit - steps + 1);
+            seen.index[seen.count++] = index;
+            if (plb__accepts(request, view, index))
+                return index;
+        }
+        if (request->max_iterations == 0 && (seen.count == view->count || steps == PLB__PATIENCE))
+            return plb__sweep(request, view, &seen, limit);
+        index = lb->strategy->next(lb->strategy_state, set->table, view, &cursor);
+    }
+    return PLB_NONE;
+}
+
+PLB__INLINE uint32_t plb__pick_index(plb_balancer *lb, const plb__set *set, const plb_request *request)
+{
+    if (PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL))
+        return lb->strategy->pick(lb->strategy_state, set->table, &set->view, request->key, request->key_length,
+                                  request->max_iterations);
+    return plb__walk_pick(lb, set, request);
+}
+
+PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
+                              plb_addr *out)
+{
+    plb_request request;
+    memset(&request, 0, sizeof request);
+    request.key = key;
+    request.key_length = key_length;
+    request.max_iterations = max_iterations;
+    return plb_select_with(lb, &request, out);
+}
+
+PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request, plb_addr *out)
+{
+    plb_status status = PLB_ERR_EMPTY;
+    uintptr_t reader;
+    plb__set *set = plb__enter(lb, &reader);
+    if (set == NULL)
+        return PLB_ERR_EMPTY;
+    if (set->view.count > 0) {
+        uint32_t index = plb__pick_index(lb, set, request);
+        status = PLB_ERR_NOT_READY;
+        if (index != PLB_NONE) {
+            plb__addr_copy(out, &set->view.slots[index]->addr);
+            status = PLB_OK;
+        }
+    }
+    plb__leave(lb, reader);
+    return status;
+}
+
+/* Counts one request less. Afterwards the slot may be gone. */
+static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
+{
+    uint32_t before;
+    if (PLB__LOAD_RELAXED(&slot->max_conns) != 0) {
+        /* It may become ready by this, and then the view must say so: after the count has gone down, so the slot must
+           be kept alive by something else, which is the set it is in. */
+        uintptr_t reader;
+        plb__set *set = plb__enter(lb, &reader);
+        if (set != NULL) {
+            if (plb__view_find_slot(&set->view, slot) != PLB_NONE) {
+                plb__fetch_add(&slot->in_flight, UINT32_MAX);
+                plb__slot_changed(lb, slot);
+                plb__leave(lb, reader);
+                return;
+            }
+            plb__leave(lb, reader);
+        }
+    }
+    before = plb__fetch_add(&slot->in_flight, UINT32_MAX);
+    if (before == (PLB__DEPARTED | 1))
+        plb__wake(lb);
+}
+
+/* Takes one request more, or nothing if that would be more than max_conns. The set is held by the caller. */
+static bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
+{
+    uint32_t max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
+    uint32_t count = (plb__fetch_add(&slot->in_flight, 1) & PLB__COUNT_MASK) + 1;
+    if (PLB__LIKELY(max_conns == 0))
+        return true;
+    if (count > max_conns)
+        plb__fetch_add(&slot->in_flight, UINT32_MAX);
+    if (count >= max_conns)
+        plb__slot_changed(lb, slot);
+    return count <= max_conns;
+}
+
+/* How often plb_begin picks again when other threads were faster to fill a backend up to max_conns. */
+#define PLB__TAKE_TRIES 16
+
+static plb_status plb__begin_in(plb_balancer *lb, plb__set *set, const plb_request *request, plb_pick *pick)
+{
+    int tries;
+    if (set->view.count == 0)
+        return PLB_ERR_EMPTY;
+    for (tries = 0; tries < PLB__TAKE_TRIES; tries++) {
+        uint32_t index = plb__pick_index(lb, set, request);
+        plb__slot *slot;
+        if (index == PLB_NONE)
+            break;
+        slot = set->view.slots[index];
+        if (!plb__slot_take(lb, slot))
+            continue;
+        plb__addr_copy(&pick->addr, &slot->addr);
+        pick->weight = set->view.weights[index];
+        pick->id = slot->id;
+        pick->slot = slot->number;
+        pick->name = slot->name;
+        pick->ext = slot->ext;
+        pick->balancer = lb;
+        pick->held = slot;
+        if (lb->strategy->began != NULL)
+            lb->strategy->began(lb->strategy_state, slot->number);
+        return PLB_OK;
+    }
+    return PLB_ERR_NOT_READY;
+}
+
+PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_pick *pick)
+{
+    plb_request any;
+    plb_status status = PLB_ERR_EMPTY;
+    uintptr_t reader;
+    plb__set *set = plb__enter(lb, &reader);
+    pick->held = NULL;
+    if (set == NULL)
+        return status;
+    if (request == NULL) {
+        memset(&any, 0, sizeof any);
+        request = &any;
+    }
+    status = plb__begin_in(lb, set, request, pick);
+    plb__leave(lb, reader);
+    return status;
+}
+
+PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
+{
+    plb__slot *slot = (plb__slot *)pick->held;
+    plb_balancer *lb = pick->balancer;
+    if (slot == NULL)
+        return;
+    pick->held = NULL;
+    if ((PLB__LOAD(&slot->in_flight) & PLB__ORPHANED) != 0) {
+        if ((plb__fetch_add(&slot->in_flight, UINT32_MAX) & PLB__COUNT_MASK) == 1) {
+            plb_allocator allocator = slot->u.estate;
+            plb__slot_delete(&allocator, slot);
+        }
+        return;
+    }
+    if (lb->strategy->ended != NULL)
+        lb->strategy->ended(lb->strategy_state, slot->number, (int)outcome, latency_us);
+    plb__slot_drop(lb, slot);
+}
+
+PLB_API plb_status plb_set_enabled(plb_balancer *lb, const plb_addr *addr, uint32_t id, bool enabled)
+{
+    uintptr_t reader;
+    plb__set *set = plb__enter(lb, &reader);
+    uint32_t index;
+    if (set == NULL)
+        return PLB_ERR_ADDRESS;
+    index = plb__view_find(&set->view, addr, id);
+    if (index != PLB_NONE)
+        plb__slot_flag(lb, set->view.slots[index], PLB__DISABLED, !enabled);
+    plb__leave(lb, reader);
+    return index != PLB_NONE ? PLB_OK : PLB_ERR_ADDRESS;
+}
+
+PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id)
+{
+    uintptr_t reader;
+    plb__set *set = plb__enter(lb, &reader);
+    bool ready = false;
+    uint32_t index;
+    if (set == NULL)
+        return false;
+    index = plb__view_find(&set->view, addr, id);
+    for (; index < set->view.count && !ready; index++) {
+        plb__slot *slot = set->view.slots[index];
+        if (plb__identity_compare(&slot->addr, slot->id, addr, id) != 0)
+            break;
+        ready = plb__view_ready(&set->view, index);
+    }
+    plb__leave(lb, reader);
+    return ready;
+}
+
+PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend_info *info), void *user)
+{
+    uintptr_t reader;
+    plb__set *set = plb__enter(lb, &reader);
+    uint32_t i;
+    if (set == NULL)
+        return;
+    for (i = 0; i < set->view.count; i++) {
+        plb_backend_info info;
+        plb__fill_info(&set->view, i, &info);
+        if (!fn(user, &info))
+            break;
+    }
+    plb__leave(lb, reader);
+}
+
+PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *key, size_t key_length)
+{
+    plb__set *set = plb__enter(lb, &walk->reader);
+    walk->balancer = lb;
+    walk->set = set;
+    walk->started = false;
+    walk->key = key;
+    walk->key_length = key_length;
+    if (set != NULL && set->view.count > 0)
+        return PLB_OK;
+    if (set != NULL)
+        plb__leave(lb, walk->reader);
+    walk->set = NULL;
+    return PLB_ERR_EMPTY;
+}
+
+PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info)
+{
+    const plb_balancer *lb = walk->balancer;
+    const plb__set *set = (const plb__set *)walk->set;
+    uint32_t index;
+    if (walk->started)
+        index = lb->strategy->next(lb->strategy_state, set->table, &set->view, &walk->cursor);
+    else
+        index =
+            lb->strategy->first(lb->strategy_state, set->table, &set->view, walk->key, walk->key_length, &walk->cursor);
+    walk->started = true;
+    plb__fill_info(&set->view, index, info);
+}
+
+PLB_API void plb_walk_end(plb_walk *walk)
+{
+    if (walk->set != NULL)
+        plb__leave(walk->balancer, walk->reader);
+    walk->set = NULL;
+}
+
+/* ==== STRATEGY: round robin, random, FNV ==========================================================================
+   pingora's Weighted<H>: the first pick is from a list that holds each backend `weight` times, each further one from
+   the plain set; what differs is where the numbers come from. */
+
+/* Division by a number that stays the same: the quotient by multiplication is at most one too small. */
+typedef struct plb__divisor {
+    uint64_t inverse;
+    uint32_t value;
+} plb__divisor;
+
+static plb__divisor plb__divisor_of(uint32_t value)
+{
+    plb__divisor divisor;
+    divisor.value = value;
+    divisor.inverse = value > 0 ? UINT64_MAX / value : 0;
+    return divisor;
+}
+
+PLB__INLINE uint32_t plb__remainder(uint64_t number, const plb__divisor *divisor)
+{
+    uint64_t rest = number - plb__multiply_high(number, divisor->inverse) * divisor->value;
+    return (uint32_t)(rest >= divisor->value ? rest - divisor->value : rest);
+}
+
+typedef enum plb__numbers { PLB__NUMBERS_COUNT, PLB__NUMBERS_RANDOM, PLB__NUMBERS_FNV } plb__numbers;
+
+typedef struct plb__weighted_state {
+    uintptr_t counter; /* one for all threads; wraps as pingora's usize does */
+    plb__numbers numbers;
+    uint64_t seed;
+    plb_allocator allocator;
+} plb__weighted_state;
+
+/* The list, without being one: ends[i] is where the last copy of backend i ends, and starts[b] the backend that owns
+   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are. */
+typedef struct plb__weighted_table {
+    size_t size; /* of this allocation */
+    plb__divisor count, places;
+    uint32_t shift;
+    uint32_t *ends, *starts;
+} plb__weighted_table;
+
+static plb_status plb__weighted_open(plb__weighted_state *state, plb__numbers numbers, const plb_env *env)
+{
+    state->numbers = numbers;
+    state->allocator = env->allocator;
+    if (env->port.random != NULL)
+        env->port.random->fill(env->port.random->self, &state->seed, sizeof state->seed);
+    return PLB_OK;
+}
+
+static plb_status plb__round_robin_open(void *state, const void *desc, const plb_env *env)
+{
+    (void)desc;
+    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_COUNT, env);
+}
+
+static plb_status plb__random_open(void *state, const void *desc, const plb_env *env)
+{
+    (void)desc;
+    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_RANDOM, env);
+}
+
+static plb_status plb__fnv_open(void *state, const void *desc, const plb_env *env)
+{
+    (void)desc;
+    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_FNV, env);
+}
+
+static plb_status plb__weighted_build(void *state, const plb_view *view, void **out)
+{
+    const plb_allocator *a = &((plb__weighted_state *)state)->allocator;
+    uint32_t places = view->weight_sum, shift = 0, starts, i, b = 0, end = 0;
+    plb__weighted_table *table;
+    size_t size;
+    while (places > 0 && ((places - 1) >> shift) + 1 > view->count)
+        shift++;
+    starts = places > 0 ? ((places - 1) >> shift) + 1 : 0;
+    size = sizeof *table + ((size_t)view->count + starts + 1) * sizeof(uint32_t);
+    table = (plb__weighted_table *)plb__new(a, size);
+    if (table == NULL)
+        return PLB_ERR_MEMORY;
+    table->size = size;
+    table->count = plb__divisor_of(view->count);
+    table->places = plb__divisor_of(places);
+    table->shift = shift;
+    table->ends = (uint32_t *)(table + 1);
+    table->starts = table->ends + view->count;
+    for (i = 0; i < view->count; i++) {
+        end += view->weights[i];
+        table->ends[i] = end;
+        while (b < starts && (uint64_t)b << shift < end)
+            table->starts[b++] = i;
+    }
+    table->starts[starts] = view->count - 1;
+    *out = table;
+    return PLB_OK;
+}
+
+static void plb__weighted_discard(void *state, void *table)
+{
+    plb__delete(&((plb__weighted_state *)state)->allocator, table, ((plb__weighted_table *)table)->size);
+}
+
+/* Which backend stands at a place of the list. */
+PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint32_t place)
+{
+    uint32_t low = table->starts[place >> table->shift], high = table->starts[(place >> table->shift) + 1];
+    while (PLB__UNLIKELY(high - low > 8)) {
+        uint32_t middle = low + (high - low) / 2;
+        if (table->ends[middle] <= place)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    while (table->ends[low] <= place)
+        low++;
+    return low;
+}
+
+/* SplitMix64 (Steele, Lea, Flood 2014) over a counter: any number of threads draw from it with one atomic addition. */
+PLB__INLINE uint64_t plb__mix(uint64_t z)
+{
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+#define PLB__GOLDEN UINT64_C(0x9e3779b97f4a7c15)
+
+PLB__INLINE uint64_t plb__weighted_first(plb__weighted_state *state, const void *key, size_t key_length)
+{
+    switch (state->numbers) {
+    case PLB__NUMBERS_COUNT:
+        return plb__fetch_add_relaxed(&state->counter, 1);
+    case PLB__NUMBERS_RANDOM:
+        return plb__mix(state->seed + (plb__fetch_add_relaxed(&state->counter, 1) + 1) * PLB__GOLDEN);
+    default:
+        return plb__fnv1a(PLB__FNV_BASIS, key, key_length);
+    }
+}
+
+PLB__INLINE uint64_t plb__weighted_next(plb__weighted_state *state, uint64_t number)
+{
+    uint64_t hash = PLB__FNV_BASIS;
+    int i;
+    if (state->numbers != PLB__NUMBERS_FNV)
+        return plb__weighted_first(state, NULL, 0);
+    for (i = 0; i < 64; i += 8)
+        hash = (hash ^ (number >> i & 0xff)) * PLB__FNV_PRIME;
+    return hash;
+}
+
+PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint64_t number)
+{
+    if (PLB__UNLIKELY(table->places.value == 0))
+        return plb__remainder(number, &table->count);
+    return plb__weighted_owner(table, plb__remainder(number, &table->places));
+}
+
+static uint32_t plb__weighted_pick(void *opaque, const void *opaque_table, const plb_view *view, const void *key,
+                                   size_t key_length, uint32_t limit)
+{
+    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
+    uint64_t number;
+    uint32_t index, steps;
+    uint32_t ready = PLB__LOAD_RELAXED(&view->ready_count);
+    if (PLB__UNLIKELY(ready == 0)) { /* the walk would find nothing, but it would leave the counter here */
+        if (state->numbers == PLB__NUMBERS_COUNT)
+            plb__fetch_add_relaxed(&state->counter, (uintptr_t)limit + 1);
+        return PLB_NONE;
+    }
+    number = plb__weighted_first(state, key, key_length);
+    index = plb__weighted_start(table, number);
+    if (PLB__LIKELY(plb__view_ready(view, index)))
+        return index;
+    if (limit == 0) {
+        /* No sequence to be faithful to: go to the ready ones directly. */
+        index = plb_view_ready_nth(view, (uint32_t)(plb__weighted_next(state, number) % ready));
+        return index != PLB_NONE ? index : plb_view_ready_nth(view, 0); /* there are fewer by now */
+    }
+    for (steps = 1; steps < limit; steps++) {
+        number = plb__weighted_next(state, number);
+        index = plb__remainder(number, &table->count);
+        if (plb__view_ready(view, index))
+            return index;
+    }
+    plb__weighted_next(state, number); /* moved on once more by the time the limit is noticed */
+    return PLB_NONE;
+}
+
+static uint32_t plb__weighted_raw_first(void *state, const void *table, const plb_view *view, const void *key,
+                                        size_t key_length, plb_cursor *cursor)
+{
+    (void)view;
+    cursor->words[0] = plb__weighted_first((plb__weighted_state *)state, key, key_length);
+    return plb__weighted_start((const plb__weighted_table *)table, cursor->words[0]);
+}
+
+static uint32_t plb__weighted_raw_next(void *state, const void *table, const plb_view *view, plb_cursor *cursor)
+{
+    (void)view;
+    cursor->words[0] = plb__weighted_next((plb__weighted_state *)state, cursor->words[0]);
+    return plb__remainder(cursor->words[0], &((const plb__weighted_table *)table)->count);
+}
+
+#define PLB__WEIGHTED_OPS(name, open)                                                                                  \
+    {                                                                                                                  \
+        name, sizeof(plb__weighted_state), open, NULL, plb__weighted_build, plb__weighted_discard,                     \
+            plb__weighted_raw_first, plb__weighted_raw_next, plb__weighted_pick, NULL, NULL                            \
+    }
+
+static const plb_strategy_ops plb__round_robin_ops = PLB__WEIGHTED_OPS("round robin", plb__round_robin_open);
+static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", plb__random_open);
+static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", plb__fnv_open);
+
+static plb_strategy plb__strategy(const plb_strategy_ops *ops, const void *desc)
+{
+    plb_strategy strategy;
+    strategy.ops = ops;
+    strategy.desc = desc;
+    return strategy;
+}
+
+PLB_API plb_strategy plb_round_robin(void)
+{
+    return plb__strategy(&plb__round_robin_ops, NULL);
+}
+
+PLB_API plb_strategy plb_random_choice(void)
+{
+    return plb__strategy(&plb__random_ops, NULL);
+}
+
+PLB_API plb_strategy plb_fnv(void)
+{
+    return plb__strategy(&plb__fnv_ops, NULL);
+}
+
+/* ==== CRC-32 ======================================================================================================
+   zlib's, eight bytes at a time (Kounavis and Berry 2005, "slicing by 8"). CRCs are linear: an entry is the sum of the
+   entries of its bits, so eight constants spell out a table of 256. */
+
+#define PLB__CRC_BIT(i, bit, value) ((i) >> (bit)&1 ? UINT32_C(value) : 0)
+#define PLB__CRC_1(i, a, b, c, d, e, f, g, h)                                                                          \
+    (PLB__CRC_BIT(i, 0, a) ^ PLB__CRC_BIT(i, 1, b) ^ PLB__CRC_BIT(i, 2, c) ^ PLB__CRC_BIT(i, 3, d) ^                   \
+     PLB__CRC_BIT(i, 4, e) ^ PLB__CRC_BIT(i, 5, f) ^ PLB__CRC_BIT(i, 6, g) ^ PLB__CRC_BIT(i, 7, h))
+#define PLB__CRC_4(i, a, b, c, d, e, f, g, h)                                                                          \
+    PLB__CRC_1(i, a, b, c, d, e, f, g, h), PLB__CRC_1(i + 1, a, b, c, d, e, f, g, h),                                  \
+        PLB__CRC_1(i + 2, a, b, c, d, e, f, g, h), PLB__CRC_1(i + 3, a, b, c, d, e, f, g, h)
+#define PLB__CRC_16(i, a, b, c, d, e, f, g, h)                                                                         \
+    PLB__CRC_4(i, a, b, c, d, e, f, g, h), PLB__CRC_4(i + 4, a, b, c, d, e, f, g, h),                                  \
+        PLB__CRC_4(i + 8, a, b, c, d, e, f, g, h), PLB__CRC_4(i + 12, a, b, c, d, e, f, g, h)
+#define PLB__CRC_64(i, a, b, c, d, e, f, g, h)                                                                         \
+    PLB__CRC_16(i, a, b, c, d, e, f, g, h), PLB__CRC_16(i + 16, a, b, c, d, e, f, g, h),                               \
+        PLB__CRC_16(i + 32, a, b, c, d, e, f, g, h), PLB__CRC_16(i + 48, a, b, c, d, e, f, g, h)
+#define PLB__CRC_256(a, b, c, d, e, f, g, h)                                                                           \
+    PLB__CRC_64(0, a, b, c, d, e, f, g, h), PLB__CRC_64(64, a, b, c, d, e, f, g, h),                                   \
+        PLB__CRC_64(128, a, b, c, d, e, f, g, h), PLB__CRC_64(192, a, b, c, d, e, f, g, h)
+
+/* plb__crc_table[k][byte]: the byte, followed by k zero bytes. */
+static const uint32_t plb__crc_table[8][256] = {
+    {PLB__CRC_256(0x77073096, 0xee0e612c, 0x076dc419, 0x0edb8832, 0x1db71064, 0x3b6e20c8, 0x76dc4190, 0xedb88320)},
+    {PLB__CRC_256(0x191b3141, 0x32366282, 0x646cc504, 0xc8d98a08, 0x4ac21251, 0x958424a2, 0xf0794f05, 0x3b83984b)},
+    {PLB__CRC_256(0x01c26a37, 0x0384d46e, 0x0709a8dc, 0x0e1351b8, 0x1c26a370, 0x384d46e0, 0x709a8dc0, 0xe1351b80)},
+    {PLB__CRC_256(0xb8bc6765, 0xaa09c88b, 0x8f629757, 0xc5b428ef, 0x5019579f, 0xa032af3e, 0x9b14583d, 0xed59b63b)},
+    {PLB__CRC_256(0x3d6029b0, 0x7ac05360, 0xf580a6c0, 0x30704bc1, 0x60e09782, 0xc1c12f04, 0x58f35849, 0xb1e6b092)},
+    {PLB__CRC_256(0xcb5cd3a5, 0x4dc8a10b, 0x9b914216, 0xec53826d, 0x03d6029b, 0x07ac0536, 0x0f580a6c, 0x1eb014d8)},
+    {PLB__CRC_256(0xa6770bb4, 0x979f1129, 0xf44f2413, 0x33ef4e67, 0x67de9cce, 0xcfbd399c, 0x440b7579, 0x8816eaf2)},
+    {PLB__CRC_256(0xccaa009e, 0x4225077d, 0x844a0efa, 0xd3e51bb5, 0x7cbb312b, 0xf9766256, 0x299dc2ed, 0x533b85da)},
+};
+
+PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
+{
+    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
+/* A CRC register after four more bytes, which come as a number in little-endian order. */
+PLB__INLINE uint32_t plb__crc_word(uint32_t crc, uint32_t word)
+{
+    crc ^= word;
+    return plb__crc_table[3][crc & 0xff] ^ plb__crc_table[2][crc >> 8 & 0xff] ^ plb__crc_table[1][crc >> 16 & 0xff] ^
+           plb__crc_table[0][crc >> 24];
+}
+
+/* The register after `count` more bytes; the CRC-32 is its complement, and it starts at 0xffffffff. */
+PLB__INLINE uint32_t plb__crc_update(uint32_t crc, const void *bytes, size_t count)
+{
+    const uint8_t *at = (const uint8_t *)bytes;
+    for (; count >= 8; count -= 8, at += 8) {
+        uint32_t low = crc ^ plb__load_le32(at), high = plb__load_le32(at + 4);
+        crc = plb__crc_table[7][low & 0xff] ^ plb__crc_table[6][low >> 8 & 0xff] ^ plb__crc_table[5][low >> 16 & 0xff] ^
+              plb__crc_table[4][low >> 24] ^ plb__crc_table[3][high & 0xff] ^ plb__crc_table[2][high >> 8 & 0xff] ^
+              plb__crc_table[1][high >> 16 & 0xff] ^ plb__crc_table[0][high >> 24];
+    }
+    if (count >= 4) {
+        crc = plb__crc_word(crc, plb__load_le32(at));
+        count -= 4;
+        at += 4;
+    }
+    for (; count > 0; count--)
+        crc = plb__crc_table[0][(crc ^ *at++) & 0xff] ^ crc >> 8;
+    return crc;
+}
+
+/* ==== STRATEGY: Ketama ============================================================================================
+   pingora-ketama's ring, which is nginx's: libketama's idea with CRC-32 for MD5. */
+
+#define PLB__POINTS_PER_WEIGHT  160u
+#define PLB__MAX_POINTS_DEFAULT (UINT32_C(1) << 24)
+
+typedef struct plb__ketama_state {
+    plb_allocator allocator;
+    uint32_t max_points;
+} plb__ketama_state;
+
+/* Points in ascending order and, apart from them, whose they are: 6 bytes a point, and one index entry for eight points
+   or more, by the upper bits of a hash. */
+typedef struct plb__ring {
+    size_t size; /* of this allocation */
+    uint32_t count;
+    uint32_t shift; /* index[hash >> shift] is the first point that can be at or after the hash */
+    uint32_t *points, *index;
+    uint16_t *owners16; /* up to 65 536 backends; above, owners32 */
+    uint32_t *owners32;
+    plb__divisor backends;
+} plb__ring;
+
+static plb_status plb__ketama_open(void *opaque, const void *opaque_desc, const plb_env *env)
+{
+    plb__ketama_state *state = (plb__ketama_state *)opaque;
+    const plb_ketama_desc *desc = (const plb_ketama_desc *)opaque_desc;
+    state->allocator = env->allocator;
+    state->max_points = desc != NULL && desc->max_points > 0 ? desc->max_points : PLB__MAX_POINTS_DEFAULT;
+    return PLB_OK;
+}
+
+/* The register after what all points of a backend start with: HOST NUL PORT; for a Unix path: PATH NUL, as nginx. */
+static uint32_t plb__ring_base(const plb_addr *addr)
+{
+    char buffer[PLB_ADDR_TEXT_MAX];
+    plb__text text = plb__text_in(buffer, sizeof buffer);
+    plb__put_host(&text, addr);
+    plb__put_char(&text, '\0');
+    if (addr->family != PLB_FAMILY_UNIX)
+        plb__put_number(&text, addr->port, 10);
+    return plb__crc_update(UINT32_MAX, buffer, text.length);
+}
+
+/* A point of the ring while it is sorted: the point above, its backend below, so that of equal points the backend that
+   comes first in the set wins. */
+typedef uint64_t plb__ring_key;
+
+#define PLB__LANES 4
+
+/* Computes all points. A point depends on the one before it, so four backends go side by side. */
+static void plb__ring_fill(const plb_view *view, plb__ring_key *keys)
+{
+    uint32_t base[PLB__LANES], point[PLB__LANES], left[PLB__LANES], owner[PLB__LANES];
+    uint32_t lanes = 0, next = 0;
+    for (;;) {
+        uint32_t lane, steps = UINT32_MAX;
+        for (lane = 0; lane < lanes; lane++)
+            if (left[lane] < steps)
+                steps = left[lane];
+        if (lanes == PLB__LANES) {
+            uint32_t p0 = point[0], p1 = point[1], p2 = point[2], p3 = point[3], i;
+            for (i = 0; i < steps; i++, keys += PLB__LANES) {
+                p0 = ~plb__crc_word(base[0], p0);
+                p1 = ~plb__crc_word(base[1], p1);
+                p2 = ~plb__crc_word(base[2], p2);
+                p3 = ~plb__crc_word(base[3], p3);
+                keys[0] = (plb__ring_key)p0 << 32 | owner[0];
+                keys[1] = (plb__ring_key)p1 << 32 | owner[1];
+                keys[2] = (plb__ring_key)p2 << 32 | owner[2];
+                keys[3] = (plb__ring_key)p3 << 32 | owner[3];
+            }
+            point[0] = p0, point[1] = p1, point[2] = p2, point[3] = p3;
+        } else if (next == view->count) {
+            for (lane = 0; lane < lanes; lane++) {
+                for (; left[lane] > 0; left[lane]--) {
+                    point[lane] = ~plb__crc_word(base[lane], point[lane]);
+                    *keys++ = (plb__ring_key)point[lane] << 32 | owner[lane];
+                }
+            }
+            return;
+        } else {
+            steps = 0;
+        }
+        for (lane = 0; lane < lanes;) {
+            left[lane] -= steps;
+            if (left[lane] > 0) {
+                lane++;
+                continue;
+            }
+            lanes--;
+            base[lane] = base[lanes], point[lane] = point[lanes], left[lane] = left[lanes], owner[lane] = owner[lanes];
+        }
+        for (; lanes < PLB__LANES && next < view->count; next++) {
+            if (view->weights[next] == 0)
+                continue;
+            base[lanes] = plb__ring_base(&view->slots[next]->addr);
+            point[lanes] = 0;
+            left[lanes] = view->weights[next] * PLB__POINTS_PER_WEIGHT;
+            owner[lanes] = next;
+            lanes++;
+        }
+    }
+}
+
+static uint32_t plb__log2(uint64_t number)
+{
+    uint32_t bits = 0;
+    while (number >>= 1)
+        bits++;
+    return bits;
+}
+
+/* Sorts by distributing the keys over as many buckets as there are keys (hashes fill them evenly) and mending the order
+   inside them. `work` has room for count keys and count + 2 numbers. */
+static void plb__ring_sort(plb__ring_key *keys, uint32_t count, plb__ring_key *sorted, uint32_t *starts)
+{
+    uint32_t bits = plb__log2(count), shift = 64 - bits, buckets = 1u << bits, i, sum = 0;
+    memset(starts, 0, buckets * sizeof *starts);
+    for (i = 0; i < count; i++)
+        starts[bits > 0 ? keys[i] >> shift : 0]++;
+    for (i = 0; i < buckets; i++) {
+        uint32_t here = starts[i];
+        starts[i] = sum;
+        sum += here;
+    }
+    for (i = 0; i < count; i++)
+        sorted[starts[bits > 0 ? keys[i] >> shift : 0]++] = keys[i];
+    for (i = 1; i < count; i++) {
+        plb__ring_key key = sorted[i];
+        uint32_t at = i;
+        for (; at > 0 && sorted[at - 1] > key; at--)
+            sorted[at] = sorted[at - 1];
+        sorted[at] = key;
+    }
+}
+
+static plb__ring *plb__ring_new(const plb_allocator *a, uint32_t points, uint32_t backends)
+{
+    bool narrow = backends <= 65536;
+    uint32_t index_bits = points >= 16 ? plb__log2(points) - 3 : 0;
+    size_t index_size = ((size_t)1 << index_bits) * sizeof(uint32_t);
+    size_t owners_size = points * (narrow ? sizeof(uint16_t) : sizeof(uint32_t));
+    size_t size = sizeof(plb__ring) + index_size + points * sizeof(uint32_t) + owners_size;
+    plb__ring *ring = (plb__ring *)a->alloc(a->user, size);
+    if (ring == NULL)
+        return NULL;
+    ring->size = size;
+    ring->count = points;
+    ring->shift = 32 - index_bits;
+    ring->index = (uint32_t *)(ring + 1);
+    ring->points = ring->index + ((size_t)1 << index_bits);
+    ring->owners32 = narrow ? NULL : ring->points + points;
+    ring->owners16 = narrow ? (uint16_t *)(ring->points + points) : NULL;
+    ring->backends = plb__divisor_of(backends);
+    return ring;
+}
+
+/* Writes the sorted points down, of equal ones the first, and the index over them. */
+static void plb__ring_store(plb__ring *ring, const plb__ring_key *keys)
+{
+    uint32_t i, stored = 0, bucket = 0, buckets = 1u << (32 - ring->shift);
+    for (i = 0; i < ring->count; i++) {
+        uint32_t point = (uint32_t)(keys[i] >> 32), owner = (uint32_t)keys[i];
+        if (stored > 0 && ring->points[stored - 1] == point)
+            continue;
+        while (bucket <= (uint64_t)point >> ring->shift)
+            ring->index[bucket++] = stored;
+        ring->points[stored] = point;
+        if (ring->owners16 != NULL)
+            ring->owners16[stored] = (uint16_t)owner;
+        else
+            ring->owners32[stored] = owner;
+        stored++;
+    }
+    while (bucket < buckets)
+        ring->index[bucket++] = stored;
+    ring->count = stored;
+}
+
+static plb_status plb__ketama_build(void *opaque, const plb_view *view, void **out)
+{
+    const plb__ketama_state *state = (const plb__ketama_state *)opaque;
+    const plb_allocator *a = &state->allocator;
+    uint64_t points = (uint64_t)view->weight_sum * PLB__POINTS_PER_WEIGHT;
+    size_t work_size = (size_t)(points * (2 * sizeof(plb__ring_key) + sizeof(uint32_t)));
+    plb__ring *ring;
+    plb__ring_key *work;
+    if (points > state->max_points)
+        return PLB_ERR_POINTS;
+    ring = plb__ring_new(a, (uint32_t)points, view->count);
+    if (ring == NULL)
+        return PLB_ERR_MEMORY;
+    if (points > 0) {
+        work = (plb__ring_key *)a->alloc(a->user, work_size);
+        if (work == NULL) {
+            plb__delete(a, ring, ring->size);
+            return PLB_ERR_MEMORY;
+        }
+        plb__ring_fill(view, work);
+        plb__ring_sort(work, (uint32_t)points, work + points, (uint32_t *)(work + 2 * points));
+        plb__ring_store(ring, work + points);
+        plb__delete(a, work, work_size);
+    }
+    *out = ring;
+    return PLB_OK;
+}
+
+static void plb__ketama_discard(void *opaque, void *table)
+{
+    plb__delete(&((plb__ketama_state *)opaque)->allocator, table, ((plb__ring *)table)->size);
+}
+
+PLB__INLINE uint32_t plb__ring_owner(const plb__ring *ring, uint32_t at)
+{
+    if (PLB__UNLIKELY(ring->count == 0)) /* all weights are 0: a raw walk goes through the set */
+        return at;
+    return PLB__LIKELY(ring->owners16 != NULL) ? ring->owners16[at] : ring->owners32[at];
+}
+
+PLB__INLINE uint32_t plb__ring_next(const plb__ring *ring, uint32_t at)
+{
+    return ++at < (PLB__LIKELY(ring->count > 0) ? ring->count : ring->backends.value) ? at : 0;
+}
+
+/* The first point at or after a hash, wrapping. */
+PLB__INLINE uint32_t plb__ring_search(const plb__ring *ring, uint32_t hash)
+{
+    uint32_t at;
+    if (PLB__UNLIKELY(ring->count == 0))
+        return plb__remainder(hash, &ring->backends);
+    at = ring->index[(uint64_t)hash >> ring->shift];
+    while (at < ring->count && ring->points[at] < hash)
+        at++;
+    return at < ring->count ? at : 0;
+}
+
+/* Points that a pick without a limit looks at before it goes to the ready backends directly. */
+#define PLB__RING_PATIENCE 256
+
+static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view *view, const void *key,
+                                 size_t key_length, uint32_t limit)
+{
+    const plb__ring *ring = (const plb__ring *)table;
+    uint32_t hash, at, steps, ready = PLB__LOAD_RELAXED(&view->ready_count);
+    (void)state;
+    if (PLB__UNLIKELY(ready == 0))
+        return PLB_NONE;
+    hash = ~plb__crc_update(UINT32_MAX, key, key_length);
+    at = plb__ring_search(ring, hash);
+    for (steps = 0; steps < (limit > 0 ? limit : PLB__RING_PATIENCE); steps++) {
+        uint32_t owner = plb__ring_owner(ring, at);
+        if (PLB__LIKELY(plb__view_ready(view, owner)))
+            return owner;
+        at = plb__ring_next(ring, at);
+    }
+    return limit > 0 ? PLB_NONE : plb_view_ready_nth(view, hash % ready);
+}
+
+static uint32_t plb__ketama_first(void *state, const void *table, const plb_view *view, const void *key,
+                                  size_t key_length, plb_cursor *cursor)
+{
+    const plb__ring *ring = (const plb__ring *)table;
+    uint32_t at = plb__ring_search(ring, ~plb__crc_update(UINT32_MAX, key, key_length));
+    (void)state;
+    (void)view;
+    cursor->words[0] = at;
+    return plb__ring_owner(ring, at);
+}
+
+static uint32_t plb__ketama_next(void *state, const void *table, const plb_view *view, plb_cursor *cursor)
+{
+    const plb__ring *ring = (const plb__ring *)table;
+    uint32_t at = plb__ring_next(ring, (uint32_t)cursor->words[0]);
+    (void)state;
+    (void)view;
+    cursor->words[0] = at;
+    return plb__ring_owner(ring, at);
+}
+
+static const plb_strategy_ops plb__ketama_ops = {"ketama",
+                                                 sizeof(plb__ketama_state),
+                                                 plb__ketama_open,
+                                                 NULL,
+                                                 plb__ketama_build,
+                                                 plb__ketama_discard,
+                                                 plb__ketama_first,
+                                                 plb__ketama_next,
+                                                 plb__ketama_pick,
+                                                 NULL,
+                                                 NULL};
+
+PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc)
+{
+    return plb__strategy(&plb__ketama_ops, desc);
+}
+
+/* ==== OPS: starts of discoveries and probes, and their completion ================================================= */
+
+static plb__op *plb__op_new(plb_balancer *lb)
+{
+    plb__op *op = lb->free_ops;
+    if (op != NULL) {
+        lb->free_ops = op->next_free;
+    } else {
+        op = (plb__op *)plb__new(&lb->env.allocator, sizeof *op);
+        if (op == NULL)
+            return NULL;
+        op->mail.kind = PLB__MAIL_DONE;
+        op->lb = lb;
+    }
+    op->slot = NULL;
+    op->answer = NULL;
+    op->next_running = lb->running;
+    op->running_link = &lb->running;
+    if (lb->running != NULL)
+        lb->running->running_link = &op->next_running;
+    lb->running = op;
+    op->started_us = plb__now_us(lb);
+    PLB__STORE(&op->state, (op->state / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
+    return op;
+}
+
+static plb_token plb__op_token(plb__op *op)
+{
+    plb_token token;
+    token.balancer = op->lb;
+    token.op = op;
+    token.generation = op->state / PLB__OP_PHASES;
+    return token;
+}
+
+/* Whoever moves a running op on has its completion: a done call, a cancellation, or a start that failed. */
+static bool plb__op_claim(plb__op *op, uint32_t generation)
+{
+    uint32_t base = generation * PLB__OP_PHASES;
+    return plb__cas32(&op->state, base + PLB__OP_RUNNING, base + PLB__OP_COMPLETED);
+}
+
+static void plb__op_complete(plb__op *op, plb_status status)
+{
+    plb_balancer *lb = op->lb;
+    op->result = status;
+    plb__mail_push(&lb->mailbox, &op->mail);
+    plb__wake(lb);
+}
+
+static void plb__op_free(plb_balancer *lb, plb__op *op)
+{
+    plb_timer_stop(&lb->timers, &op->deadline);
+    *op->running_link = op->next_running;
+    if (op->next_running != NULL)
+        op->next_running->running_link = op->running_link;
+    op->next_free = lb->free_ops;
+    lb->free_ops = op;
+}
+
+static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *user), uint32_t delay_ms)
+{
+    if (lb->port.clock == NULL)
+        return;
+    op->deadline.fn = fn;
+    op->deadline.user = op;
+    plb_timer_set(&lb->timers, &op->deadline, delay_ms);
+}
+
+/* ==== LISTS of backends on their way ============================================================================== */
+
+static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *backends, size_t count)
+{
+    size_t i, size = sizeof(plb__list) + count * sizeof(plb_backend);
+    plb__list *list;
+    char *names;
+    for (i = 0; i < count; i++)
+        size += plb__name_size(backends[i].name);
+    list = (plb__list *)a->alloc(a->user, size);
+    if (list == NULL)
+        return NULL;
+    list->size = size;
+    list->count = count;
+    list->backends = (plb_backend *)(list + 1);
+    names = (char *)(list->backends + count);
+    for (i = 0; i < count; i++) {
+        size_t name_size = plb__name_size(backends[i].name);
+        list->backends[i] = backends[i];
+        if (name_size == 0)
+            continue;
+        memcpy(names, backends[i].name, name_size);
+        list->backends[i].name = names;
+        names += name_size;
+    }
+    return list;
+}
+
+static void plb__release_all(const plb_backend *backends, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; i++)
+        plb__release_ext(backends[i].ext, backends[i].ext_release);
+}
+
+/* Is it fit to be in a set? `names`: one that is still to be resolved will do. */
+static plb_status plb__backend_check(const plb_backend *backend, bool names)
+{
+    if (backend->weight > PLB_WEIGHT_MAX)
+        return PLB_ERR_WEIGHT;
+    switch (backend->addr.family) {
+    case PLB_FAMILY_IPV4:
+    case PLB_FAMILY_IPV6:
+        return backend->addr.port != 0 ? PLB_OK : PLB_ERR_ADDRESS;
+    case PLB_FAMILY_UNIX:
+        return backend->addr.path_len > 0 && backend->addr.path_len <= PLB_PATH_MAX ? PLB_OK : PLB_ERR_ADDRESS;
+    case PLB_FAMILY_NONE:
+        if (backend->name == NULL || backend->addr.port == 0)
+            return PLB_ERR_ADDRESS;
+        return names ? PLB_OK : PLB_ERR_UNSUPPORTED;
+    default:
+        return PLB_ERR_ADDRESS;
+    }
+}
+
+static int plb__backend_compare(const plb_backend *a, const plb_backend *b)
+{
+    int order = plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
+    return order != 0 || a->weight == b->weight ? order : a->weight < b->weight ? -1 : 1;
+}
+
+static size_t plb__run_end(const plb__list *list, const uint32_t *order, size_t at)
+{
+    for (at++; at < list->count; at++)
+        if (plb__backend_compare(&list->backends[order[at - 1]], &list->backends[order[at]]) > 0)
+            break;
+    return at;
+}
+
+/* Natural merge sort (Knuth, volume 3, 5.2.4): linear for lists that are nearly in order, as most updates are. Stable.
+   Returns which of the two arrays holds the result. */
+static uint32_t *plb__list_sort(const plb__list *list, uint32_t *order, uint32_t *spare)
+{
+    for (;;) {
+        size_t at = 0, to = 0, runs = 0;
+        uint32_t *swap = order;
+        while (at < list->count) {
+            size_t left = at, middle = plb__run_end(list, order, at), right = middle;
+            size_t end = middle < list->count ? plb__run_end(list, order, middle) : middle;
+            while (left < middle || right < end) {
+                bool from_left =
+                    right == end || (left < middle && plb__backend_compare(&list->backends[order[left]],
+                                                                           &list->backends[order[right]]) <= 0);
+                spare[to++] = from_left ? order[left++] : order[right++];
+            }
+            at = end;
+            runs++;
+        }
+        order = spare;
+        spare = swap;
+        if (runs <= 1)
+            return order;
+    }
+}
+
+/* ==== UPDATE: from a discovery's answer to the published set ======================================================= */
+
+/* One update under way: the answer in set order, each with the slot that it has already (NULL: a new one). */
+typedef struct plb__update {
+    plb__list *list;
+    uint32_t *work, *order; /* the sorted indices, in one half of work */
+    plb__slot **slots;      /* by position in order */
+    size_t work_size, slots_size;
+    uint32_t entries; /* without exact duplicates */
+    bool changed;
+    plb__slot *created; /* new slots, through next_departed */
+    uint32_t created_count;
+    plb__set *set;
+} plb__update;
+
+static const plb_backend *plb__update_at(const plb__update *u, size_t position)
+{
+    return &u->list->backends[u->order[position]];
+}
+
+static bool plb__update_same_slot(const plb__update *u, size_t a, size_t b)
+{
+    const plb_backend *x = plb__update_at(u, a), *y = plb__update_at(u, b);
+    return plb__identity_compare(&x->addr, x->id, &y->addr, y->id) == 0;
+}
+
+static bool plb__update_is_duplicate(const plb__update *u, size_t position)
+{
+    return position > 0 && plb__backend_compare(plb__update_at(u, position - 1), plb__update_at(u, position)) == 0;
+}
+
+static plb_status plb__update_check(const plb_balancer *lb, const plb__list *list)
+{
+    uint64_t sum = 0;
+    size_t i;
+    for (i = 0; i < list->count; i++) {
+        plb_status status = plb__backend_check(&list->backends[i], false);
+        if (status != PLB_OK) {
+            plb__log_backend(lb, PLB_LOG_ERROR, "update refused because of", &list->backends[i], status);
+            return status;
+        }
+        sum += list->backends[i].weight;
+    }
+    if (sum <= UINT32_MAX && list->count < PLB_NONE)
+        return PLB_OK;
+    plb__log(lb, PLB_LOG_ERROR, "update refused: the weights add up to 2^32 or more", PLB_OK);
+    return PLB_ERR_WEIGHT;
+}
+
+/* Sorts the answer and finds the slots that are there already; says whether the set would change. */
+static plb_status plb__update_compare(plb_balancer *lb, plb__update *u)
+{
+    const plb_allocator *a = &lb->env.allocator;
+    const plb__set *current = (const plb__set *)lb->current;
+    uint32_t old = 0, old_count = current != NULL ? current->view.count : 0;
+    size_t i, count = u->list->count;
+    u->work_size = 2 * count * sizeof(uint32_t);
+    u->slots_size = count * sizeof(plb__slot *);
+    if (count > 0) {
+        u->work = (uint32_t *)a->alloc(a->user, u->work_size);
+        u->slots = (plb__slot **)a->alloc(a->user, u->slots_size);
+        if (u->work == NULL || u->slots == NULL)
+            return PLB_ERR_MEMORY;
+        for (i = 0; i < count; i++)
+            u->work[i] = (uint32_t)i;
+        u->order = plb__list_sort(u->list, u->work, u->work + count);
+    }
+    for (i = 0; i < count; i++) {
+        const plb_backend *backend = plb__update_at(u, i);
+        plb__slot *slot = NULL;
+        while (old < old_count && plb__identity_compare(&current->view.slots[old]->addr, current->view.slots[old]->id,
+                                                        &backend->addr, backend->id) < 0)
+            old++;
+        if (old < old_count && plb__identity_compare(&current->view.slots[old]->addr, current->view.slots[old]->id,
+                                                     &backend->addr, backend->id) == 0)
+            slot = current->view.slots[old];
+        u->slots[i] = slot;
+        if (plb__update_is_duplicate(u, i))
+            continue;
+        if (u->entries >= old_count || current->view.slots[u->entries] != slot ||
+            current->view.weights[u->entries] != backend->weight)
+            u->changed = true;
+        u->entries++;
+    }
+    if (u->entries != old_count || current == NULL)
+        u->changed = true;
+    return PLB_OK;
+}
+
+/* Numbers are small and used again, so that strategies may keep arrays by them. */
+static plb_status plb__numbers_reserve(plb_balancer *lb, uint32_t more)
+{
+    const plb_allocator *a = &lb->env.allocator;
+    uint32_t needed = lb->next_number + more, capacity = lb->numbers_capacity;
+    uint32_t *numbers;
+    if (needed <= capacity)
+        return PLB_OK;
+    while (capacity < needed)
+        capacity = capacity > 0 ? capacity * 2 : 16;
+    numbers = (uint32_t *)a->alloc(a->user, capacity * sizeof *numbers);
+    if (numbers == NULL)
+        return PLB_ERR_MEMORY;
+    if (lb->free_number_count > 0)
+        memcpy(numbers, lb->free_numbers, lb->free_number_count * sizeof *numbers);
+    plb__delete(a, lb->free_numbers, lb->numbers_capacity * sizeof *numbers);
+    lb->free_numbers = numbers;
+    lb->numbers_capacity = capacity;
+    return PLB_OK;
+}
+
+static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
+{
+    size_t i;
+    for (i = 0; i < u->list->count; i++) {
+        plb__slot *slot = u->slots[i];
+        if (slot != NULL)
+            continue;
+        if (i > 0 && plb__update_same_slot(u, i - 1, i)) {
+            u->slots[i] = u->slots[i - 1];
+            continue;
+        }
+        slot = plb__slot_new(&lb->env.allocator, plb__update_at(u, i));
+        if (slot == NULL)
+            return PLB_ERR_MEMORY;
+        slot->u.control.next_departed = u->created;
+        u->created = slot;
+        u->created_count++;
+        u->slots[i] = slot;
+    }
+    return plb__numbers_reserve(lb, u->created_count);
+}
+
+/* The new set, complete but for its readiness. */
+static plb_status plb__update_build(plb_balancer *lb, plb__update *u)
+{
+    plb_status status = plb__update_create_slots(lb, u);
+    plb_view *view;
+    uint32_t entry = 0;
+    size_t i;
+    if (status != PLB_OK)
+        return status;
+    u->set = plb__set_new(&lb->env.allocator, u->entries);
+    if (u->set == NULL)
+        return PLB_ERR_MEMORY;
+    view = &u->set->view;
+    for (i = 0; i < u->list->count; i++) {
+        const plb_backend *backend = plb__update_at(u, i);
+        if (plb__update_is_duplicate(u, i))
+            continue;
+        view->slots[entry] = u->slots[i];
+        view->weights[entry] = (uint16_t)backend->weight;
+        view->weight_sum += backend->weight;
+        entry++;
+    }
+    if (view->count == 0 || lb->strategy->build == NULL)
+        return PLB_OK;
+    return lb->strategy->build(lb->strategy_state, view, &u->set->table);
+}
+
+static void plb__update_number_slots(plb_balancer *lb, plb__update *u)
+{
+    plb__slot *slot = u->created;
+    while (slot != NULL) {
+        plb__slot *next = slot->u.control.next_departed;
+        slot->u.control.next_departed = NULL;
+        slot->number = lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
+        slot->flags = lb->desc.start_unhealthy ? PLB__UNHEALTHY : 0;
+        slot = next;
+    }
+    u->created = NULL;
+}
+
+/* Hands over what the answer says beside addresses and weights: ext, max_conns, enablement. */
+static void plb__update_settle(plb_balancer *lb, plb__update *u)
+{
+    size_t i, first = 0, j;
+    for (i = 0; i < u->list->count; i++) {
+        const plb_backend *backend = plb__update_at(u, i);
+        plb__slot *slot = u->slots[i];
+        bool again = false;
+        if (i == 0 || u->slots[i - 1] != slot) {
+            first = i;
+            if (PLB__LOAD_RELAXED(&slot->max_conns) != backend->max_conns) {
+                PLB__STORE(&slot->max_conns, backend->max_conns);
+                plb__slot_changed(lb, slot);
+            }
+        }
+        if (backend->enablement != PLB_ENABLEMENT_KEEP)
+            plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF);
+        if (backend->ext == NULL || backend->ext == slot->ext)
+            continue;
+        for (j = first; j < i && !again; j++)
+            again = plb__update_at(u, j)->ext == backend->ext;
+        if (!again)
+            plb__release_ext(backend->ext, backend->ext_release);
+    }
+}
+
+/* New slots take over their first backend's ext, before anybody can see them. */
+static void plb__update_adopt(plb__update *u)
+{
+    size_t i;
+    for (i = 0; i < u->list->count; i++) {
+        const plb_backend *backend = plb__update_at(u, i);
+        plb__slot *slot = u->slots[i];
+        if (slot->u.control.holders > 0 || (i > 0 && u->slots[i - 1] == slot))
+            continue;
+        slot->ext = backend->ext;
+        slot->ext_release = backend->ext_release;
+        slot->max_conns = backend->max_conns;
+        if (backend->enablement == PLB_ENABLEMENT_OFF)
+            slot->flags |= PLB__DISABLED;
+    }
+}
+
+static void plb__slot_free(plb_balancer *lb, plb__slot *slot)
+{
+    lb->free_numbers[lb->free_number_count++] = slot->number;
+    plb__slot_delete(&lb->env.allocator, slot);
+}
+
+/* One holder less. A slot that nothing holds departs: at once, or with the last request in flight. */
+static void plb__slot_let_go(plb_balancer *lb, plb__slot *slot)
+{
+    if (--slot->u.control.holders > 0)
+        return;
+    if (plb__fetch_add(&slot->in_flight, PLB__DEPARTED) == 0) {
+        plb__slot_free(lb, slot);
+        return;
+    }
+    slot->u.control.next_departed = lb->departed;
+    lb->departed = slot;
+}
+
+static void plb__set_delete(plb_balancer *lb, plb__set *set)
+{
+    uint32_t i;
+    if (set->table != NULL)
+        lb->strategy->discard(lb->strategy_state, set->table);
+    for (i = 0; i < set->view.count; i++)
+        plb__slot_let_go(lb, set->view.slots[i]);
+    plb__delete(&lb->env.allocator, set, set->size);
+}
+
+/* Frees what nobody reads or holds any more; says whether something is left. */
+static bool plb__reclaim(plb_balancer *lb)
+{
+    plb__slot **link = &lb->departed;
+    int i;
+    for (i = 0; i < 2; i++) {
+        if (lb->retired[i] != NULL && !plb__is_read(lb, lb->retired[i])) {
+            plb__set_delete(lb, lb->retired[i]);
+            lb->retired[i] = NULL;
+        }
+    }
+    while (*link != NULL) {
+        plb__slot *slot = *link;
+        if (PLB__LOAD(&slot->in_flight) != PLB__DEPARTED) {
+            link = &slot->u.control.next_departed;
+            continue;
+        }
+        *link = slot->u.control.next_departed;
+        plb__slot_free(lb, slot);
+    }
+    return lb->retired[0] != NULL || lb->retired[1] != NULL;
+}
+
+/* Publishes a set. A flip that came before the store finds the old set at best, so every slot is read again after it. */
+static void plb__publish(plb_balancer *lb, plb__set *set)
+{
+    plb_view *view = &set->view;
+    plb__set *old = (plb__set *)lb->current;
+    uint32_t i;
+    for (i = 0; i < view->count; i++) {
+        view->slots[i]->u.control.holders++;
+        if (view->weights[i] > 0 && plb__slot_ready(view->slots[i])) {
+            view->ready[i / PLB__WORD_BITS] |= (uintptr_t)1 << i % PLB__WORD_BITS;
+            view->ready_count++;
+        }
+    }
+    PLB__STORE(&lb->current, (uintptr_t)set);
+    for (i = 0; i < view->count; i++) {
+        if (i > 0 && view->slots[i - 1] == view->slots[i])
+            continue;
+        PLB__STORE_RELAXED(&view->slots[i]->index, i);
+        plb__view_sync(view, i);
+    }
+    if (old != NULL)
+        lb->retired[lb->retired[0] != NULL] = old;
+    plb__reclaim(lb);
+}
+
+static void plb__update_free(plb_balancer *lb, plb__update *u)
+{
+    const plb_allocator *a = &lb->env.allocator;
+    while (u->created != NULL) {
+        plb__slot *slot = u->created;
+        u->created = slot->u.control.next_departed;
+        plb__slot_delete(a, slot);
+    }
+    if (u->set != NULL)
+        plb__delete(a, u->set, u->set->size);
+    plb__delete(a, u->work, u->work_size);
+    plb__delete(a, u->slots, u->slots_size);
+}
+
+/* Carries out an answer wholly, or not at all. */
+static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *changed)
+{
+    plb__update u;
+    plb_status status;
+    memset(&u, 0, sizeof u);
+    u.list = list;
+    status = plb__update_check(lb, list);
+    if (status == PLB_OK)
+        status = plb__update_compare(lb, &u);
+    if (status == PLB_OK && u.changed)
+        status = plb__update_build(lb, &u);
+    if (status == PLB_OK) {
+        plb__set *set = u.set;
+        u.set = NULL;
+        if (u.changed) {
+            plb__update_number_slots(lb, &u);
+            plb__update_adopt(&u);
+            plb__publish(lb, set);
+        }
+        plb__update_settle(lb, &u);
+        *changed = u.changed;
+    }
+    plb__update_free(lb, &u);
+    return status;
+}
+
+/* An answer that was not applied: its ext is released, unless the set has it or the discovery wants to know. */
+static void plb__update_refuse(plb_balancer *lb, const plb__list *list)
+{
+    const plb__set *current = (const plb__set *)lb->current;
+    size_t i;
+    if (lb->desc.discovery.ops->applied != NULL)
+        return;
+    for (i = 0; i < list->count; i++) {
+        const plb_backend *backend = &list->backends[i];
+        uint32_t at = current != NULL ? plb__view_find(&current->view, &backend->addr, backend->id) : PLB_NONE;
+        if (at == PLB_NONE || current->view.slots[at]->ext != backend->ext)
+            plb__release_ext(backend->ext, backend->ext_release);
+    }
+}
+
+/* ==== DISCOVERY: the balancer's side ============================================================================== */
+
+/* After a failure of this side, which is no answer, the next try; and while an update waits for readers, or memory
+   for them to leave. */
+#define PLB__RETRY_MS        1000
+#define PLB__WAIT_READERS_MS 1
+
+PLB_API void plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count)
+{
+    plb__op *op = (plb__op *)token.op;
+    plb_balancer *lb = token.balancer;
+    bool keeps_ext = lb->desc.discovery.ops->applied != NULL;
+    plb__list *list = NULL;
+    if (status == PLB_OK) {
+        list = plb__list_copy(&lb->env.allocator, backends, count);
+        if (list == NULL)
+            status = PLB_ERR_MEMORY;
+    }
+    if (plb__op_claim(op, token.generation)) {
+        op->answer = list;
+        if (list == NULL && !keeps_ext)
+            plb__release_all(backends, count);
+        plb__op_complete(op, status);
+        return;
+    }
+    if (!keeps_ext)
+        plb__release_all(backends, count);
+    if (list != NULL)
+        plb__delete(&lb->env.allocator, list, list->size);
+}
+
+static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
+{
+    plb__op *op = lb->discovery;
+    const plb__set *current = (const plb__set *)lb->current;
+    if (op->answer != NULL) {
+        if (status != PLB_OK)
+            plb__update_refuse(lb, op->answer);
+        plb__delete(&lb->env.allocator, op->answer, op->answer->size);
+    }
+    plb__op_free(lb, op);
+    lb->discovery = NULL;
+    lb->answered = false;
+    lb->update.status = status;
+    lb->update.updates += status == PLB_OK;
+    lb->update.changes += changed;
+    lb->update.backends = current != NULL ? current->view.count : 0;
+    if (lb->desc.discovery.ops->applied != NULL)
+        lb->desc.discovery.ops->applied(lb->discovery_state, status);
+    if (status != PLB_OK) {
+        plb__log(lb, PLB_LOG_ERROR, "update failed, the last good set serves on", status);
+        if (plb_status_is_local(status) && lb->port.clock != NULL &&
+            (lb->desc.update_every_ms == 0 || lb->desc.update_every_ms > PLB__RETRY_MS))
+            plb_timer_set(&lb->timers, &lb->update_timer, PLB__RETRY_MS);
+    }
+    if (changed) {
+        lb->cursor = 0; /* newcomers are probed in the round that runs, or ran last */
+        if (lb->round > 0)
+            lb->round_running = true;
+        if (lb->desc.on_change != NULL)
+            lb->desc.on_change(lb->desc.user, lb);
+    }
+    if (lb->desc.on_update != NULL)
+        lb->desc.on_update(lb->desc.user, &lb->update);
+    if (!lb->first_update_over) {
+        lb->first_update_over = true;
+        if (lb->desc.on_first_update != NULL)
+            lb->desc.on_first_update(lb->desc.user, lb, status);
+    }
+}
+
+static void plb__log_update(const plb_balancer *lb)
+{
+    plb__line line;
+    if (!plb__log_begin(lb, &line, PLB_LOG_INFO, "set of "))
+        return;
+    plb__put_number(&line.text, lb->update.backends, 10);
+    plb__put(&line.text, " backends published: discovery ");
+    plb__put_number(&line.text, lb->update.discovery_us, 10);
+    plb__put(&line.text, " us, build ");
+    plb__put_number(&line.text, lb->update.build_us, 10);
+    plb__put(&line.text, " us");
+    plb__log_end(lb, &line);
+}
+
+/* Applies the answer that waits, if there is room for one more retired set. */
+static void plb__answer_apply(plb_balancer *lb)
+{
+    uint64_t start = plb__now_us(lb);
+    bool changed = false;
+    plb_status status;
+    if (lb->retired[0] != NULL && lb->retired[1] != NULL)
+        return;
+    status = plb__update_apply(lb, lb->discovery->answer, &changed);
+    lb->update.build_us = plb__since_us(lb, start);
+    plb__update_over(lb, status, changed);
+    if (changed)
+        plb__log_update(lb);
+}
+
+static void plb__discovery_answered(plb_balancer *lb, plb_status status)
+{
+    plb_timer_stop(&lb->timers, &lb->discovery->deadline);
+    lb->update.discovery_us = plb__since_us(lb, lb->discovery->started_us);
+    if (status != PLB_OK) {
+        plb__update_over(lb, status, false);
+        return;
+    }
+    lb->answered = true;
+    plb__answer_apply(lb);
+}
+
+static void plb__discovery_timeout(void *user)
+{
+    plb__op *op = (plb__op *)user;
+    plb_balancer *lb = op->lb;
+    plb_token token = plb__op_token(op);
+    if (!plb__op_claim(op, token.generation))
+        return; /* its completion is in the mailbox */
+    lb->desc.discovery.ops->cancel(lb->discovery_state, token);
+    plb__discovery_answered(lb, PLB_ERR_TIMEOUT);
+}
+
+static void plb__discovery_start(plb_balancer *lb)
+{
+    plb_token token;
+    plb_status status;
+    lb->update_due = false;
+    if (lb->desc.update_every_ms > 0)
+        plb_timer_set(&lb->timers, &lb->update_timer, lb->desc.update_every_ms);
+    lb->discovery = plb__op_new(lb);
+    if (lb->discovery == NULL) {
+        plb__log(lb, PLB_LOG_ERROR, "discovery did not start", PLB_ERR_MEMORY);
+        if (lb->port.clock != NULL)
+            plb_timer_set(&lb->timers, &lb->update_timer, PLB__RETRY_MS);
+        return;
+    }
+    plb__op_deadline(lb, lb->discovery, plb__discovery_timeout, lb->desc.discovery.timeout_ms);
+    token = plb__op_token(lb->discovery);
+    status = lb->desc.discovery.ops->start(lb->discovery_state, token);
+    if (status != PLB_OK && plb__op_claim((plb__op *)token.op, token.generation))
+        plb__discovery_answered(lb, status);
+}
+
+static void plb__update_due(void *user)
+{
+    ((plb_balancer *)user)->update_due = true;
+}
+
+PLB_API void plb_update_now(plb_balancer *lb)
+{
+    plb__fetch_or(&lb->wanted, PLB__WANT_UPDATE);
+    plb__wake(lb);
+}
+
+PLB_API void plb_last_update(const plb_balancer *lb, plb_update_info *out)
+{
+    *out = lb->update;
+}
+
+/* Changes of the list, from any thread. */
+static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_backend *backends, size_t count)
+{
+    const plb_allocator *a = &lb->env.allocator;
+    plb__change *change;
+    size_t i;
+    if (lb->desc.discovery.ops->change == NULL)
+        return PLB_ERR_UNSUPPORTED;
+    for (i = 0; i < count && what != PLB_CHANGE_REMOVE; i++) {
+        plb_status status = plb__backend_check(&backends[i], lb->port.names != NULL);
+        if (status != PLB_OK)
+            return status;
+        if (backends[i].addr.family == PLB_FAMILY_NONE && backends[i].ext != NULL)
+            return PLB_ERR_ARGUMENT; /* one ext cannot belong to each address that the name may have */
+    }
+    change = (plb__change *)plb__new(a, sizeof *change);
+    if (change == NULL)
+        return PLB_ERR_MEMORY;
+    change->list = plb__list_copy(a, backends, count);
+    if (change->list == NULL) {
+        plb__delete(a, change, sizeof *change);
+        return PLB_ERR_MEMORY;
+    }
+    for (i = 0; i < count && what == PLB_CHANGE_REMOVE; i++)
+        change->list->backends[i].ext = NULL;
+    change->mail.kind = PLB__MAIL_CHANGE;
+    change->what = what;
+    plb__mail_push(&lb->mailbox, &change->mail);
+    plb__wake(lb);
+    return PLB_OK;
+}
+
+PLB_API plb_status plb_add(plb_balancer *lb, const plb_backend *backend)
+{
+    return plb__change_push(lb, PLB_CHANGE_ADD, backend, 1);
+}
+
+PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend)
+{
+    return plb__change_push(lb, PLB_CHANGE_REMOVE, backend, 1);
+}
+
+PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count)
+{
+    return plb__change_push(lb, PLB_CHANGE_REPLACE, backends, count);
+}
+
+static void plb__change_free(plb_balancer *lb, plb__change *change)
+{
+    plb__delete(&lb->env.allocator, change->list, change->list->size);
+    plb__delete(&lb->env.allocator, change, sizeof *change);
+}
+
+/* Hands the changes that came to the discovery: not while an answer waits, whose ext is neither's yet. */
+static void plb__changes_apply(plb_balancer *lb)
+{
+    while (lb->changes != NULL && !lb->answered) {
+        plb__change *change = (plb__change *)(void *)lb->changes;
+        plb_status status = lb->desc.discovery.ops->change(lb->discovery_state, change->what, change->list->backends,
+                                                           change->list->count);
+        lb->changes = change->mail.next;
+        if (lb->changes == NULL)
+            lb->changes_end = &lb->changes;
+        if (status != PLB_OK)
+            plb__log(lb, PLB_LOG_ERROR, "a change of the list of backends was refused", status);
+        lb->update_due = true;
+        plb__change_free(lb, change);
+    }
+}
+
+/* ==== DISCOVERY: static =========================================================================================== */
+
+typedef struct plb__static plb__static;
+
+/* One line of the list: a backend, or a name and the addresses that it had last. */
+typedef struct plb__static_entry {
+    struct plb__static_entry *next;
+    plb_backend backend; /* the name stands behind the entry */
+    size_t size;         /* of this allocation */
+    bool offered;        /* its ext is in the answer under way */
+    bool given;          /* its ext is the balancer's */
+    plb__static *list;
+    plb_query *query;
+    plb_addr *addrs;
+    size_t addr_count;
+} plb__static_entry;
+
+struct plb__static {
+    plb_env env;
+    uint32_t timeout_ms;
+    plb__static_entry *entries;
+    plb_token token;
+    size_t unresolved;  /* names that this update still waits for */
+    plb_status failure; /* of a name in this update */
+};
+
+static bool plb__is_name(const plb_backend *backend)
+{
+    return backend->addr.family == PLB_FAMILY_NONE;
+}
+
+/* Do they name the same line of the list? */
+static bool plb__static_matches(const plb_backend *a, const plb_backend *b)
+{
+    if (plb__is_name(a) != plb__is_name(b) || a->id != b->id)
+        return false;
+    if (!plb__is_name(a))
+        return plb_addr_compare(&a->addr, &b->addr) == 0;
+    return a->addr.port == b->addr.port && b->name != NULL && strcmp(a->name, b->name) == 0;
+}
+
+static plb__static_entry *plb__static_entry_new(plb__static *self, const plb_backend *backend)
+{
+    const plb_allocator *a = &self->env.allocator;
+    size_t name_size = plb__name_size(backend->name), size = sizeof(plb__static_entry) + name_size;
+    plb__static_entry *entry = (plb__static_entry *)plb__new(a, size);
+    if (entry == NULL)
+        return NULL;
+    entry->size = size;
+    entry->list = self;
+    entry->backend = *backend;
+    if (name_size > 0) {
+        memcpy(entry + 1, backend->name, name_size);
+        entry->backend.name = (const char *)(entry + 1);
+    }
+    return entry;
+}
+
+static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
+{
+    const plb_allocator *a = &self->env.allocator;
+    if (entry->query != NULL) {
+        self->env.port.names->cancel(self->env.port.names->self, entry->query);
+        self->unresolved--;
+    }
+    if (!entry->given)
+        plb__release_ext(entry->backend.ext, entry->backend.ext_release);
+    plb__delete(a, entry->addrs, entry->addr_count * sizeof(plb_addr));
+    plb__delete(a, entry, entry->size);
+}
+
+static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
+{
+    while (entries != NULL) {
+        plb__static_entry *next = entries->next;
+        plb__static_entry_free(self, entries);
+        entries = next;
+    }
+}
+
+/* Appends a line. On failure ext stays the caller's. */
+static plb_status plb__static_append(plb__static *self, plb__static_entry ***end, const plb_backend *backend)
+{
+    plb_status status = plb__backend_check(backend, self->env.port.names != NULL);
+    if (status == PLB_OK && plb__is_name(backend) && backend->ext != NULL)
+        status = PLB_ERR_ARGUMENT;
+    if (status == PLB_OK) {
+        **end = plb__static_entry_new(self, backend);
+        if (**end == NULL)
+            return PLB_ERR_MEMORY;
+        *end = &(**end)->next;
+        return PLB_OK;
+    }
+    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, status);
+    return status;
+}
+
+static plb_status plb__static_check_sum(const plb__static *self, const plb__static_entry *entries)
+{
+    uint64_t sum = 0;
+    for (; entries != NULL; entries = entries->next)
+        sum += entries->backend.weight;
+    if (sum <= UINT32_MAX)
+        return PLB_OK;
+    plb__log(self->env.balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
+    return PLB_ERR_WEIGHT;
+}
+
+static plb_status plb__static_parse(plb__static *self, plb__static_entry ***end, const char *text)
+{
+    char name[256];
+    plb_backend backend;
+    plb__line line;
+    plb_status status = plb_backend_parse(&backend, text, PLB_ZSTRING, name);
+    if (status == PLB_OK)
+        return plb__static_append(self, end, &backend);
+    if (plb__log_begin(self->env.balancer, &line, PLB_LOG_ERROR, "bad address '")) {
+        plb__put(&line.text, text);
+        plb__put(&line.text, "': expected 1.2.3.4:80, [::1]:80, unix:/path or host:80");
+        plb__log_end(self->env.balancer, &line);
+    }
+    return status;
+}
+
+static plb_status plb__static_open(void *opaque, const void *opaque_desc, const plb_env *env)
+{
+    plb__static *self = (plb__static *)opaque;
+    const plb_static_desc *desc = (const plb_static_desc *)opaque_desc;
+    plb__static_entry **end = &self->entries;
+    plb_status status = PLB_OK;
+    size_t i;
+    self->env = *env;
+    self->timeout_ms = desc != NULL && desc->timeout_ms > 0 ? desc->timeout_ms : 5000;
+    for (i = 0; desc != NULL && i < desc->address_count && status == PLB_OK; i++)
+        status = plb__static_parse(self, &end, desc->addresses[i]);
+    for (i = 0; desc != NULL && i < desc->backend_count && status == PLB_OK; i++)
+        status = plb__static_append(self, &end, &desc->backends[i]);
+    if (status == PLB_OK)
+        status = plb__static_check_sum(self, self->entries);
+    if (status != PLB_OK) { /* plb_create fails, so every ext stays the caller's */
+        plb__static_entry *entry;
+        for (entry = self->entries; entry != NULL; entry = entry->next)
+            entry->backend.ext = NULL;
+    }
+    return status;
+}
+
+static void plb__static_close(void *opaque)
+{
+    plb__static *self = (plb__static *)opaque;
+    plb__static_free_all(self, self->entries);
+}
+
+static void plb__static_answer(plb__static *self)
+{
+    const plb_allocator *a = &self->env.allocator;
+    plb__static_entry *entry;
+    plb_backend *backends = NULL;
+    size_t count = 0, n = 0, i;
+    for (entry = self->entries; entry != NULL; entry = entry->next)
+        count += plb__is_name(&entry->backend) ? entry->addr_count : 1;
+    if (count == 0 && self->failure != PLB_OK) {
+        plb_discovery_done(self->token, self->failure, NULL, 0);
+        return;
+    }
+    if (count > 0) {
+        backends = (plb_backend *)a->alloc(a->user, count * sizeof *backends);
+        if (backends == NULL) {
+            plb_discovery_done(self->token, PLB_ERR_MEMORY, NULL, 0);
+            return;
+        }
+    }
+    for (entry = self->entries; entry != NULL; entry = entry->next) {
+        if (plb__is_name(&entry->backend)) {
+            for (i = 0; i < entry->addr_count; i++) {
+                backends[n] = entry->backend;
+                backends[n++].addr = entry->addrs[i];
+            }
+            continue;
+        }
+        backends[n] = entry->backend;
+        if (entry->given)
+            backends[n].ext = NULL; /* the balancer has it already, and keeps it */
+        else
+            entry->offered = true;
+        n++;
+    }
+    plb_discovery_done(self->token, PLB_OK, backends, count);
+    plb__delete(a, backends, count * sizeof *backends);
+}
+
+static void plb__static_resolved(void *user, plb_status status, const plb_addr *addrs, size_t count)
+{
+    plb__static_entry *entry = (plb__static_entry *)user;
+    plb__static *self = entry->list;
+    const plb_allocator *a = &self->env.allocator;
+    plb_addr *copy = NULL;
+    entry->query = NULL;
+    if (status == PLB_OK) {
+        copy = (plb_addr *)a->alloc(a->user, count * sizeof *copy);
+        if (copy == NULL)
+            status = PLB_ERR_MEMORY;
+    }
+    if (status == PLB_OK) {
+        memcpy(copy, addrs, count * sizeof *copy);
+        plb__delete(a, entry->addrs, entry->addr_count * sizeof *copy);
+        entry->addrs = copy;
+        entry->addr_count = count;
+    } else {
+        self->failure = status;
+        plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, status);
+    }
+    if (--self->unresolved == 0)
+        plb__static_answer(self);
+}
+
+static plb_status plb__static_start(void *opaque, plb_token token)
+{
+    plb__static *self = (plb__static *)opaque;
+    const plb_names *names = self->env.port.names;
+    plb__static_entry *entry;
+    self->token = token;
+    self->failure = PLB_OK;
+    self->unresolved = 1; /* this loop itself */
+    for (entry = self->entries; entry != NULL; entry = entry->next) {
+        plb_status status;
+        if (!plb__is_name(&entry->backend))
+            continue;
+        status = names->resolve(names->self, entry->backend.name, entry->backend.addr.port, self->timeout_ms,
+                                plb__static_resolved, entry, &entry->query);
+        if (status == PLB_AGAIN) {
+            self->unresolved++;
+            continue;
+        }
+        self->failure = status;
+        plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, status);
+    }
+    if (--self->unresolved == 0)
+        plb__static_answer(self);
+    return PLB_OK;
+}
+
+static void plb__static_cancel(void *opaque, plb_token token)
+{
+    plb__static *self = (plb__static *)opaque;
+    plb__static_entry *entry;
+    (void)token;
+    for (entry = self->entries; entry != NULL; entry = entry->next) {
+        if (entry->query != NULL)
+            self->env.port.names->cancel(self->env.port.names->self, entry->query);
+        entry->query = NULL;
+    }
+}
+
+static void plb__static_applied(void *opaque, plb_status status)
+{
+    plb__static_entry *entry;
+    for (entry = ((plb__static *)opaque)->entries; entry != NULL; entry = entry->next) {
+        entry->given = entry->given || (entry->offered && status == PLB_OK);
+        entry->offered = false;
+    }
+}
+
+/* Unlinks the line that matches and every duplicate of it; returns them. */
+static plb__static_entry *plb__static_take(plb__static_entry **link, const plb_backend *backend)
+{
+    plb__static_entry *taken = NULL;
+    while (*link != NULL) {
+        plb__static_entry *entry = *link;
+        if (!plb__static_matches(&entry->backend, backend)) {
+            link = &entry->next;
+            continue;
+        }
+        *link = entry->next;
+        entry->next = taken;
+        taken = entry;
+    }
+    return taken;
+}
+
+/* A line takes the place of an older one for the same address: what that one owned, or had found out, stays. */
+static void plb__static_inherit(plb__static_entry *entry, plb__static_entry *old)
+{
+    if (plb__is_name(&entry->backend)) {
+        plb_addr *addrs = entry->addrs;
+        size_t count = entry->addr_count;
+        entry->addrs = old->addrs;
+        entry->addr_count = old->addr_count;
+        old->addrs = addrs;
+        old->addr_count = count;
+        return;
+    }
+    if (entry->given || old->backend.ext == NULL)
+        return;
+    if (entry->backend.ext != old->backend.ext)
+        plb__release_ext(entry->backend.ext, entry->backend.ext_release);
+    entry->backend.ext = old->backend.ext;
+    entry->backend.ext_release = old->backend.ext_release;
+    entry->given = old->given;
+    old->backend.ext = NULL;
+}
+
+static plb_status plb__static_add(plb__static *self, const plb_backend *backend)
+{
+    plb__static_entry **end = &self->entries, *entry, *old;
+    plb_status status;
+    while (*end != NULL)
+        end = &(*end)->next;
+    entry = NULL;
+    end = &entry;
+    status = plb__static_append(self, &end, backend);
+    if (status != PLB_OK) {
+        plb__release_ext(backend->ext, backend->ext_release);
+        return status;
+    }
+    old = plb__static_take(&self->entries, backend);
+    entry->next = self->entries;
+    status = plb__static_check_sum(self, entry);
+    if (status == PLB_OK) {
+        plb__static_entry *o;
+        for (o = old; o != NULL; o = o->next)
+            plb__static_inherit(entry, o);
+        self->entries = entry;
+        plb__static_free_all(self, old);
+        return PLB_OK;
+    }
+    while (old != NULL) { /* undone */
+        plb__static_entry *next = old->next;
+        old->next = self->entries;
+        self->entries = old;
+        old = next;
+    }
+    plb__static_entry_free(self, entry);
+    return status;
+}
+
+static plb_status plb__static_replace(plb__static *self, const plb_backend *backends, size_t count)
+{
+    plb__static_entry *entries = NULL, **end = &entries, *entry, *old = self->entries;
+    plb_status status = PLB_OK;
+    size_t i;
+    for (i = 0; i < count && status == PLB_OK; i++)
+        status = plb__static_append(self, &end, &backends[i]);
+    if (status != PLB_OK)
+        plb__release_all(backends + i - 1, count - i + 1);
+    else
+        status = plb__static_check_sum(self, entries);
+    if (status != PLB_OK) {
+        plb__static_free_all(self, entries);
+        return status;
+    }
+    for (entry = entries; entry != NULL; entry = entry->next) {
+        plb__static_entry *taken = plb__static_take(&old, &entry->backend), *t;
+        for (t = taken; t != NULL; t = t->next)
+            plb__static_inherit(entry, t);
+        plb__static_free_all(self, taken);
+    }
+    plb__static_free_all(self, old);
+    self->entries = entries;
+    return PLB_OK;
+}
+
+static plb_status plb__static_change(void *opaque, plb_change change, const plb_backend *backends, size_t count)
+{
+    plb__static *self = (plb__static *)opaque;
+    switch (change) {
+    case PLB_CHANGE_ADD:
+        return plb__static_add(self, backends);
+    case PLB_CHANGE_REMOVE:
+        plb__static_free_all(self, plb__static_take(&self->entries, backends));
+        return PLB_OK;
+    default:
+        return plb__static_replace(self, backends, count);
+    }
+}
+
+static const plb_discovery_ops plb__static_ops = {
+    "static",          sizeof(plb__static), plb__static_open,    plb__static_close,
+    plb__static_start, plb__static_cancel,  plb__static_applied, plb__static_change};
+
+PLB_API plb_discovery plb_static(const plb_static_desc *desc)
+{
+    plb_discovery discovery;
+    discovery.ops = &plb__static_ops;
+    discovery.desc = desc;
+    /* The names' own deadline comes first, so that one that hangs does not hold up the others' answer. */
+    discovery.timeout_ms = (desc != NULL && desc->timeout_ms > 0 ? desc->timeout_ms : 5000) + 1000;
+    return discovery;
+}
+
+/* A host name as RFC 1123 section 2.1 and RFC 952 have it, underscores tolerated; not all digits and dots, which would
+   be a mistyped address. */
+static bool plb__is_host(const char *text, size_t length)
+{
+    bool letters = false;
+    size_t i;
+    if (length == 0 || length > 253 || text[0] == '-' || text[0] == '.')
+        return false;
+    for (i = 0; i < length; i++) {
+        char c = text[i];
+        bool letter = ((c | 32) >= 'a' && (c | 32) <= 'z') || c == '-' || c == '_';
+        if (!letter && c != '.' && !(c >= '0' && c <= '9'))
+            return false;
+        if (c == '.' && text[i - 1] == '.')
+            return false;
+        letters = letters || letter;
+    }
+    return letters;
+}
+
+PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t length, char *name_buffer)
+{
+    plb_backend backend;
+    plb__scan scan;
+    memset(&backend, 0, sizeof backend);
+    backend.weight = 1;
+    if (length == PLB_ZSTRING)
+        length = strlen(text);
+    if (plb_addr_parse(&backend.addr, text, length) != PLB_OK) {
+        const char *colon = (const char *)memchr(text, ':', length);
+        if (colon == NULL || name_buffer == NULL || !plb__is_host(text, (size_t)(colon - text)))
+            return PLB_ERR_ADDRESS;
+        scan.at = colon;
+        scan.end = text + length;
+        if (!plb__scan_port(&scan, &backend.addr.port))
+            return PLB_ERR_ADDRESS;
+        memcpy(name_buffer, text, (size_t)(colon - text));
+        name_buffer[colon - text] = '\0';
+        backend.name = name_buffer;
+    }
+    *out = backend;
+    return PLB_OK;
+}
+
+/* ==== HEALTH CHECKS: the balancer's side ========================================================================== */
+
+PLB_API void plb_check_done(plb_token token, plb_status status)
+{
+    plb__op *op = (plb__op *)token.op;
+    if (plb__op_claim(op, token.generation))
+        plb__op_complete(op, status);
+}
+
+/* The state machine of pingora-load-balancing's Health::observe_health. */
+static void plb__health_observe(plb_balancer *lb, const plb_view *view, uint32_t index, plb_status status)
+{
+    plb__slot *slot = view->slots[index];
+    bool success = status == PLB_OK, healthy = (PLB__LOAD(&slot->flags) & PLB__UNHEALTHY) == 0;
+    const plb_check *check = &lb->desc.check;
+    plb_backend_info info;
+    if (success == healthy) {
+        slot->u.control.streak = 0;
+        return;
+    }
+    if (++slot->u.control.streak < (success ? check->consecutive_success : check->consecutive_failure))
+        return;
+    slot->u.control.streak = 0;
+    plb__slot_flag(lb, slot, PLB__UNHEALTHY, !success);
+    plb__fill_info(view, index, &info);
+    plb__log_backend(lb, success ? PLB_LOG_INFO : PLB_LOG_WARN,
+                     success ? "healthy again:" : "unhealthy:", &info.backend, status);
+    if (lb->desc.on_flip != NULL)
+        lb->desc.on_flip(lb->desc.user, &info, status);
+}
+
+/* The slot could not be probed for reasons of this side, which says nothing of it: it stays due. */
+static void plb__probe_postpone(plb_balancer *lb, plb__slot *slot, plb_status status)
+{
+    plb_backend backend;
+    plb__fill_backend(slot, 0, &backend);
+    plb__log_backend(lb, PLB_LOG_WARN, "could not probe", &backend, status);
+    slot->u.control.round = 0;
+    if (!plb_timer_is_set(&lb->retry_timer) && lb->port.clock != NULL)
+        plb_timer_set(&lb->timers, &lb->retry_timer, PLB__RETRY_MS);
+}
+
+static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
+{
+    const plb_view *view = &((const plb__set *)lb->current)->view;
+    plb__slot *slot = op->slot;
+    uint32_t index = plb__view_find_slot(view, slot);
+    plb__delete(&lb->env.allocator, op->probe, lb->desc.check.ops->probe_size);
+    plb__op_free(lb, op);
+    lb->probes--;
+    if (plb_status_is_local(status))
+        plb__probe_postpone(lb, slot, status);
+    else if (index != PLB_NONE) /* else it has left meanwhile */
+        plb__health_observe(lb, view, index, status);
+    plb__slot_let_go(lb, slot);
+}
+
+static void plb__probe_timeout(void *user)
+{
+    plb__op *op = (plb__op *)user;
+    plb_token token = plb__op_token(op);
+    plb_balancer *lb = op->lb;
+    if (!plb__op_claim(op, token.generation))
+        return; /* its completion is in the mailbox */
+    lb->desc.check.ops->cancel(lb->check_state, op->probe, token);
+    plb__probe_over(lb, op, PLB_ERR_TIMEOUT);
+}
+
+static void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t weight)
+{
+    const plb_check_ops *ops = lb->desc.check.ops;
+    plb__op *op = plb__op_new(lb);
+    plb_backend backend;
+    plb_token token;
+    plb_status status = PLB_OK;
+    if (op == NULL) {
+        plb__probe_postpone(lb, slot, PLB_ERR_MEMORY);
+        return;
+    }
+    op->slot = slot;
+    slot->u.control.holders++;
+    lb->probes++;
+    token = plb__op_token(op);
+    op->probe = NULL;
+    if (ops->probe_size > 0) {
+        op->probe = plb__new(&lb->env.allocator, ops->probe_size);
+        if (op->probe == NULL)
+            status = PLB_ERR_MEMORY;
+    }
+    if (status == PLB_OK) {
+        plb__op_deadline(lb, op, plb__probe_timeout, lb->desc.check.timeout_ms);
+        plb__fill_backend(slot, weight, &backend);
+        status = ops->start(lb->check_state, op->probe, &backend, token);
+    }
+    if (status != PLB_OK && plb__op_claim(op, token.generation))
+        plb__probe_over(lb, op, status);
+}
+
+/* Probes that one poll starts at most, so that it stays short. */
+#define PLB__STARTS_PER_POLL 64
+
+static void plb__round_begin(plb_balancer *lb)
+{
+    lb->round_due = false;
+    lb->round_running = true;
+    lb->cursor = 0;
+    if (++lb->round == 0)
+        lb->round = 1;
+    if (lb->desc.check_every_ms > 0)
+        plb_timer_set(&lb->timers, &lb->round_timer, lb->desc.check_every_ms);
+}
+
+/* Starts what the round has not probed yet; says whether it could go on at once. */
+static bool plb__round_go_on(plb_balancer *lb)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    uint32_t count = set != NULL ? set->view.count : 0, starts = 0;
+    if (!lb->round_running)
+        return false;
+    while (lb->cursor < count && lb->probes < lb->desc.parallel_checks) {
+        plb__slot *slot = set->view.slots[lb->cursor];
+        if (slot->u.control.round != lb->round) {
+            if (starts++ == PLB__STARTS_PER_POLL)
+                return true;
+            slot->u.control.round = lb->round;
+            plb__probe_start(lb, slot, set->view.weights[lb->cursor]);
+        }
+        lb->cursor++;
+    }
+    if (lb->cursor < count || lb->probes > 0)
+        return false;
+    lb->round_running = false;
+    if (!lb->first_checks_over) {
+        lb->first_checks_over = true;
+        if (lb->desc.on_first_checks != NULL)
+            lb->desc.on_first_checks(lb->desc.user, lb);
+    }
+    return false;
+}
+
+static void plb__round_due(void *user)
+{
+    ((plb_balancer *)user)->round_due = true;
+}
+
+static void plb__round_retry(void *user)
+{
+    plb_balancer *lb = (plb_balancer *)user;
+    lb->cursor = 0;
+    lb->round_running = true;
+}
+
+PLB_API void plb_check_now(plb_balancer *lb)
+{
+    plb__fetch_or(&lb->wanted, PLB__WANT_CHECK);
+    plb__wake(lb);
+}
+
+/* ==== HEALTH CHECK: TCP =========================================================================================== */
+
+typedef struct plb__tcp_check {
+    const plb_io *io;
+    plb_addr source;
+} plb__tcp_check;
+
+typedef struct plb__tcp_probe {
+    const plb__tcp_check *check;
+    plb_stream *stream;
+    plb_token token;
+} plb__tcp_probe;
+
+static plb_status plb__tcp_check_open(void *opaque, const void *opaque_desc, const plb_env *env)
+{
+    plb__tcp_check *check = (plb__tcp_check *)opaque;
+    const plb_tcp_check_desc *desc = (const plb_tcp_check_desc *)opaque_desc;
+    if (env->port.io == NULL || env->port.clock == NULL)
+        return PLB_ERR_UNSUPPORTED;
+    check->io = env->port.io;
+    if (desc != NULL)
+        check->source = desc->source;
+    return PLB_OK;
+}
+
+static void plb__tcp_check_connected(void *user, plb_stream *stream, plb_event event, plb_status status)
+{
+    plb__tcp_probe *probe = (plb__tcp_probe *)user;
+    (void)event;
+    probe->check->io->close(probe->check->io->self, stream, PLB_CLOSE_GRACEFUL);
+    probe->stream = NULL;
+    plb_check_done(probe->token, status);
+}
+
+static plb_status plb__tcp_check_start(void *opaque, void *memory, const plb_backend *target, plb_token token)
+{
+    const plb__tcp_check *check = (const plb__tcp_check *)opaque;
+    plb__tcp_probe *probe = (plb__tcp_probe *)memory;
+    plb_handler handler;
+    plb_peer peer;
+    plb_status status;
+    memset(&peer, 0, sizeof peer);
+    plb__addr_copy(&peer.addr, &target->addr);
+    if (check->source.family == target->addr.family)
+        peer.source = check->source;
+    probe->check = check;
+    probe->token = token;
+    handler.fn = plb__tcp_check_connected;
+    handler.user = probe;
+    status = check->io->connect(check->io->self, &peer, handler, &probe->stream);
+    if (status == PLB_AGAIN)
+        return PLB_OK;
+    if (status == PLB_OK)
+        plb__tcp_check_connected(probe, probe->stream, PLB_EVENT_CONNECT, PLB_OK);
+    return status;
+}
+
+static void plb__tcp_check_cancel(void *opaque, void *memory, plb_token token)
+{
+    const plb__tcp_check *check = (const plb__tcp_check *)opaque;
+    plb__tcp_probe *probe = (plb__tcp_probe *)memory;
+    (void)token;
+    if (probe->stream != NULL)
+        check->io->close(check->io->self, probe->stream, PLB_CLOSE_ABORT);
+}
+
+static const plb_check_ops plb__tcp_check_ops = {
+    "tcp", sizeof(plb__tcp_check), sizeof(plb__tcp_probe), plb__tcp_check_open,
+    NULL,  plb__tcp_check_start,   plb__tcp_check_cancel};
+
+PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
+{
+    plb_check check;
+    memset(&check, 0, sizeof check);
+    check.ops = &plb__tcp_check_ops;
+    check.desc = desc;
+    if (desc != NULL) {
+        check.timeout_ms = desc->timeout_ms;
+        check.consecutive_success = desc->consecutive_success;
+        check.consecutive_failure = desc->consecutive_failure;
+    }
+    return check;
+}
+
+/* ==== BALANCER: creation, schedule, end =========================================================================== */
+
+/* Empties the mailbox. Changes join their queue; completions are returned, oldest first. */
+static plb__mail *plb__mail_sort(plb_balancer *lb)
+{
+    plb__mail *mail = plb__mail_take(&lb->mailbox), *completions = NULL, **end = &completions;
+    while (mail != NULL) {
+        plb__mail *next = mail->next;
+        mail->next = NULL;
+        if (mail->kind == PLB__MAIL_CHANGE) {
+            *lb->changes_end = mail;
+            lb->changes_end = &mail->next;
+        } else {
+            *end = mail;
+            end = &mail->next;
+        }
+        mail = next;
+    }
+    return completions;
+}
+
+static void plb__mail_read(plb_balancer *lb)
+{
+    plb__mail *mail = plb__mail_sort(lb);
+    while (mail != NULL) {
+        plb__op *op = (plb__op *)(void *)mail;
+        mail = mail->next;
+        if (op == lb->discovery)
+            plb__discovery_answered(lb, op->result);
+        else
+            plb__probe_over(lb, op, op->result);
+    }
+}
+
+static void plb__discover(plb_balancer *lb)
+{
+    if (lb->answered)
+        plb__answer_apply(lb);
+    plb__changes_apply(lb);
+    if (lb->update_due && lb->discovery == NULL)
+        plb__discovery_start(lb);
+    plb__mail_read(lb); /* what completed at once */
+}
+
+static bool plb__check(plb_balancer *lb)
+{
+    bool more;
+    if (lb->desc.check.ops == NULL) {
+        lb->round_due = false;
+        if (lb->first_update_over && !lb->first_checks_over) {
+            lb->first_checks_over = true;
+            if (lb->desc.on_first_checks != NULL)
+                lb->desc.on_first_checks(lb->desc.user, lb);
+        }
+        return false;
+    }
+    if (lb->round_due && !lb->round_running && lb->first_update_over)
+        plb__round_begin(lb);
+    more = plb__round_go_on(lb);
+    plb__mail_read(lb);
+    return more;
+}
+
+PLB_API uint32_t plb_poll(plb_balancer *lb)
+{
+    uint32_t delay;
+    uintptr_t wanted = plb__exchange(&lb->wanted, 0);
+    bool more;
+    if (lb->port.clock != NULL) {
+        plb_timers_update(&lb->timers, lb->port.clock);
+        plb_timers_run(&lb->timers);
+    }
+    lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
+    lb->round_due = lb->round_due || (wanted & PLB__WANT_CHECK) != 0;
+    plb__mail_read(lb);
+    plb__reclaim(lb);
+    plb__discover(lb);
+    more = plb__check(lb);
+    delay = plb_timers_delay(&lb->timers);
+    if (plb__reclaim(lb) && delay > PLB__WAIT_READERS_MS)
+        delay = PLB__WAIT_READERS_MS;
+    if (more || PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0 ||
+        (lb->update_due && lb->discovery == NULL) || (lb->round_due && !lb->round_running && lb->first_update_over))
+        delay = 0;
+    return delay;
+}
+
+static uint32_t plb__task_poll(void *user)
+{
+    return plb_poll((plb_balancer *)user);
+}
+
+PLB_API plb_task *plb_balancer_task(plb_balancer *lb)
+{
+    return &lb->task;
+}
+
+static uint32_t plb__or(uint32_t value, uint32_t default_value)
+{
+    return value > 0 ? value : default_value;
+}
+
+/* The one place where zero becomes a default. */
+static void plb__desc_resolve(plb_balancer_desc *desc)
+{
+    if (desc->strategy.ops == NULL)
+        desc->strategy = plb_round_robin();
+    if (desc->discovery.ops == NULL)
+        desc->discovery = plb_static(NULL);
+    desc->discovery.timeout_ms = plb__or(desc->discovery.timeout_ms, 5000);
+    desc->check.timeout_ms = plb__or(desc->check.timeout_ms, 1000);
+    desc->check.consecutive_success = plb__or(desc->check.consecutive_success, 1);
+    desc->check.consecutive_failure = plb__or(desc->check.consecutive_failure, 1);
+    desc->parallel_checks = plb__or(desc->parallel_checks, 64);
+    if (desc->log_level == PLB_LOG_NONE)
+        desc->log_level = PLB_LOG_INFO;
+}
+
+static plb_status plb__desc_check(const plb_balancer *lb)
+{
+    const plb_balancer_desc *desc = &lb->desc;
+    if (desc->start_unhealthy && desc->check.ops == NULL) {
+        plb__log(lb, PLB_LOG_ERROR, "start_unhealthy needs a check, or no backend would ever be ready", PLB_OK);
+        return PLB_ERR_ARGUMENT;
+    }
+    if (lb->port.clock == NULL && (desc->update_every_ms > 0 || desc->check_every_ms > 0)) {
+        plb__log(lb, PLB_LOG_ERROR, "update_every_ms and check_every_ms need port.clock", PLB_OK);
+        return PLB_ERR_UNSUPPORTED;
+    }
+    return PLB_OK;
+}
+
+/* Gives an extension its state and opens it. */
+static plb_status plb__open(plb_balancer *lb, const char *kind, const char *name, size_t state_size,
+                            plb_status (*open)(void *state, const void *desc, const plb_env *env), const void *desc,
+                            void **state)
+{
+    plb_status status = PLB_OK;
+    plb__line line;
+    *state = plb__new(&lb->env.allocator, state_size > 0 ? state_size : 1);
+    if (*state == NULL)
+        return PLB_ERR_MEMORY;
+    if (open != NULL)
+        status = open(*state, desc, &lb->env);
+    if (status != PLB_OK && plb__log_begin(lb, &line, PLB_LOG_ERROR, kind)) {
+        plb__put_char(&line.text, ' ');
+        plb__put(&line.text, name);
+        plb__put(&line.text, " cannot start: ");
+        plb__put(&line.text, plb_status_text(status));
+        plb__log_end(lb, &line);
+    }
+    return status;
+}
+
+static void plb__close(plb_balancer *lb, size_t state_size, void (*close)(void *state), void *state)
+{
+    if (state == NULL)
+        return;
+    if (close != NULL)
+        close(state);
+    plb__delete(&lb->env.allocator, state, state_size > 0 ? state_size : 1);
+}
+
+static plb_status plb__open_all(plb_balancer *lb)
+{
+    const plb_balancer_desc *desc = &lb->desc;
+    plb_status status = plb__desc_check(lb);
+    if (status == PLB_OK)
+        status = plb__open(lb, "strategy", desc->strategy.ops->name, desc->strategy.ops->state_size,
+                           desc->strategy.ops->open, desc->strategy.desc, &lb->strategy_state);
+    if (status == PLB_OK && desc->check.ops != NULL)
+        status = plb__open(lb, "check", desc->check.ops->name, desc->check.ops->state_size, desc->check.ops->open,
+                           desc->check.desc, &lb->check_state);
+    if (status == PLB_OK)
+        status = plb__open(lb, "discovery", desc->discovery.ops->name, desc->discovery.ops->state_size,
+                           desc->discovery.ops->open, desc->discovery.desc, &lb->discovery_state);
+    return status;
+}
+
+static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
+{
+    timer->fn = fn;
+    timer->user = lb;
+}
+
+PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
+{
+    plb_allocator allocator = plb__allocator_or_default(desc->allocator);
+    plb_balancer *lb = (plb_balancer *)plb__new(&allocator, sizeof *lb);
+    plb_status status;
+    *out = NULL;
+    if (lb == NULL)
+        return PLB_ERR_MEMORY;
+    lb->desc = *desc;
+    plb__desc_resolve(&lb->desc);
+    lb->port = desc->port;
+    lb->strategy = lb->desc.strategy.ops;
+    lb->env.port = desc->port;
+    lb->env.allocator = allocator;
+    lb->env.balancer = lb;
+    lb->task.poll = plb__task_poll;
+    lb->task.user = lb;
+    lb->changes_end = &lb->changes;
+    lb->update.status = PLB_AGAIN;
+    plb__timer_init(&lb->update_timer, plb__update_due, lb);
+    plb__timer_init(&lb->round_timer, plb__round_due, lb);
+    plb__timer_init(&lb->retry_timer, plb__round_retry, lb);
+    if (lb->port.clock != NULL)
+        plb_timers_update(&lb->timers, lb->port.clock);
+    status = plb__open_all(lb);
+    if (status != PLB_OK) {
+        plb_destroy(lb);
+        return status;
+    }
+    *out = lb;
+    lb->round_due = true;
+    plb__discovery_start(lb);
+    plb__mail_read(lb);
+    return PLB_OK;
+}
+
+/* Ends everything in flight, completed or not. */
+static void plb__cancel_all(plb_balancer *lb)
+{
+    while (lb->running != NULL) {
+        plb__op *op = lb->running;
+        plb_token token = plb__op_token(op);
+        bool claimed = plb__op_claim(op, token.generation);
+        if (op != lb->discovery) {
+            if (claimed)
+                lb->desc.check.ops->cancel(lb->check_state, op->probe, token);
+            plb__delete(&lb->env.allocator, op->probe, lb->desc.check.ops->probe_size);
+            plb__slot_let_go(lb, op->slot);
+        } else if (claimed) {
+            lb->desc.discovery.ops->cancel(lb->discovery_state, token);
+        } else if (op->answer != NULL) {
+            plb__update_refuse(lb, op->answer);
+            plb__delete(&lb->env.allocator, op->answer, op->answer->size);
+            if (lb->desc.discovery.ops->applied != NULL)
+                lb->desc.discovery.ops->applied(lb->discovery_state, PLB_ERR_CANCELLED);
+        }
+        plb__op_free(lb, op);
+    }
+}
+
+static void plb__free_ops(plb_balancer *lb)
+{
+    while (lb->free_ops != NULL) {
+        plb__op *op = lb->free_ops;
+        lb->free_ops = op->next_free;
+        plb__delete(&lb->env.allocator, op, sizeof *op);
+    }
+}
+
+static void plb__drop_changes(plb_balancer *lb)
+{
+    while (lb->changes != NULL) {
+        plb__change *change = (plb__change *)(void *)lb->changes;
+        lb->changes = change->mail.next;
+        plb__release_all(change->list->backends, change->list->count);
+        plb__change_free(lb, change);
+    }
+}
+
+/* Slots with requests in flight go with the last of them. */
+static void plb__orphan_departed(plb_balancer *lb)
+{
+    while (lb->departed != NULL) {
+        plb__slot *slot = lb->departed;
+        lb->departed = slot->u.control.next_departed;
+        slot->u.estate = lb->env.allocator;
+        plb__fetch_add(&slot->in_flight, PLB__ORPHANED);
+    }
+}
+
+PLB_API void plb_destroy(plb_balancer *lb)
+{
+    plb_allocator allocator;
+    const plb_balancer_desc *desc;
+    int i;
+    if (lb == NULL)
+        return;
+    allocator = lb->env.allocator;
+    desc = &lb->desc;
+    plb__mail_sort(lb); /* completions in it belong to ops that are ended next */
+    plb__cancel_all(lb);
+    plb__drop_changes(lb);
+    plb__close(lb, desc->discovery.ops->state_size, desc->discovery.ops->close, lb->discovery_state);
+    if (desc->check.ops != NULL)
+        plb__close(lb, desc->check.ops->state_size, desc->check.ops->close, lb->check_state);
+    for (i = 0; i < 2; i++)
+        if (lb->retired[i] != NULL)
+            plb__set_delete(lb, lb->retired[i]);
+    if (lb->current != 0)
+        plb__set_delete(lb, (plb__set *)lb->current);
+    plb__close(lb, desc->strategy.ops->state_size, desc->strategy.ops->close, lb->strategy_state);
+    lb->retired[0] = lb->retired[1] = NULL;
+    plb__reclaim(lb);
+    plb__orphan_departed(lb);
+    plb__free_ops(lb);
+    plb__delete(&allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
+    plb__delete(&allocator, lb, sizeof *lb);
+}
+
+/*@HTTP1-IMPL@*/
+
+#endif /* PLB__IMPLEMENTED */
+#endif /* PINGORA_LB_IMPLEMENTATION */
