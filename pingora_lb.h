@@ -484,6 +484,19 @@ PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth);   /* in
 PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index); /* plb_begin without plb_end yet */
 PLB_API uint32_t plb_view_slot(const plb_view *view, uint32_t index);      /* a small number, the same in every set */
 
+/* What belongs to the calling thread for the time of a pick, so that it may be used without atomic operations. */
+typedef struct plb_reader {
+    uintptr_t set;   /* private */
+    uint64_t random; /* private */
+} plb_reader;
+PLB_API uint64_t plb_reader_random(plb_reader *reader); /* 64 random bits (SplitMix64), not for secrets */
+
+/* One call's hold on a set. */
+typedef struct plb_hold {
+    plb_reader *reader; /* private */
+    plb_reader own;     /* private */
+} plb_hold;
+
 /* Where a raw iteration stands; a strategy lays it out as it likes. */
 typedef struct plb_cursor {
     uint64_t words[8];
@@ -499,14 +512,14 @@ typedef struct plb_strategy_ops {
     plb_status (*build)(void *state, const plb_view *view, void **table);
     void (*discard)(void *state, void *table); /* NULL when build is */
     /* The raw sequence for a key: the first backend, and each next one. It may repeat, it never ends. Any thread. */
-    uint32_t (*first)(void *state, const void *table, const plb_view *view, const void *key, size_t key_length,
-                      plb_cursor *cursor);
-    uint32_t (*next)(void *state, const void *table, const plb_view *view, plb_cursor *cursor);
+    uint32_t (*first)(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                      size_t key_length, plb_cursor *cursor);
+    uint32_t (*next)(void *state, const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor);
     /* The fast path of a plain select: the first ready backend among the first `limit` of the raw sequence, or
        PLB_NONE. limit 0: a ready one if there is one. Same effects on `state` as walking. Any thread, no lock, no
        allocation. NULL: the balancer walks with first and next. */
-    uint32_t (*pick)(void *state, const void *table, const plb_view *view, const void *key, size_t key_length,
-                     uint32_t limit);
+    uint32_t (*pick)(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                     size_t key_length, uint32_t limit);
     /* A request was given to the backend of that slot, and is over; for strategies that learn. May be NULL. Any thread;
        ended is not called after plb_destroy. `outcome` is a plb_outcome. */
     void (*began)(void *state, uint32_t slot);
@@ -688,7 +701,7 @@ PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us);
 typedef struct plb_walk {
     plb_balancer *balancer; /* private, like the rest */
     void *set;
-    uintptr_t reader;
+    plb_hold hold;
     bool started;
     const void *key;
     size_t key_length;
@@ -1503,6 +1516,24 @@ PLB_API uint32_t plb_timers_delay(const plb_timers *timers)
     return delay < PLB_FOREVER ? (uint32_t)delay : PLB_FOREVER - 1;
 }
 
+/* ==== RANDOM NUMBERS ============================================================================================== */
+
+#define PLB__GOLDEN UINT64_C(0x9e3779b97f4a7c15)
+
+/* SplitMix64 (Steele, Lea, Flood 2014): a counter, and what makes its steps look random. */
+PLB__INLINE uint64_t plb__mix(uint64_t z)
+{
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+PLB_API uint64_t plb_reader_random(plb_reader *reader)
+{
+    reader->random += PLB__GOLDEN;
+    return plb__mix(reader->random);
+}
+
 /* ==== SLOT: what outlives a set =================================================================================== */
 
 enum {
@@ -1794,10 +1825,11 @@ static plb__mail *plb__mail_take(uintptr_t *box)
 
 #define PLB__CACHE_LINE 64
 
-typedef struct plb__reader {
-    uintptr_t set; /* what it reads, or 0 */
-    char pad[PLB__CACHE_LINE - sizeof(uintptr_t)];
-} plb__reader;
+/* Where a reader says which set it reads (plb_reader.set; 0: free). */
+typedef struct plb__cell {
+    plb_reader reader;
+    char pad[PLB__CACHE_LINE - sizeof(plb_reader)];
+} plb__cell;
 
 /* A copied list of backends: the answer of a discovery, or the argument of plb_add and its kind. Names follow. */
 typedef struct plb__list {
@@ -1840,9 +1872,10 @@ struct plb_balancer {
     const plb_strategy_ops *strategy;
     plb_port port;
     char pad[PLB__CACHE_LINE];
-    plb__reader readers[PLB__READERS + 1];
+    plb__cell cells[PLB__READERS + 1];
     /* other threads now and then */
     uint32_t spilled; /* readers beyond those */
+    uintptr_t spills; /* how many there were, for their seeds */
     uintptr_t mailbox;
     uintptr_t wanted; /* PLB__WANT_... */
     /* the polling thread */
@@ -1977,8 +2010,16 @@ PLB__INLINE uint32_t plb__reader_hint(void)
     return (uint32_t)((uint64_t)page * PLB__READERS >> 32);
 }
 
+static plb__set *plb__enter_spilled(plb_balancer *lb, plb_hold *hold)
+{
+    plb__fetch_add(&lb->spilled, 1);
+    hold->reader = &hold->own;
+    hold->own.random = plb__mix((uintptr_t)hold + plb__fetch_add_relaxed(&lb->spills, 1) * PLB__GOLDEN);
+    return (plb__set *)PLB__LOAD(&lb->current);
+}
+
 /* Announces a reader and returns the current set; NULL, and nothing to leave, before the first one is published. */
-PLB__INLINE plb__set *plb__enter(plb_balancer *lb, uintptr_t *reader)
+PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
 {
     uintptr_t set = PLB__LOAD(&lb->current);
     const uint32_t cells = PLB__READERS;
@@ -1986,29 +2027,26 @@ PLB__INLINE plb__set *plb__enter(plb_balancer *lb, uintptr_t *reader)
     if (set == 0)
         return NULL;
     for (tries = cells; tries > 0; tries--, cell = cell + 1 < cells ? cell + 1 : 0) {
-        uintptr_t *claim = &lb->readers[cell].set;
+        uintptr_t *claim = &lb->cells[cell].reader.set;
         if (PLB__LOAD_RELAXED(claim) == 0 && plb__cas(claim, 0, set)) {
             uintptr_t now;
             while (PLB__UNLIKELY((now = PLB__LOAD(&lb->current)) != set)) {
                 set = now;
                 PLB__STORE(claim, set);
             }
-            *reader = cell;
+            hold->reader = &lb->cells[cell].reader;
             return (plb__set *)set;
         }
     }
-    plb__fetch_add(&lb->spilled, 1);
-    *reader = cells;
-    return (plb__set *)PLB__LOAD(&lb->current);
+    return plb__enter_spilled(lb, hold);
 }
 
-PLB__INLINE void plb__leave(plb_balancer *lb, uintptr_t reader)
+PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 {
-    const uintptr_t cells = PLB__READERS;
-    if (reader >= cells)
+    if (PLB__UNLIKELY(hold->reader == &hold->own))
         plb__fetch_add(&lb->spilled, UINT32_MAX);
     else
-        PLB__STORE_RELEASE(&lb->readers[reader].set, 0);
+        PLB__STORE_RELEASE(&hold->reader->set, 0);
 }
 
 static bool plb__is_read(plb_balancer *lb, const plb__set *set)
@@ -2017,7 +2055,7 @@ static bool plb__is_read(plb_balancer *lb, const plb__set *set)
     if (PLB__LOAD(&lb->spilled) != 0)
         return true;
     while (i-- > 0)
-        if (PLB__LOAD(&lb->readers[i].set) == (uintptr_t)set)
+        if (PLB__LOAD(&lb->cells[i].reader.set) == (uintptr_t)set)
             return true;
     return false;
 }
@@ -2025,15 +2063,15 @@ static bool plb__is_read(plb_balancer *lb, const plb__set *set)
 /* The slot has changed: says so in the current set. The slot must be held by the caller. */
 static void plb__slot_changed(plb_balancer *lb, plb__slot *slot)
 {
-    uintptr_t reader;
-    plb__set *set = plb__enter(lb, &reader);
+    plb_hold hold;
+    plb__set *set = plb__enter(lb, &hold);
     uint32_t index;
     if (set == NULL)
         return;
     index = plb__view_find_slot(&set->view, slot);
     if (index != PLB_NONE)
         plb__view_sync(&set->view, index);
-    plb__leave(lb, reader);
+    plb__leave(lb, &hold);
 }
 
 static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, bool on)
@@ -2126,14 +2164,14 @@ static uint32_t plb__sweep(const plb_request *request, const plb_view *view, con
 
 /* pingora's UniqueIterator: every step counts, a backend is asked once, and the sequence has moved on once more when
    the limit is noticed. */
-static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, const plb_request *request)
+static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request)
 {
     const plb_view *view = &set->view;
     uint32_t steps = 0, limit = request->max_iterations > 0 ? request->max_iterations : UINT32_MAX;
     plb_cursor cursor;
     plb__seen seen;
     uint32_t index =
-        lb->strategy->first(lb->strategy_state, set->table, view, request->key, request->key_length, &cursor);
+        lb->strategy->first(lb->strategy_state, set->table, view, reader, request->key, request->key_length, &cursor);
     seen.count = 0;
     while (steps < limit) {
         steps++;
@@ -2146,17 +2184,18 @@ static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, const plb_
         }
         if (request->max_iterations == 0 && (seen.count == view->count || steps == PLB__PATIENCE))
             return plb__sweep(request, view, &seen, limit);
-        index = lb->strategy->next(lb->strategy_state, set->table, view, &cursor);
+        index = lb->strategy->next(lb->strategy_state, set->table, view, reader, &cursor);
     }
     return PLB_NONE;
 }
 
-PLB__INLINE uint32_t plb__pick_index(plb_balancer *lb, const plb__set *set, const plb_request *request)
+PLB__INLINE uint32_t plb__pick_index(plb_balancer *lb, const plb__set *set, plb_reader *reader,
+                                     const plb_request *request)
 {
     if (PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL))
-        return lb->strategy->pick(lb->strategy_state, set->table, &set->view, request->key, request->key_length,
+        return lb->strategy->pick(lb->strategy_state, set->table, &set->view, reader, request->key, request->key_length,
                                   request->max_iterations);
-    return plb__walk_pick(lb, set, request);
+    return plb__walk_pick(lb, set, reader, request);
 }
 
 PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
@@ -2173,19 +2212,19 @@ PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_leng
 PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request, plb_addr *out)
 {
     plb_status status = PLB_ERR_EMPTY;
-    uintptr_t reader;
-    plb__set *set = plb__enter(lb, &reader);
+    plb_hold hold;
+    plb__set *set = plb__enter(lb, &hold);
     if (set == NULL)
         return PLB_ERR_EMPTY;
     if (set->view.count > 0) {
-        uint32_t index = plb__pick_index(lb, set, request);
+        uint32_t index = plb__pick_index(lb, set, hold.reader, request);
         status = PLB_ERR_NOT_READY;
         if (index != PLB_NONE) {
             plb__addr_copy(out, &set->view.slots[index]->addr);
             status = PLB_OK;
         }
     }
-    plb__leave(lb, reader);
+    plb__leave(lb, &hold);
     return status;
 }
 
@@ -2196,16 +2235,16 @@ static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
     if (PLB__LOAD_RELAXED(&slot->max_conns) != 0) {
         /* It may become ready by this, and then the view must say so: after the count has gone down, so the slot must
            be kept alive by something else, which is the set it is in. */
-        uintptr_t reader;
-        plb__set *set = plb__enter(lb, &reader);
+        plb_hold hold;
+        plb__set *set = plb__enter(lb, &hold);
         if (set != NULL) {
             if (plb__view_find_slot(&set->view, slot) != PLB_NONE) {
                 plb__fetch_add(&slot->in_flight, UINT32_MAX);
                 plb__slot_changed(lb, slot);
-                plb__leave(lb, reader);
+                plb__leave(lb, &hold);
                 return;
             }
-            plb__leave(lb, reader);
+            plb__leave(lb, &hold);
         }
     }
     before = plb__fetch_add(&slot->in_flight, UINT32_MAX);
@@ -2230,13 +2269,14 @@ static bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
 /* How often plb_begin picks again when other threads were faster to fill a backend up to max_conns. */
 #define PLB__TAKE_TRIES 16
 
-static plb_status plb__begin_in(plb_balancer *lb, plb__set *set, const plb_request *request, plb_pick *pick)
+static plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
+                                plb_pick *pick)
 {
     int tries;
     if (set->view.count == 0)
         return PLB_ERR_EMPTY;
     for (tries = 0; tries < PLB__TAKE_TRIES; tries++) {
-        uint32_t index = plb__pick_index(lb, set, request);
+        uint32_t index = plb__pick_index(lb, set, reader, request);
         plb__slot *slot;
         if (index == PLB_NONE)
             break;
@@ -2262,8 +2302,8 @@ PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_p
 {
     plb_request any;
     plb_status status = PLB_ERR_EMPTY;
-    uintptr_t reader;
-    plb__set *set = plb__enter(lb, &reader);
+    plb_hold hold;
+    plb__set *set = plb__enter(lb, &hold);
     pick->held = NULL;
     if (set == NULL)
         return status;
@@ -2271,8 +2311,8 @@ PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_p
         memset(&any, 0, sizeof any);
         request = &any;
     }
-    status = plb__begin_in(lb, set, request, pick);
-    plb__leave(lb, reader);
+    status = plb__begin_in(lb, set, hold.reader, request, pick);
+    plb__leave(lb, &hold);
     return status;
 }
 
@@ -2297,22 +2337,22 @@ PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
 
 PLB_API plb_status plb_set_enabled(plb_balancer *lb, const plb_addr *addr, uint32_t id, bool enabled)
 {
-    uintptr_t reader;
-    plb__set *set = plb__enter(lb, &reader);
+    plb_hold hold;
+    plb__set *set = plb__enter(lb, &hold);
     uint32_t index;
     if (set == NULL)
         return PLB_ERR_ADDRESS;
     index = plb__view_find(&set->view, addr, id);
     if (index != PLB_NONE)
         plb__slot_flag(lb, set->view.slots[index], PLB__DISABLED, !enabled);
-    plb__leave(lb, reader);
+    plb__leave(lb, &hold);
     return index != PLB_NONE ? PLB_OK : PLB_ERR_ADDRESS;
 }
 
 PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id)
 {
-    uintptr_t reader;
-    plb__set *set = plb__enter(lb, &reader);
+    plb_hold hold;
+    plb__set *set = plb__enter(lb, &hold);
     bool ready = false;
     uint32_t index;
     if (set == NULL)
@@ -2324,14 +2364,14 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id)
             break;
         ready = plb__view_ready(&set->view, index);
     }
-    plb__leave(lb, reader);
+    plb__leave(lb, &hold);
     return ready;
 }
 
 PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend_info *info), void *user)
 {
-    uintptr_t reader;
-    plb__set *set = plb__enter(lb, &reader);
+    plb_hold hold;
+    plb__set *set = plb__enter(lb, &hold);
     uint32_t i;
     if (set == NULL)
         return;
@@ -2341,23 +2381,25 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
         if (!fn(user, &info))
             break;
     }
-    plb__leave(lb, reader);
+    plb__leave(lb, &hold);
 }
 
 PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *key, size_t key_length)
 {
-    plb__set *set = plb__enter(lb, &walk->reader);
+    plb__set *set = plb__enter(lb, &walk->hold);
     walk->balancer = lb;
     walk->set = set;
     walk->started = false;
     walk->key = key;
     walk->key_length = key_length;
-    if (set != NULL && set->view.count > 0)
-        return PLB_OK;
-    if (set != NULL)
-        plb__leave(lb, walk->reader);
-    walk->set = NULL;
-    return PLB_ERR_EMPTY;
+    if (set == NULL)
+        return PLB_ERR_EMPTY;
+    if (set->view.count == 0) {
+        plb__leave(lb, &walk->hold);
+        walk->set = NULL;
+        return PLB_ERR_EMPTY;
+    }
+    return PLB_OK;
 }
 
 PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info)
@@ -2366,10 +2408,10 @@ PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info)
     const plb__set *set = (const plb__set *)walk->set;
     uint32_t index;
     if (walk->started)
-        index = lb->strategy->next(lb->strategy_state, set->table, &set->view, &walk->cursor);
+        index = lb->strategy->next(lb->strategy_state, set->table, &set->view, walk->hold.reader, &walk->cursor);
     else
-        index =
-            lb->strategy->first(lb->strategy_state, set->table, &set->view, walk->key, walk->key_length, &walk->cursor);
+        index = lb->strategy->first(lb->strategy_state, set->table, &set->view, walk->hold.reader, walk->key,
+                                    walk->key_length, &walk->cursor);
     walk->started = true;
     plb__fill_info(&set->view, index, info);
 }
@@ -2377,7 +2419,7 @@ PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info)
 PLB_API void plb_walk_end(plb_walk *walk)
 {
     if (walk->set != NULL)
-        plb__leave(walk->balancer, walk->reader);
+        plb__leave(walk->balancer, &walk->hold);
     walk->set = NULL;
 }
 
@@ -2410,7 +2452,6 @@ typedef enum plb__numbers { PLB__NUMBERS_COUNT, PLB__NUMBERS_RANDOM, PLB__NUMBER
 typedef struct plb__weighted_state {
     uintptr_t counter; /* one for all threads; wraps as pingora's usize does */
     plb__numbers numbers;
-    uint64_t seed;
     plb_allocator allocator;
 } plb__weighted_state;
 
@@ -2427,8 +2468,6 @@ static plb_status plb__weighted_open(plb__weighted_state *state, plb__numbers nu
 {
     state->numbers = numbers;
     state->allocator = env->allocator;
-    if (env->port.random != NULL)
-        env->port.random->fill(env->port.random->self, &state->seed, sizeof state->seed);
     return PLB_OK;
 }
 
@@ -2501,34 +2540,25 @@ PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint3
     return low;
 }
 
-/* SplitMix64 (Steele, Lea, Flood 2014) over a counter: any number of threads draw from it with one atomic addition. */
-PLB__INLINE uint64_t plb__mix(uint64_t z)
-{
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
-#define PLB__GOLDEN UINT64_C(0x9e3779b97f4a7c15)
-
-PLB__INLINE uint64_t plb__weighted_first(plb__weighted_state *state, const void *key, size_t key_length)
+PLB__INLINE uint64_t plb__weighted_first(plb__weighted_state *state, plb_reader *reader, const void *key,
+                                         size_t key_length)
 {
     switch (state->numbers) {
     case PLB__NUMBERS_COUNT:
         return plb__fetch_add_relaxed(&state->counter, 1);
     case PLB__NUMBERS_RANDOM:
-        return plb__mix(state->seed + (plb__fetch_add_relaxed(&state->counter, 1) + 1) * PLB__GOLDEN);
+        return plb_reader_random(reader);
     default:
         return plb__fnv1a(PLB__FNV_BASIS, key, key_length);
     }
 }
 
-PLB__INLINE uint64_t plb__weighted_next(plb__weighted_state *state, uint64_t number)
+PLB__INLINE uint64_t plb__weighted_next(plb__weighted_state *state, plb_reader *reader, uint64_t number)
 {
     uint64_t hash = PLB__FNV_BASIS;
     int i;
     if (state->numbers != PLB__NUMBERS_FNV)
-        return plb__weighted_first(state, NULL, 0);
+        return plb__weighted_first(state, reader, NULL, 0);
     for (i = 0; i < 64; i += 8)
         hash = (hash ^ (number >> i & 0xff)) * PLB__FNV_PRIME;
     return hash;
@@ -2541,8 +2571,8 @@ PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint6
     return plb__weighted_owner(table, plb__remainder(number, &table->places));
 }
 
-static uint32_t plb__weighted_pick(void *opaque, const void *opaque_table, const plb_view *view, const void *key,
-                                   size_t key_length, uint32_t limit)
+static uint32_t plb__weighted_pick(void *opaque, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                   const void *key, size_t key_length, uint32_t limit)
 {
     plb__weighted_state *state = (plb__weighted_state *)opaque;
     const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
@@ -2554,37 +2584,38 @@ static uint32_t plb__weighted_pick(void *opaque, const void *opaque_table, const
             plb__fetch_add_relaxed(&state->counter, (uintptr_t)limit + 1);
         return PLB_NONE;
     }
-    number = plb__weighted_first(state, key, key_length);
+    number = plb__weighted_first(state, reader, key, key_length);
     index = plb__weighted_start(table, number);
     if (PLB__LIKELY(plb__view_ready(view, index)))
         return index;
     if (limit == 0) {
         /* No sequence to be faithful to: go to the ready ones directly. */
-        index = plb_view_ready_nth(view, (uint32_t)(plb__weighted_next(state, number) % ready));
+        index = plb_view_ready_nth(view, (uint32_t)(plb__weighted_next(state, reader, number) % ready));
         return index != PLB_NONE ? index : plb_view_ready_nth(view, 0); /* there are fewer by now */
     }
     for (steps = 1; steps < limit; steps++) {
-        number = plb__weighted_next(state, number);
+        number = plb__weighted_next(state, reader, number);
         index = plb__remainder(number, &table->count);
         if (plb__view_ready(view, index))
             return index;
     }
-    plb__weighted_next(state, number); /* moved on once more by the time the limit is noticed */
+    plb__weighted_next(state, reader, number); /* moved on once more by the time the limit is noticed */
     return PLB_NONE;
 }
 
-static uint32_t plb__weighted_raw_first(void *state, const void *table, const plb_view *view, const void *key,
-                                        size_t key_length, plb_cursor *cursor)
+static uint32_t plb__weighted_raw_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                        const void *key, size_t key_length, plb_cursor *cursor)
 {
     (void)view;
-    cursor->words[0] = plb__weighted_first((plb__weighted_state *)state, key, key_length);
+    cursor->words[0] = plb__weighted_first((plb__weighted_state *)state, reader, key, key_length);
     return plb__weighted_start((const plb__weighted_table *)table, cursor->words[0]);
 }
 
-static uint32_t plb__weighted_raw_next(void *state, const void *table, const plb_view *view, plb_cursor *cursor)
+static uint32_t plb__weighted_raw_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                       plb_cursor *cursor)
 {
     (void)view;
-    cursor->words[0] = plb__weighted_next((plb__weighted_state *)state, cursor->words[0]);
+    cursor->words[0] = plb__weighted_next((plb__weighted_state *)state, reader, cursor->words[0]);
     return plb__remainder(cursor->words[0], &((const plb__weighted_table *)table)->count);
 }
 
@@ -2927,12 +2958,13 @@ PLB__INLINE uint32_t plb__ring_search(const plb__ring *ring, uint32_t hash)
 /* Points that a pick without a limit looks at before it goes to the ready backends directly. */
 #define PLB__RING_PATIENCE 256
 
-static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view *view, const void *key,
-                                 size_t key_length, uint32_t limit)
+static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                 const void *key, size_t key_length, uint32_t limit)
 {
     const plb__ring *ring = (const plb__ring *)table;
     uint32_t hash, at, steps, ready = PLB__LOAD_RELAXED(&view->ready_count);
     (void)state;
+    (void)reader;
     if (PLB__UNLIKELY(ready == 0))
         return PLB_NONE;
     hash = ~plb__crc_update(UINT32_MAX, key, key_length);
@@ -2946,22 +2978,25 @@ static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view 
     return limit > 0 ? PLB_NONE : plb_view_ready_nth(view, hash % ready);
 }
 
-static uint32_t plb__ketama_first(void *state, const void *table, const plb_view *view, const void *key,
-                                  size_t key_length, plb_cursor *cursor)
+static uint32_t plb__ketama_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                  const void *key, size_t key_length, plb_cursor *cursor)
 {
     const plb__ring *ring = (const plb__ring *)table;
     uint32_t at = plb__ring_search(ring, ~plb__crc_update(UINT32_MAX, key, key_length));
     (void)state;
+    (void)reader;
     (void)view;
     cursor->words[0] = at;
     return plb__ring_owner(ring, at);
 }
 
-static uint32_t plb__ketama_next(void *state, const void *table, const plb_view *view, plb_cursor *cursor)
+static uint32_t plb__ketama_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                 plb_cursor *cursor)
 {
     const plb__ring *ring = (const plb__ring *)table;
     uint32_t at = plb__ring_next(ring, (uint32_t)cursor->words[0]);
     (void)state;
+    (void)reader;
     (void)view;
     cursor->words[0] = at;
     return plb__ring_owner(ring, at);
@@ -4587,6 +4622,17 @@ static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balanc
     timer->user = lb;
 }
 
+/* Every cell has random numbers of its own, so that drawing one costs no atomic operation. */
+static void plb__seed_readers(plb_balancer *lb)
+{
+    uint64_t seed = 0;
+    uint32_t i;
+    if (lb->port.random != NULL)
+        lb->port.random->fill(lb->port.random->self, &seed, sizeof seed);
+    for (i = 0; i < sizeof lb->cells / sizeof *lb->cells; i++)
+        lb->cells[i].reader.random = plb__mix(seed + i);
+}
+
 PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
 {
     plb_allocator allocator = plb__allocator_or_default(desc->allocator);
@@ -4611,6 +4657,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     plb__timer_init(&lb->retry_timer, plb__round_retry, lb);
     if (lb->port.clock != NULL)
         plb_timers_update(&lb->timers, lb->port.clock);
+    plb__seed_readers(lb);
     status = plb__open_all(lb);
     if (status != PLB_OK) {
         plb_destroy(lb);
