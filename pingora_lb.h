@@ -1,6 +1,136 @@
 /* pingora_lb.h - a load balancer that drops into any C program. MIT license, see LICENSE.
 
-*/
+   WHAT IT IS
+   It keeps a set of backends (addresses with weights), finds out which of them may be used now, and answers one question
+   from any thread in tens of nanoseconds: where does this request go? It does what Cloudflare's
+   pingora-load-balancing crate does, with the same answers, in one header of C99 that compiles as C++11 too. It owns no
+   socket, no thread, no clock and no heap: the program lends it those through small tables (a port). Ports for common
+   platforms, and an HTTP reverse proxy built the same way, are in ports/.
+
+   QUICK START
+     1. In one C file:
+            #define PINGORA_LB_IMPLEMENTATION
+            #include "pingora_lb.h"
+        and in the others just the #include.
+     2. Say what there is; every member that is left zero has its default:
+            const char *addresses[] = {"10.0.0.1:80", "10.0.0.2:80", "db.example:5432"};
+            plb_static_desc list = {.addresses = addresses, .address_count = 3};
+            plb_balancer_desc desc = {.port = plb_posix_port(px),          // ports/plb_posix.h
+                                      .discovery = plb_static(&list),
+                                      .strategy = plb_round_robin(),
+                                      .check = plb_tcp_check(NULL),
+                                      .check_every_ms = 1000};
+     3. Make it, and let something call plb_poll: a loop of yours, or the port's, or its background thread.
+            plb_create(&desc, &lb);
+            plb_posix_add(px, plb_balancer_task(lb));
+            plb_posix_start_thread(px);
+     4. Ask, from any thread.
+            plb_addr to;
+            if (plb_select(lb, key, key_length, 256, &to) == PLB_OK) ...
+        or, to be counted as a request in flight, and to keep the backend alive meanwhile:
+            plb_pick pick;
+            if (plb_begin(lb, NULL, &pick) == PLB_OK) { ...; plb_end(&pick, PLB_OUTCOME_SUCCESS, microseconds); }
+     5. plb_destroy(lb).
+   Literal addresses without checks need no port at all: examples/minimal.c.
+
+   CONTENTS
+   Sections begin with "==== NAME". Interface:
+     COMPILER            linkage, atomics, wide multiplication: all that depends on the compiler
+     VERSION             of the interface and of what was linked
+     STATUS              the names of everything that can go wrong
+     MEMORY              the allocator, and an arena for programs without a heap
+     ADDRESS             IPv4, IPv6, Unix paths: parse, print, compare, hash
+     PORT                what a platform lends: plb_io, plb_clock, plb_random, plb_names, plb_task
+     TIMER               deadlines of everything above the port
+     BACKEND             an address with its weight, name, id, ext
+     EXTENSION POINTS    what discovery, checks and strategies have in common; the completion contract
+     DISCOVERY           where sets come from; the static list
+     HEALTH CHECK        how health is found out; the TCP check
+     STRATEGY            how a backend is chosen; round robin, random, FNV, Ketama
+     BALANCER            create, poll, destroy, observe
+     PICKING             select, begin and end, walk
+     HTTP/1              the wire codec that probes and proxies use
+   Implementation:
+     COMPILER, VERSION AND STATUS, MEMORY, TEXT, ADDRESS, TIMER, RANDOM NUMBERS
+     SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, PICKING
+     ROUND ROBIN RANDOM FNV, CRC-32, KETAMA
+     OPS, LISTS, UPDATE, DISCOVERY, STATIC DISCOVERY, HEALTH CHECK, TCP CHECK, BALANCER, HTTP/1
+
+   WORDS
+   backend     an address, a weight, and what the program hangs on it (id, ext)
+   set         the backends of one moment: sorted, immutable, published whole
+   slot        what outlives sets, one per (address, id): health, enablement, requests in flight
+   view        a set as a strategy sees it: its backends and which of them are ready
+   strategy    how one is chosen; discovery: where sets come from; check: how health is found out
+   port        what a platform lends: plb_io (streams) and tables for time, random bytes, names
+
+   DEFINES
+   PINGORA_LB_IMPLEMENTATION  in one file: emits the code
+   PLB_STATIC                 every function is static, for a program that is one file
+   PLB_NO_THREADS             no atomics: everything from one thread (or with interrupts kept out by the program)
+   PLB_READERS                readers at one moment that have a cache line each; more share one counter (32)
+   PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 4 bytes of stack each (128)
+   PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
+   PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
+
+   FAITHFUL, THEN BETTER
+   Sets are ordered, walked and limited exactly as by pingora-load-balancing 0.8, `max_iterations` included; the recorded
+   answers in tests/vectors/ show it. Where it falls down, this does not: a weight of 0 drains a backend; all weights 0,
+   or no backend, is a status; a failed or hung discovery leaves the last good set; a new weight keeps the health; an
+   update keeps the round-robin counter; `max_iterations` 0 finds a ready backend if there is one; a failure of this side
+   (no memory, no descriptors) is never held against a backend; newcomers are probed at once, not at the next round.
+   Probes run 64 side by side; parallel_checks = 1 has them one after another, as pingora's default.
+
+   THREADS
+   One thread at a time calls plb_poll (plb_create and plb_destroy too). From any thread, meanwhile: plb_select and
+   plb_select_with, plb_begin and plb_end, plb_ready, plb_each, plb_walk_..., plb_set_enabled, plb_add, plb_remove,
+   plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done. None of them takes a lock, waits or
+   makes a system call, but for plb_add and its like, which allocate, and what plb_io.wake does. With the allocator from
+   several threads it must be thread-safe: malloc is, plb_arena is not.
+   Callbacks (on_..., log, summary, ext_release) come from the polling thread; they may call anything but plb_poll and
+   plb_destroy. An accept callback comes from the thread that picks.
+
+   HOW A SET STAYS ALIVE WHILE IT IS READ
+   A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader claims a
+   cell, a cache line of its own chosen by where its stack is, by one compare-and-swap from free to the set it found;
+   then looks again whether that set is still the published one, and if not, moves its claim. The writer publishes
+   first and looks at the cells afterwards. Both orders are sequentially consistent, so one of the two sees the other:
+   the writer keeps the old set, or the reader takes the new one. Letting go is one store. If all cells are claimed, a
+   reader counts itself in one shared counter instead, and while that is not 0 nothing is freed. So readers never wait
+   and need no registration; and as at most two retired sets may exist, a reader that stalls holds up updates (they
+   coalesce until it goes), not memory. What a pick holds beyond the call is not the set but the slot: its in-flight
+   count is the reference, and the last plb_end lets it go.
+   A flip of health writes the slot, then a bit of the published view; publication reads every slot again after its
+   store. So no flip is lost, and none rebuilds anything.
+
+   MEMORY (64-bit)
+   a balancer                  3 KiB (0.9 KiB with PLB_NO_THREADS)
+   the static list             240 bytes an entry and its name
+   a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 10.1 bytes in each set
+   round robin, random, FNV    8 bytes a backend
+   Ketama                      6.5 bytes a point, 160 points for each unit of weight
+   a probe in flight (TCP)     180 bytes and the port's stream
+   an update                   for its duration: 170 bytes a backend and the new set; Ketama: 20 bytes a point
+   Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
+   as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
+   there before goes on, and the balancer tries again after a second.
+
+   TIME
+   Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
+   steps back stands still. plb_poll starts 64 probes at most before it returns. Building a set runs to its end inside
+   plb_poll: 10 000 backends take some 0.1 ms, with Ketama 10 ms. A loop that cannot spare that runs plb_poll on the
+   port's background thread.
+
+   FORK
+   A balancer is memory only; after fork the child has a copy, which it may select from and destroy if its allocator's
+   memory was copied too. What was in flight (probes, names) belongs to the parent's port: a child that goes on polling
+   needs a port of its own, so it makes a balancer of its own. Threads do not survive fork: do not fork while another
+   thread is inside a call.
+
+   HOW TO WRITE A PORT
+   Fill in a plb_io (nine functions and a wake), and the tables you need: section PORT has the contract of each function.
+   Then write a fixture (tests/io_fixture.h) and run tests/io_conformance.c over it. If all of it passes, checks and proxy
+   run on your platform. tests/sim.h, a port in memory, is one to read; ports/plb_posix.h is one to copy from. */
 #ifndef PINGORA_LB_H
 #define PINGORA_LB_H
 
@@ -9,7 +139,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* ==== COMPILER ====================================================================================================
+/* ==== COMPILER =======================================================================================================
    The only section that asks which compiler this is: linkage, atomics, wide multiplication. */
 
 #ifdef PLB_STATIC
@@ -32,7 +162,7 @@
 /* The version of the implementation that was linked; compare with PLB_VERSION. Any thread. */
 PLB_API const char *plb_version(void);
 
-/* ==== STATUS ======================================================================================================
+/* ==== STATUS =========================================================================================================
    Everything that can go wrong has a name here; no call reports anything through errno. */
 
 typedef enum plb_status {
@@ -68,12 +198,12 @@ PLB_API const char *plb_status_text(plb_status status);
    A probe that ends so says nothing about its backend. Any thread. */
 PLB_API bool plb_status_is_local(plb_status status);
 
-/* ==== MEMORY ======================================================================================================
+/* ==== MEMORY =========================================================================================================
    All memory comes from one allocator, handed in at creation. Zero members: malloc and free. When several threads use
    a balancer, its allocator must be safe to call from them. */
 
 typedef struct plb_allocator {
-    void *(*alloc)(void *user, size_t size);             /* aligned for any type, or NULL */
+    void *(*alloc)(void *user, size_t size);             /* aligned for any type, or NULL; size is above 0 */
     void (*dealloc)(void *user, void *ptr, size_t size); /* ptr is never NULL; size is what alloc was asked for */
     void *user;
 } plb_allocator;
@@ -82,7 +212,7 @@ typedef struct plb_allocator {
    a heap. Not thread-safe. The array must outlive all that was served from it. */
 typedef struct plb_arena {
     void *first_free;  /* private */
-    size_t used, peak; /* bytes handed out now and at most, headers included */
+    size_t used, peak; /* bytes handed out now and at most, each block rounded up to what alignment needs */
 } plb_arena;
 
 /* Prepares `arena` over `bytes` bytes at `memory` (any alignment) and returns the allocator that serves from it. */
@@ -129,13 +259,15 @@ PLB_API int plb_addr_compare(const plb_addr *a, const plb_addr *b);
 /* A hash for tables in memory; equal addresses have equal hashes on one machine, in one version. Any thread. */
 PLB_API uint64_t plb_addr_hash(const plb_addr *addr);
 
-/* ==== PORT: what a platform lends ==================================================================================
+/* ==== PORT ===========================================================================================================
    A port is one plb_io and some small companion tables. Rules for all of plb_io:
    - Nothing blocks. A call that returned PLB_AGAIN has armed exactly one callback for that stream and direction;
      nothing else arms one. Calling again before it came keeps the one that is armed.
    - Callbacks run only from the port's step (the function in which the program lends it the thread), never inside a
      plb_io call. In a callback everything is allowed, closing any stream included.
    - plb_io calls come from the thread that steps the port; only wake may be called from anywhere.
+   - Before its PLB_EVENT_CONNECT, and after one that told of an error, a stream knows close and info only. After
+     shutdown, write is not called any more.
    - close cancels what was armed; after it the stream is gone and no callback mentions it. */
 
 typedef struct plb_stream plb_stream; /* a connection or a listener; the port's own */
@@ -157,7 +289,8 @@ typedef struct plb_handler {
 /* What a connection needs. Zero members: any source, plain bytes. Read during connect only. */
 typedef struct plb_peer {
     plb_addr addr;
-    plb_addr source; /* the local address to connect from; its port may be 0; PLB_FAMILY_NONE: the system's choice */
+    plb_addr source; /* the local address to connect from, of the same family (else PLB_ERR_UNSUPPORTED); its port may
+                        be 0; PLB_FAMILY_NONE: the system's choice */
 } plb_peer;
 
 typedef struct plb_listen_desc {
@@ -166,7 +299,7 @@ typedef struct plb_listen_desc {
     bool reuse_port;  /* several listeners may share the address (SO_REUSEPORT) */
 } plb_listen_desc;
 
-#define PLB_CHUNK_CONSTANT 1u /* the bytes stay as they are until the peer acknowledged them: no copy is needed */
+#define PLB_CHUNK_CONSTANT 1u /* the bytes never change nor go away (static data): a port need not copy them */
 #define PLB_CHUNKS_MAX     8  /* chunks that one write looks at */
 
 /* One piece of a gathered write. */
@@ -282,7 +415,7 @@ typedef struct plb_task {
     struct plb_task *next; /* the loop's */
 } plb_task;
 
-/* ==== TIMER =======================================================================================================
+/* ==== TIMER ==========================================================================================================
    Deadlines of everything above the port: a pairing heap (Fredman, Sedgewick, Sleator, Tarjan 1986) threaded through
    the caller's timers, so that nothing is allocated. One thread. Zeroed structs are ready for use. */
 
@@ -313,7 +446,7 @@ PLB_API void plb_timers_run(plb_timers *timers);
 /* Milliseconds from now_ms until the first is due; 0 if it is overdue, PLB_FOREVER if none is set. */
 PLB_API uint32_t plb_timers_delay(const plb_timers *timers);
 
-/* ==== BACKEND =====================================================================================================
+/* ==== BACKEND ========================================================================================================
    One place that serves requests. A value: fill it in, or let plb_backend_parse do so. */
 
 typedef struct plb_balancer plb_balancer;
@@ -346,7 +479,7 @@ typedef struct plb_backend {
    into name_buffer (at least 256 bytes, the caller's; may be NULL: names are refused). PLB_ERR_ADDRESS. Any thread. */
 PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t length, char *name_buffer);
 
-/* ==== EXTENSION POINTS: what discovery, checks and strategies have in common ========================================
+/* ==== EXTENSION POINTS ===============================================================================================
    Each is a table of functions and a descriptor; the built-in ones use nothing that a user's own could not. The
    descriptor is read during plb_create only, so it may be a compound literal or live on the stack. Each object gets
    `state_size` zeroed bytes for itself, handed to every function, released by the balancer after close. */
@@ -429,7 +562,7 @@ PLB_API plb_status plb_add(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count);
 
-/* ==== HEALTH CHECK ================================================================================================
+/* ==== HEALTH CHECK ===================================================================================================
    Each backend has one of two states and a counter: `consecutive_failure` failures in a row make a healthy one
    unhealthy, `consecutive_success` successes in a row bring it back; a result that agrees with the state clears the
    counter (as pingora-load-balancing). Failures of this side (plb_status_is_local) count for nothing. */
@@ -467,7 +600,7 @@ typedef struct plb_tcp_check_desc {
 /* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
 PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc);
 
-/* ==== STRATEGY ====================================================================================================
+/* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
    then weight), which do not change, and their readiness, which does. */
 
@@ -635,7 +768,7 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
    come one by one. Keep it short: the set cannot be reclaimed meanwhile. Any thread. */
 PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend_info *info), void *user);
 
-/* ==== PICKING =====================================================================================================
+/* ==== PICKING ========================================================================================================
    Any thread, no lock, no allocation, no system call, bounded. */
 
 /* Asked once per distinct backend, readiness told; true takes it, an unready one too. */
@@ -711,7 +844,113 @@ PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *
 PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info);
 PLB_API void plb_walk_end(plb_walk *walk);
 
-/*@HTTP1-DECL@*/
+/* ==== HTTP/1 ======================================================================================================
+   The wire format of HTTP/1.0 and HTTP/1.1 (RFC 9112): bytes in, slices of those bytes out. Nothing is copied, kept or
+   allocated, and nothing is read past the size given. Strict where two readers of the same bytes might disagree, for
+   that is how requests are smuggled: lines end in CR LF and nothing else, no folded lines, no space before a colon, no
+   control bytes, one way to say how long a body is. Any thread. */
+
+/* Bytes that belong to someone else; not NUL-terminated. */
+typedef struct plb_text {
+    const char *data;
+    size_t size;
+} plb_text;
+
+/* Is it that ASCII text, letter case aside? `lower` is NUL-terminated and has no capitals. */
+PLB_API bool plb_text_is(plb_text text, const char *lower);
+
+typedef struct plb_http1_header {
+    plb_text name;  /* a token, letter case as sent */
+    plb_text value; /* without the white space around it; may be empty */
+} plb_http1_header;
+
+/* The head of a message: start line and headers. The slices live as long as the bytes they were parsed from. */
+typedef struct plb_http1_head {
+    plb_text method; /* request: a token; letter case counts */
+    plb_text target; /* request: 1 byte or more, no space and no control bytes; its form is for the caller to judge */
+    plb_text reason; /* response: may be empty */
+    uint16_t status; /* response: 100 to 999 */
+    uint8_t minor;   /* x of HTTP/1.x: 0 to 9; 2 and above count as 1 (RFC 9110 section 2.5) */
+    plb_http1_header *headers; /* the caller's array, in the order of the wire */
+    size_t header_capacity;    /* its length */
+    size_t header_count;
+    size_t size;    /* bytes of the head, the blank line included: the body begins there */
+    size_t scanned; /* private: how far earlier calls looked; 0 for a new head */
+} plb_http1_head;
+
+/* Parse a head from its first `size` bytes, at `bytes`. The caller sets headers and header_capacity, and the rest to
+   zero, and may call again with more bytes, at the same place or another one; each byte is looked at once until the
+   head is whole. A request may be preceded by one empty line (RFC 9112 section 2.2), which `size` counts.
+   PLB_OK: *head is filled in. PLB_AGAIN: more bytes are needed (when the caller's buffer is full: the head is too
+   long). PLB_ERR_PROTOCOL: malformed. PLB_ERR_LIMIT: more than header_capacity headers. PLB_ERR_UNSUPPORTED: another
+   major version than 1. */
+PLB_API plb_status plb_http1_parse_request(plb_http1_head *head, const char *bytes, size_t size);
+PLB_API plb_status plb_http1_parse_response(plb_http1_head *head, const char *bytes, size_t size);
+
+/* The first header of that name (`lower`: as plb_text_is), or NULL. */
+PLB_API const plb_http1_header *plb_http1_find(const plb_http1_head *head, const char *lower);
+
+/* Walks a comma-separated list. Start with *at = 0; false: no element is left. Elements come without the white space
+   around them; empty ones are skipped (RFC 9110 section 5.6.1). Quoted strings are not understood: for lists of
+   tokens (Connection, Transfer-Encoding). */
+PLB_API bool plb_http1_list_next(plb_text list, size_t *at, plb_text *element);
+
+/* Does a header of that name, any of them, list that token? Both as plb_text_is. */
+PLB_API bool plb_http1_lists(const plb_http1_head *head, const char *lower_name, const char *lower_token);
+
+/* May another message follow on this connection, as far as the head tells (RFC 9112 section 9.3)? */
+PLB_API bool plb_http1_keeps_alive(const plb_http1_head *head);
+
+/* Is the method idempotent (RFC 9110 section 9.2.2), so that a request whose fate is unknown may be sent again? False
+   for methods that are not known. */
+PLB_API bool plb_http1_is_idempotent(plb_text method);
+
+/* Can it stand in a head as it is? A name is a token; a value has no control bytes but tabs. */
+PLB_API bool plb_http1_is_token(plb_text text);
+PLB_API bool plb_http1_is_value(plb_text text);
+
+/* Reads the value of a Content-Length: digits, at least one, and nothing else. PLB_OK, or PLB_ERR_PROTOCOL: not so, or
+   2^64 and above. */
+PLB_API plb_status plb_http1_content_length(plb_text value, uint64_t *out);
+
+typedef enum plb_http1_framing {
+    PLB_HTTP1_EMPTY = 0,  /* no body */
+    PLB_HTTP1_LENGTH,     /* `length` bytes; may be 0 */
+    PLB_HTTP1_CHUNKED,    /* as plb_http1_chunked reads it */
+    PLB_HTTP1_UNTIL_CLOSE /* response: to the end of the stream */
+} plb_http1_framing;
+
+typedef struct plb_http1_body {
+    plb_http1_framing framing;
+    uint64_t length; /* 0 unless the framing is PLB_HTTP1_LENGTH */
+} plb_http1_body;
+
+/* How the body is delimited (RFC 9112 section 6.3). PLB_ERR_PROTOCOL: a Content-Length that is malformed or repeated,
+   one beside a Transfer-Encoding, or a Transfer-Encoding in HTTP/1.0. PLB_ERR_UNSUPPORTED: a Transfer-Encoding other
+   than exactly "chunked". to_head: the response answers a HEAD request. Statuses 1xx, 204 and 304 have no body either,
+   but their headers are judged all the same. */
+PLB_API plb_status plb_http1_request_body(const plb_http1_head *head, plb_http1_body *out);
+PLB_API plb_status plb_http1_response_body(const plb_http1_head *head, bool to_head, plb_http1_body *out);
+
+/* Bytes of chunk extensions and trailers together that one body may have; they are skipped. */
+#ifndef PLB_HTTP1_EXTRA_MAX
+#define PLB_HTTP1_EXTRA_MAX 4096
+#endif
+
+/* Reads a chunked body (RFC 9112 section 7.1). All zero: ready for the first byte. */
+typedef struct plb_http1_chunked {
+    uint64_t left;  /* private, like the rest: bytes of the chunk's data still to come */
+    uint32_t extra; /* extension and trailer bytes so far */
+    uint8_t digits; /* of the chunk's size */
+    uint8_t state;
+} plb_http1_chunked;
+
+/* Reads on from the next `size` bytes at `bytes`. *used: how many it consumed. PLB_OK: *data is a piece of the body, 1
+   byte or more, within them; call again with what is left. PLB_AGAIN: all consumed, more bytes are needed. PLB_END: the
+   body is complete; what follows *used is the next message. PLB_ERR_PROTOCOL; PLB_ERR_LIMIT: more than
+   PLB_HTTP1_EXTRA_MAX. *data is empty for all but PLB_OK. */
+PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char *bytes, size_t size, size_t *used,
+                                          plb_text *data);
 
 #endif /* PINGORA_LB_H */
 
@@ -722,11 +961,7 @@ PLB_API void plb_walk_end(plb_walk *walk);
 #ifndef PLB__IMPLEMENTED
 #define PLB__IMPLEMENTED
 
-#ifndef PLB_ASSERT
-#define PLB_ASSERT(condition) ((void)0)
-#endif
-
-/* ==== COMPILER: atomics and wide multiplication =================================================================== */
+/* ==== COMPILER ==================================================================================================== */
 
 #if defined(__GNUC__)
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
@@ -863,7 +1098,7 @@ PLB__INLINE uint32_t plb__lowest_one(uintptr_t word)
 #endif
 }
 
-/* ==== VERSION, STATUS ============================================================================================= */
+/* ==== VERSION AND STATUS ========================================================================================== */
 
 PLB_API const char *plb_version(void)
 {
@@ -1049,7 +1284,7 @@ PLB_API plb_allocator plb_arena_allocator(plb_arena *arena, void *memory, size_t
     return allocator;
 }
 
-/* ==== TEXT: lines for logs and addresses ========================================================================== */
+/* ==== TEXT ======================================================================================================== */
 
 /* Text that is cut where its buffer ends; `length` goes on counting. */
 typedef struct plb__text {
@@ -1238,6 +1473,8 @@ PLB_API plb_status plb_addr_parse(plb_addr *out, const char *text, size_t length
 {
     plb__scan scan;
     plb_addr addr;
+    if (text == NULL)
+        return PLB_ERR_ADDRESS;
     scan.at = text;
     scan.end = text + (length == PLB_ZSTRING ? strlen(text) : length);
     memset(&addr, 0, sizeof addr);
@@ -1387,8 +1624,8 @@ PLB_API int plb_addr_compare(const plb_addr *a, const plb_addr *b)
 
 PLB__INLINE uint64_t plb__fnv1a(uint64_t hash, const void *bytes, size_t count)
 {
-    const uint8_t *at = (const uint8_t *)bytes, *end = at + count;
-    while (at < end)
+    const uint8_t *at = (const uint8_t *)bytes;
+    for (; count > 0; count--) /* bytes may be NULL then, to which nothing may be added */
         hash = (hash ^ *at++) * PLB__FNV_PRIME;
     return hash;
 }
@@ -1498,7 +1735,8 @@ PLB_API void plb_timer_set(plb_timers *timers, plb_timer *timer, uint32_t delay_
 
 PLB_API void plb_timers_run(plb_timers *timers)
 {
-    while (timers->root != NULL && timers->root->at_ms <= timers->now_ms) {
+    uint64_t now_ms = timers->now_ms; /* a callback may update it */
+    while (timers->root != NULL && timers->root->at_ms <= now_ms) {
         plb_timer *timer = timers->root;
         plb_timer_stop(timers, timer);
         timer->fn(timer->user);
@@ -1534,7 +1772,7 @@ PLB_API uint64_t plb_reader_random(plb_reader *reader)
     return plb__mix(reader->random);
 }
 
-/* ==== SLOT: what outlives a set =================================================================================== */
+/* ==== SLOT ======================================================================================================== */
 
 enum {
     PLB__UNHEALTHY = 1u, /* checks say so */
@@ -1779,7 +2017,7 @@ static uint32_t plb__view_find_slot(const plb_view *view, plb__slot *slot)
     return index != PLB_NONE && view->slots[index] == slot ? index : PLB_NONE;
 }
 
-/* ==== MAILBOX: from any thread to the polling one =================================================================
+/* ==== MAILBOX ========================================================================================================
    A list that grows by compare-and-swap and is taken whole, so that there is no ABA problem. */
 
 enum { PLB__MAIL_DONE, PLB__MAIL_CHANGE };
@@ -1811,7 +2049,7 @@ static plb__mail *plb__mail_take(uintptr_t *box)
     return oldest;
 }
 
-/* ==== BALANCER: its memory ======================================================================================== */
+/* ==== BALANCER MEMORY ============================================================================================= */
 
 /* Readers that can be told apart; one cache line each. More than that at the same moment share one counter. */
 #ifndef PLB_READERS
@@ -1994,7 +2232,7 @@ static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const 
     plb__log_end(lb, &line);
 }
 
-/* ==== READERS: how a set stays alive while it is read =============================================================
+/* ==== READERS ========================================================================================================
    Hazard pointers (Michael 2004), one to a reader, taken for the time of a call: a reader claims a free cell for the
    set it found published, then looks whether it is still the published one. The writer publishes first and reads the
    cells afterwards; both orders are sequentially consistent, so either the writer sees the cell or the reader sees the
@@ -2423,7 +2661,7 @@ PLB_API void plb_walk_end(plb_walk *walk)
     walk->set = NULL;
 }
 
-/* ==== STRATEGY: round robin, random, FNV ==========================================================================
+/* ==== ROUND ROBIN RANDOM FNV =========================================================================================
    pingora's Weighted<H>: the first pick is from a list that holds each backend `weight` times, each further one from
    the plain set; what differs is where the numbers come from. */
 
@@ -2571,6 +2809,10 @@ PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint6
     return plb__weighted_owner(table, plb__remainder(number, &table->places));
 }
 
+/* Steps that a pick without a limit walks, since that spreads the share of unready backends evenly, before it goes to
+   the ready ones directly. */
+#define PLB__WEIGHTED_PATIENCE 16
+
 static uint32_t plb__weighted_pick(void *opaque, const void *opaque_table, const plb_view *view, plb_reader *reader,
                                    const void *key, size_t key_length, uint32_t limit)
 {
@@ -2588,16 +2830,15 @@ static uint32_t plb__weighted_pick(void *opaque, const void *opaque_table, const
     index = plb__weighted_start(table, number);
     if (PLB__LIKELY(plb__view_ready(view, index)))
         return index;
-    if (limit == 0) {
-        /* No sequence to be faithful to: go to the ready ones directly. */
-        index = plb_view_ready_nth(view, (uint32_t)(plb__weighted_next(state, reader, number) % ready));
-        return index != PLB_NONE ? index : plb_view_ready_nth(view, 0); /* there are fewer by now */
-    }
-    for (steps = 1; steps < limit; steps++) {
+    for (steps = 1; steps < (limit > 0 ? limit : PLB__WEIGHTED_PATIENCE); steps++) {
         number = plb__weighted_next(state, reader, number);
         index = plb__remainder(number, &table->count);
         if (plb__view_ready(view, index))
             return index;
+    }
+    if (limit == 0) {
+        index = plb_view_ready_nth(view, (uint32_t)(plb__weighted_next(state, reader, number) % ready));
+        return index != PLB_NONE ? index : plb_view_ready_nth(view, 0); /* there are fewer by now */
     }
     plb__weighted_next(state, reader, number); /* moved on once more by the time the limit is noticed */
     return PLB_NONE;
@@ -2652,7 +2893,7 @@ PLB_API plb_strategy plb_fnv(void)
     return plb__strategy(&plb__fnv_ops, NULL);
 }
 
-/* ==== CRC-32 ======================================================================================================
+/* ==== CRC-32 =========================================================================================================
    zlib's, eight bytes at a time (Kounavis and Berry 2005, "slicing by 8"). CRCs are linear: an entry is the sum of the
    entries of its bits, so eight constants spell out a table of 256. */
 
@@ -2718,7 +2959,7 @@ PLB__INLINE uint32_t plb__crc_update(uint32_t crc, const void *bytes, size_t cou
     return crc;
 }
 
-/* ==== STRATEGY: Ketama ============================================================================================
+/* ==== KETAMA =========================================================================================================
    pingora-ketama's ring, which is nginx's: libketama's idea with CRC-32 for MD5. */
 
 #define PLB__POINTS_PER_WEIGHT  160u
@@ -3019,7 +3260,7 @@ PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc)
     return plb__strategy(&plb__ketama_ops, desc);
 }
 
-/* ==== OPS: starts of discoveries and probes, and their completion ================================================= */
+/* ==== OPS ========================================================================================================= */
 
 static plb__op *plb__op_new(plb_balancer *lb)
 {
@@ -3088,7 +3329,7 @@ static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *use
     plb_timer_set(&lb->timers, &op->deadline, delay_ms);
 }
 
-/* ==== LISTS of backends on their way ============================================================================== */
+/* ==== LISTS ======================================================================================================= */
 
 static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *backends, size_t count)
 {
@@ -3183,7 +3424,7 @@ static uint32_t *plb__list_sort(const plb__list *list, uint32_t *order, uint32_t
     }
 }
 
-/* ==== UPDATE: from a discovery's answer to the published set ======================================================= */
+/* ==== UPDATE ====================================================================================================== */
 
 /* One update under way: the answer in set order, each with the slot that it has already (NULL: a new one). */
 typedef struct plb__update {
@@ -3531,7 +3772,7 @@ static void plb__update_refuse(plb_balancer *lb, const plb__list *list)
     }
 }
 
-/* ==== DISCOVERY: the balancer's side ============================================================================== */
+/* ==== DISCOVERY =================================================================================================== */
 
 /* After a failure of this side, which is no answer, the next try; and while an update waits for readers, or memory
    for them to leave. */
@@ -3761,7 +4002,7 @@ static void plb__changes_apply(plb_balancer *lb)
     }
 }
 
-/* ==== DISCOVERY: static =========================================================================================== */
+/* ==== STATIC DISCOVERY ============================================================================================ */
 
 typedef struct plb__static plb__static;
 
@@ -4175,6 +4416,8 @@ PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t 
 {
     plb_backend backend;
     plb__scan scan;
+    if (text == NULL)
+        return PLB_ERR_ADDRESS;
     memset(&backend, 0, sizeof backend);
     backend.weight = 1;
     if (length == PLB_ZSTRING)
@@ -4195,7 +4438,7 @@ PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t 
     return PLB_OK;
 }
 
-/* ==== HEALTH CHECKS: the balancer's side ========================================================================== */
+/* ==== HEALTH CHECK ================================================================================================ */
 
 PLB_API void plb_check_done(plb_token token, plb_status status)
 {
@@ -4353,7 +4596,7 @@ PLB_API void plb_check_now(plb_balancer *lb)
     plb__wake(lb);
 }
 
-/* ==== HEALTH CHECK: TCP =========================================================================================== */
+/* ==== TCP CHECK =================================================================================================== */
 
 typedef struct plb__tcp_check {
     const plb_io *io;
@@ -4437,7 +4680,7 @@ PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
     return check;
 }
 
-/* ==== BALANCER: creation, schedule, end =========================================================================== */
+/* ==== BALANCER ==================================================================================================== */
 
 /* Empties the mailbox. Changes join their queue; completions are returned, oldest first. */
 static plb__mail *plb__mail_sort(plb_balancer *lb)
@@ -4753,7 +4996,487 @@ PLB_API void plb_destroy(plb_balancer *lb)
     plb__delete(&allocator, lb, sizeof *lb);
 }
 
-/*@HTTP1-IMPL@*/
+/* ==== HTTP/1 ====================================================================================================== */
+
+/* RFC 9110 section 5.6.2, tchar: a bit for each of the first 128 bytes. */
+static const uint32_t plb__http1_tchar[4] = {0x00000000u, 0x03ff6cfau, 0xc7fffffeu, 0x57ffffffu};
+
+static bool plb__http1_is_tchar(char c)
+{
+    unsigned char u = (unsigned char)c;
+    return u < 128 && ((plb__http1_tchar[u >> 5] >> (u & 31)) & 1u) != 0;
+}
+
+static bool plb__http1_is_digit(char c)
+{
+    return c >= '0' && c <= '9';
+}
+
+static bool plb__http1_is_blank(char c)
+{
+    return c == ' ' || c == '\t';
+}
+
+static bool plb__http1_is_control(char c)
+{
+    unsigned char u = (unsigned char)c;
+    return u < 0x20 || u == 0x7f;
+}
+
+PLB_API bool plb_text_is(plb_text text, const char *lower)
+{
+    size_t i;
+    if (text.size != strlen(lower))
+        return false;
+    for (i = 0; i < text.size; i++) {
+        char c = text.data[i];
+        if (c >= 'A' && c <= 'Z')
+            c = (char)(c + ('a' - 'A'));
+        if (c != lower[i])
+            return false;
+    }
+    return true;
+}
+
+PLB_API bool plb_http1_is_token(plb_text text)
+{
+    size_t i;
+    for (i = 0; i < text.size; i++)
+        if (!plb__http1_is_tchar(text.data[i]))
+            return false;
+    return text.size > 0;
+}
+
+/* Might one of these eight bytes be a control byte? Exact as a whole, whatever the byte order. */
+static bool plb__http1_has_control(const char *bytes)
+{
+    const uint64_t ones = UINT64_C(0x0101010101010101), highs = ones << 7;
+    uint64_t word, del;
+    memcpy(&word, bytes, sizeof word);
+    del = word ^ (ones * 0x7f);
+    return ((((word - ones * 0x20) & ~word) | ((del - ones) & ~del)) & highs) != 0;
+}
+
+PLB_API bool plb_http1_is_value(plb_text text)
+{
+    size_t i = 0;
+    while (i < text.size) {
+        if (text.size - i >= 8 && !plb__http1_has_control(text.data + i)) {
+            i += 8;
+            continue;
+        }
+        if (plb__http1_is_control(text.data[i]) && text.data[i] != '\t')
+            return false;
+        i++;
+    }
+    return true;
+}
+
+static plb_text plb__http1_slice(const char *begin, const char *end)
+{
+    plb_text text;
+    text.data = begin;
+    text.size = (size_t)(end - begin);
+    return text;
+}
+
+static plb_text plb__http1_trim(const char *begin, const char *end)
+{
+    while (begin < end && plb__http1_is_blank(*begin))
+        begin++;
+    while (begin < end && plb__http1_is_blank(end[-1]))
+        end--;
+    return plb__http1_slice(begin, end);
+}
+
+/* Finds the blank line that ends a head; each byte is looked at once over all calls. That every line ends in CR LF is
+   judged here, as early as can be. */
+static plb_status plb__http1_find_end(plb_http1_head *head, const char *bytes, size_t size)
+{
+    while (head->scanned < size) {
+        const char *lf = (const char *)memchr(bytes + head->scanned, '\n', size - head->scanned);
+        size_t at;
+        if (lf == NULL) {
+            head->scanned = size;
+            break;
+        }
+        at = (size_t)(lf - bytes);
+        if (at == 0 || lf[-1] != '\r')
+            return PLB_ERR_PROTOCOL;
+        head->scanned = at + 1;
+        if (at >= 3 && lf[-2] == '\n') {
+            head->size = at + 1;
+            return PLB_OK;
+        }
+    }
+    return PLB_AGAIN;
+}
+
+/* "HTTP/1.1", exactly. */
+static plb_status plb__http1_parse_version(plb_http1_head *head, const char *p, const char *end)
+{
+    if (end - p != 8 || memcmp(p, "HTTP/", 5) != 0 || !plb__http1_is_digit(p[5]) || p[6] != '.' ||
+        !plb__http1_is_digit(p[7]))
+        return PLB_ERR_PROTOCOL;
+    if (p[5] != '1')
+        return PLB_ERR_UNSUPPORTED;
+    head->minor = (uint8_t)(p[7] - '0');
+    return PLB_OK;
+}
+
+/* RFC 9112 section 3: method SP request-target SP HTTP-version */
+static plb_status plb__http1_parse_request_line(plb_http1_head *head, const char *p, const char *end)
+{
+    const char *begin = p;
+    while (p < end && plb__http1_is_tchar(*p))
+        p++;
+    head->method = plb__http1_slice(begin, p);
+    if (p == begin || p == end || *p != ' ')
+        return PLB_ERR_PROTOCOL;
+    begin = ++p;
+    while (p < end && *p != ' ' && !plb__http1_is_control(*p))
+        p++;
+    head->target = plb__http1_slice(begin, p);
+    if (p == begin || p == end || *p != ' ')
+        return PLB_ERR_PROTOCOL;
+    return plb__http1_parse_version(head, p + 1, end);
+}
+
+/* RFC 9112 section 4: HTTP-version SP status-code SP [ reason-phrase ]. The last space is missing in the answers of
+   some servers; nothing hangs on it. */
+static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char *p, const char *end)
+{
+    plb_status status;
+    if (end - p < 12 || p[8] != ' ')
+        return PLB_ERR_PROTOCOL;
+    status = plb__http1_parse_version(head, p, p + 8);
+    if (status != PLB_OK)
+        return status;
+    p += 9;
+    if (p[0] < '1' || p[0] > '9' || !plb__http1_is_digit(p[1]) || !plb__http1_is_digit(p[2]))
+        return PLB_ERR_PROTOCOL;
+    head->status = (uint16_t)((p[0] - '0') * 100 + (p[1] - '0') * 10 + (p[2] - '0'));
+    p += 3;
+    if (p < end && *p++ != ' ')
+        return PLB_ERR_PROTOCOL;
+    head->reason = plb__http1_slice(p, end);
+    return plb_http1_is_value(head->reason) ? PLB_OK : PLB_ERR_PROTOCOL;
+}
+
+/* RFC 9112 section 5. A line that begins with a blank is a folded one and has no name: refused. */
+static plb_status plb__http1_parse_header(plb_http1_head *head, const char *p, const char *end)
+{
+    plb_http1_header *header;
+    const char *begin = p;
+    while (p < end && plb__http1_is_tchar(*p))
+        p++;
+    if (p == begin || p == end || *p != ':')
+        return PLB_ERR_PROTOCOL;
+    if (head->header_count == head->header_capacity)
+        return PLB_ERR_LIMIT;
+    header = &head->headers[head->header_count];
+    header->name = plb__http1_slice(begin, p);
+    header->value = plb__http1_trim(p + 1, end);
+    if (!plb_http1_is_value(header->value))
+        return PLB_ERR_PROTOCOL;
+    head->header_count++;
+    return PLB_OK;
+}
+
+/* The end of the line that begins at p: its CR. There is one; plb__http1_find_end saw to it. */
+static const char *plb__http1_line_end(const char *p, const char *end)
+{
+    return (const char *)memchr(p, '\n', (size_t)(end - p)) - 1;
+}
+
+/* From the start line to the blank line that ends at `end`. */
+static plb_status plb__http1_parse_lines(plb_http1_head *head, const char *p, const char *end, bool request)
+{
+    const char *line_end = plb__http1_line_end(p, end);
+    plb_status status =
+        request ? plb__http1_parse_request_line(head, p, line_end) : plb__http1_parse_status_line(head, p, line_end);
+    head->header_count = 0;
+    while (status == PLB_OK) {
+        p = line_end + 2;
+        line_end = plb__http1_line_end(p, end);
+        if (line_end == p)
+            break;
+        status = plb__http1_parse_header(head, p, line_end);
+    }
+    return status;
+}
+
+PLB_API plb_status plb_http1_parse_request(plb_http1_head *head, const char *bytes, size_t size)
+{
+    size_t skip = 0;
+    plb_status status;
+    if (size == 0)
+        return PLB_AGAIN;
+    if (bytes[0] != '\r' && !plb__http1_is_tchar(bytes[0])) /* not HTTP at all: it may never send a line */
+        return PLB_ERR_PROTOCOL;
+    status = plb__http1_find_end(head, bytes, size);
+    if (status != PLB_OK)
+        return status;
+    if (bytes[0] == '\r' && bytes[1] == '\n')
+        skip = 2;
+    if (head->size - skip <= 2)
+        return PLB_ERR_PROTOCOL;
+    return plb__http1_parse_lines(head, bytes + skip, bytes + head->size, true);
+}
+
+PLB_API plb_status plb_http1_parse_response(plb_http1_head *head, const char *bytes, size_t size)
+{
+    plb_status status;
+    if (size == 0)
+        return PLB_AGAIN;
+    if (bytes[0] != 'H')
+        return PLB_ERR_PROTOCOL;
+    status = plb__http1_find_end(head, bytes, size);
+    if (status != PLB_OK)
+        return status;
+    return plb__http1_parse_lines(head, bytes, bytes + head->size, false);
+}
+
+PLB_API const plb_http1_header *plb_http1_find(const plb_http1_head *head, const char *lower)
+{
+    size_t i;
+    for (i = 0; i < head->header_count; i++)
+        if (plb_text_is(head->headers[i].name, lower))
+            return &head->headers[i];
+    return NULL;
+}
+
+PLB_API bool plb_http1_list_next(plb_text list, size_t *at, plb_text *element)
+{
+    while (*at < list.size) {
+        const char *begin = list.data + *at, *end = list.data + list.size;
+        const char *comma = (const char *)memchr(begin, ',', (size_t)(end - begin));
+        if (comma != NULL)
+            end = comma;
+        *at = (size_t)(end - list.data) + 1;
+        *element = plb__http1_trim(begin, end);
+        if (element->size > 0)
+            return true;
+    }
+    return false;
+}
+
+PLB_API bool plb_http1_lists(const plb_http1_head *head, const char *lower_name, const char *lower_token)
+{
+    size_t i;
+    for (i = 0; i < head->header_count; i++) {
+        size_t at = 0;
+        plb_text element;
+        if (!plb_text_is(head->headers[i].name, lower_name))
+            continue;
+        while (plb_http1_list_next(head->headers[i].value, &at, &element))
+            if (plb_text_is(element, lower_token))
+                return true;
+    }
+    return false;
+}
+
+PLB_API bool plb_http1_keeps_alive(const plb_http1_head *head)
+{
+    if (plb_http1_lists(head, "connection", "close"))
+        return false;
+    return head->minor >= 1 || plb_http1_lists(head, "connection", "keep-alive");
+}
+
+PLB_API bool plb_http1_is_idempotent(plb_text method)
+{
+    static const char *const names[] = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"};
+    size_t i;
+    for (i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (method.size == strlen(names[i]) && memcmp(method.data, names[i], method.size) == 0)
+            return true;
+    return false;
+}
+
+PLB_API plb_status plb_http1_content_length(plb_text value, uint64_t *out)
+{
+    uint64_t sum = 0;
+    size_t i;
+    for (i = 0; i < value.size; i++) {
+        uint64_t digit = (uint64_t)(value.data[i] - '0');
+        if (!plb__http1_is_digit(value.data[i]) || sum > (UINT64_MAX - digit) / 10)
+            return PLB_ERR_PROTOCOL;
+        sum = sum * 10 + digit;
+    }
+    if (value.size == 0)
+        return PLB_ERR_PROTOCOL;
+    *out = sum;
+    return PLB_OK;
+}
+
+/* What Content-Length and Transfer-Encoding say together. The first of several faults is reported. */
+static plb_status plb__http1_declared_body(const plb_http1_head *head, plb_http1_body *out)
+{
+    bool unknown_coding = false;
+    size_t i;
+    out->framing = PLB_HTTP1_EMPTY;
+    out->length = 0;
+    for (i = 0; i < head->header_count; i++) {
+        const plb_http1_header *header = &head->headers[i];
+        bool is_length = plb_text_is(header->name, "content-length");
+        if (!is_length && !plb_text_is(header->name, "transfer-encoding"))
+            continue;
+        if (out->framing != PLB_HTTP1_EMPTY || (!is_length && head->minor == 0))
+            return PLB_ERR_PROTOCOL;
+        out->framing = is_length ? PLB_HTTP1_LENGTH : PLB_HTTP1_CHUNKED;
+        if (is_length && plb_http1_content_length(header->value, &out->length) != PLB_OK)
+            return PLB_ERR_PROTOCOL;
+        if (!is_length && !plb_text_is(header->value, "chunked"))
+            unknown_coding = true;
+    }
+    return unknown_coding ? PLB_ERR_UNSUPPORTED : PLB_OK;
+}
+
+PLB_API plb_status plb_http1_request_body(const plb_http1_head *head, plb_http1_body *out)
+{
+    return plb__http1_declared_body(head, out);
+}
+
+PLB_API plb_status plb_http1_response_body(const plb_http1_head *head, bool to_head, plb_http1_body *out)
+{
+    plb_status status = plb__http1_declared_body(head, out);
+    if (to_head || head->status < 200 || head->status == 204 || head->status == 304) {
+        out->framing = PLB_HTTP1_EMPTY;
+        out->length = 0;
+    } else if (out->framing == PLB_HTTP1_EMPTY) {
+        out->framing = PLB_HTTP1_UNTIL_CLOSE;
+    }
+    return status;
+}
+
+enum {
+    PLB__CHUNK_SIZE = 0, /* hexadecimal digits */
+    PLB__CHUNK_BLANK,    /* white space that only an extension may follow */
+    PLB__CHUNK_EXTENSION,
+    PLB__CHUNK_SIZE_LF,
+    PLB__CHUNK_DATA,
+    PLB__CHUNK_DATA_CR,
+    PLB__CHUNK_DATA_LF,
+    PLB__CHUNK_TRAILER_BEGIN, /* of a trailer line, or of the line that ends it all */
+    PLB__CHUNK_TRAILER,
+    PLB__CHUNK_TRAILER_LF,
+    PLB__CHUNK_END_LF,
+    PLB__CHUNK_END
+};
+
+static int plb__http1_hex(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    if (c >= 'a' && c <= 'f')
+        return c - 'a' + 10;
+    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+/* One byte of a chunk's size, or the first one after it. 16 digits cannot overflow. */
+static plb_status plb__http1_chunk_size(plb_http1_chunked *chunked, char c)
+{
+    int digit = plb__http1_hex(c);
+    if (digit >= 0) {
+        if (chunked->digits == 16)
+            return PLB_ERR_PROTOCOL;
+        chunked->digits++;
+        chunked->left = chunked->left << 4 | (uint64_t)digit;
+        return PLB_OK;
+    }
+    if (chunked->digits == 0)
+        return PLB_ERR_PROTOCOL;
+    if (c == '\r')
+        chunked->state = PLB__CHUNK_SIZE_LF;
+    else if (c == ';')
+        chunked->state = PLB__CHUNK_EXTENSION;
+    else if (plb__http1_is_blank(c))
+        chunked->state = PLB__CHUNK_BLANK;
+    else
+        return PLB_ERR_PROTOCOL;
+    return PLB_OK;
+}
+
+/* One byte that is skipped, of an extension or a trailer; its line ends in CR, after which `then` is the state. */
+static plb_status plb__http1_chunk_skip(plb_http1_chunked *chunked, char c, uint8_t then)
+{
+    if (c == '\r') {
+        chunked->state = then;
+        return PLB_OK;
+    }
+    if (plb__http1_is_control(c) && c != '\t')
+        return PLB_ERR_PROTOCOL;
+    return ++chunked->extra > PLB_HTTP1_EXTRA_MAX ? PLB_ERR_LIMIT : PLB_OK;
+}
+
+static plb_status plb__http1_chunk_expect(plb_http1_chunked *chunked, char c, char expected, uint8_t then)
+{
+    chunked->state = then;
+    return c == expected ? PLB_OK : PLB_ERR_PROTOCOL;
+}
+
+/* One byte of what is not data. */
+static plb_status plb__http1_chunk_byte(plb_http1_chunked *chunked, char c)
+{
+    switch (chunked->state) {
+    case PLB__CHUNK_SIZE:
+        return plb__http1_chunk_size(chunked, c);
+    case PLB__CHUNK_BLANK:
+        if (c == '\r') /* white space, then no extension: not in the grammar */
+            return PLB_ERR_PROTOCOL;
+        if (c == ';')
+            chunked->state = PLB__CHUNK_EXTENSION;
+        else if (!plb__http1_is_blank(c))
+            return PLB_ERR_PROTOCOL;
+        return plb__http1_chunk_skip(chunked, c, chunked->state);
+    case PLB__CHUNK_EXTENSION:
+        return plb__http1_chunk_skip(chunked, c, PLB__CHUNK_SIZE_LF);
+    case PLB__CHUNK_SIZE_LF:
+        chunked->digits = 0;
+        return plb__http1_chunk_expect(chunked, c, '\n',
+                                       chunked->left > 0 ? PLB__CHUNK_DATA : PLB__CHUNK_TRAILER_BEGIN);
+    case PLB__CHUNK_DATA_CR:
+        return plb__http1_chunk_expect(chunked, c, '\r', PLB__CHUNK_DATA_LF);
+    case PLB__CHUNK_DATA_LF:
+        return plb__http1_chunk_expect(chunked, c, '\n', PLB__CHUNK_SIZE);
+    case PLB__CHUNK_TRAILER_BEGIN:
+        if (c == ' ' || c == '\t' || c == ':') /* a folded line, or one without a name */
+            return PLB_ERR_PROTOCOL;
+        chunked->state = PLB__CHUNK_TRAILER;
+        return plb__http1_chunk_skip(chunked, c, PLB__CHUNK_END_LF);
+    case PLB__CHUNK_TRAILER:
+        return plb__http1_chunk_skip(chunked, c, PLB__CHUNK_TRAILER_LF);
+    case PLB__CHUNK_TRAILER_LF:
+        return plb__http1_chunk_expect(chunked, c, '\n', PLB__CHUNK_TRAILER_BEGIN);
+    default: /* PLB__CHUNK_END_LF */
+        return plb__http1_chunk_expect(chunked, c, '\n', PLB__CHUNK_END);
+    }
+}
+
+PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char *bytes, size_t size, size_t *used,
+                                          plb_text *data)
+{
+    size_t at = 0;
+    plb_status status = PLB_OK;
+    *data = plb__http1_slice(bytes, bytes);
+    while (status == PLB_OK && at < size && chunked->state != PLB__CHUNK_DATA && chunked->state != PLB__CHUNK_END)
+        status = plb__http1_chunk_byte(chunked, bytes[at++]);
+    if (status == PLB_OK && chunked->state == PLB__CHUNK_END)
+        status = PLB_END;
+    else if (status == PLB_OK && at == size)
+        status = PLB_AGAIN;
+    if (status == PLB_OK) { /* in the data of a chunk */
+        *data = plb__http1_slice(bytes + at, bytes + size);
+        if (data->size > chunked->left)
+            data->size = (size_t)chunked->left;
+        chunked->left -= data->size;
+        if (chunked->left == 0)
+            chunked->state = PLB__CHUNK_DATA_CR;
+        at += data->size;
+    }
+    *used = at;
+    return status;
+}
 
 #endif /* PLB__IMPLEMENTED */
 #endif /* PINGORA_LB_IMPLEMENTATION */

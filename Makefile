@@ -1,0 +1,100 @@
+# make run     builds the load balancer and shows it at work
+# make test    installs or names what the tests need, then runs all of them
+# make bench   prints the times of selection beside those recorded of pingora
+# make fuzz    runs each fuzz target for FUZZ_SECONDS
+# make         builds the examples; needs nothing but a C compiler
+
+CC      ?= cc
+CFLAGS  ?= -O2 -g
+GCC     ?= gcc
+GXX     ?= g++
+CLANG   ?= clang
+GREATEST ?= tests
+
+WARN    := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+HEADERS := pingora_lb.h $(wildcard ports/*.h)
+TESTING := $(HEADERS) $(wildcard tests/*.h) $(GREATEST)/greatest.h
+
+EXAMPLES := $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
+
+all: $(EXAMPLES)
+
+build/%: examples/%.c $(HEADERS) | build
+	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+
+build build/unit build/fuzz:
+	mkdir -p $@
+
+run: build/load_balancer
+	build/load_balancer --demo
+
+# ---- tests: every unit plainly, under address and undefined, under thread; then builds, fuzz corpora, real peers ----
+
+# A name that ends in _poll or _spill is the same source built another way.
+UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
+         conformance_posix_poll threads_spill
+FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+
+TEST_BUILD = -std=c99 $(WARN) -Werror -I$(GREATEST) -g $(VARIANT) $(filter %.c,$^) -o $@ -pthread
+FLAGS_plain := -O2
+FLAGS_asan  := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+FLAGS_tsan  := -O1 -fsanitize=thread
+
+build/unit/%_poll.plain build/unit/%_poll.asan build/unit/%_poll.tsan: VARIANT = -DPLB_POSIX_POLL
+build/unit/%_spill.plain build/unit/%_spill.asan build/unit/%_spill.tsan: VARIANT = -DPLB_READERS=2
+
+define unit_rules
+build/unit/conformance_sim.$(1): tests/io_conformance.c tests/io_fixture_sim.c $(TESTING) | build/unit
+	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/conformance_posix.$(1) build/unit/conformance_posix_poll.$(1): \
+		tests/io_conformance.c tests/io_fixture_posix.c $(TESTING) | build/unit
+	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/%_poll.$(1): tests/test_%.c $(TESTING) | build/unit
+	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/%_spill.$(1): tests/test_%.c $(TESTING) | build/unit
+	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/%.$(1): tests/test_%.c $(TESTING) | build/unit
+	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+endef
+$(foreach kind,plain asan tsan,$(eval $(call unit_rules,$(kind))))
+
+FUZZ_BUILD = $(CLANG) -std=c11 $(WARN) -Werror -g -O1 -fsanitize=address,undefined,fuzzer -fno-sanitize-recover=all
+build/fuzz/%: tests/fuzz/fuzz_%.c $(HEADERS) | build/fuzz
+	$(FUZZ_BUILD) $< -o $@
+
+TEST_PROGRAMS := $(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind)))
+
+test-needs:
+	@sh tests/needs.sh
+
+test-build: test-needs
+	@$(MAKE) --no-print-directory -j$$(nproc) $(TEST_PROGRAMS) $(FUZZERS:%=build/fuzz/%) all
+
+test: test-build
+	@bash tests/run.sh $(TEST_PROGRAMS) tests/test_build.sh $(FUZZERS:%=build/fuzz/%) tests/test_system.sh
+
+# ---- figures ----
+
+build/bench: tests/bench/bench.c $(HEADERS) | build
+	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+
+bench: build/bench
+	build/bench
+
+bench-idle: build/load_balancer
+	bash tests/bench/idle.sh
+
+bench-proxy: build/load_balancer
+	bash tests/bench/proxy.sh
+
+FUZZ_SECONDS ?= 60
+fuzz: $(FUZZERS:%=build/fuzz/%)
+	for f in $(FUZZERS); do \
+		mkdir -p build/fuzz/found_$$f; \
+		build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) build/fuzz/found_$$f tests/fuzz/corpus/$$f || exit 1; \
+	done
+
+clean:
+	rm -rf build
+
+.PHONY: all run test test-needs test-build bench bench-idle bench-proxy fuzz clean

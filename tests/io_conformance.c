@@ -1,0 +1,1150 @@
+/* What plb_io promises, as tests that any port must pass. A port is linked in by its fixture (io_fixture.h); nothing but
+   the fixture is called here. Waits are loops over the port's step, bounded in number. */
+#include "io_fixture.h"
+#include "greatest.h"
+
+/* ==== HELPERS ===================================================================================================== */
+
+#define STEPS     2000 /* of 10 ms at most: how long something that must happen may take */
+#define QUIET     8    /* steps in which something that must not happen would have happened */
+#define BULK      (1u << 20)
+#define MANY      1000 /* streams, where the port has no limit of its own */
+#define ENDS      (MANY + 16)
+#define LONG_WAIT 20000u /* milliseconds that no test may really wait */
+
+/* One end of a connection, or a listener, and what it has heard. */
+typedef struct end {
+    plb_stream *stream; /* NULL: not open */
+    unsigned connects, reads, writes, accepts;
+    plb_status connected;
+    struct end *victim; /* to be closed by the next callback, after this end */
+    bool close_self;
+} end;
+
+static io_fixture *fixture;
+static const plb_io *io;
+static end ends[ENDS]; /* of the test that runs; those that are open at its end are closed */
+static size_t end_count;
+static bool inside; /* a plb_io call */
+static unsigned calls_inside, calls_after_close;
+
+static uint8_t sent[BULK], received[BULK];
+
+static void drop(end *e, plb_close_how how)
+{
+    plb_stream *stream = e->stream;
+    e->stream = NULL;
+    inside = true;
+    if (stream != NULL)
+        io->close(io->self, stream, how);
+    inside = false;
+}
+
+static void on_event(void *user, plb_stream *stream, plb_event event, plb_status status)
+{
+    end *e = (end *)user;
+    calls_inside += inside;
+    calls_after_close += e->stream != stream;
+    e->connects += event == PLB_EVENT_CONNECT;
+    e->reads += event == PLB_EVENT_READ;
+    e->writes += event == PLB_EVENT_WRITE;
+    e->accepts += event == PLB_EVENT_ACCEPT;
+    if (event == PLB_EVENT_CONNECT)
+        e->connected = status;
+    if (e->close_self)
+        drop(e, PLB_CLOSE_GRACEFUL);
+    if (e->victim != NULL)
+        drop(e->victim, PLB_CLOSE_ABORT);
+}
+
+static end *new_end(void)
+{
+    if (end_count == ENDS)
+        abort();
+    memset(&ends[end_count], 0, sizeof ends[end_count]);
+    return &ends[end_count++];
+}
+
+static plb_handler handler_of(end *e)
+{
+    plb_handler handler;
+    handler.fn = on_event;
+    handler.user = e;
+    return handler;
+}
+
+static void setup(void *user)
+{
+    size_t i;
+    (void)user;
+    fixture = io_fixture_open();
+    if (fixture == NULL)
+        abort();
+    io = fixture->port.io;
+    end_count = 0;
+    for (i = 0; i < BULK; i++)
+        sent[i] = (uint8_t)(i * 31 + i / 251);
+    memset(received, 0, sizeof received);
+}
+
+static void teardown(void *user)
+{
+    size_t i;
+    (void)user;
+    for (i = 0; i < end_count; i++)
+        drop(&ends[i], PLB_CLOSE_ABORT);
+    io_fixture_close(fixture);
+}
+
+static void step(uint32_t max_ms)
+{
+    fixture->step(fixture->self, max_ms);
+}
+
+static void stay_quiet(void)
+{
+    int i;
+    for (i = 0; i < QUIET; i++)
+        step(5);
+}
+
+/* Steps until the counter has reached the number. */
+static bool reaches(const unsigned *counter, unsigned number)
+{
+    int i;
+    for (i = 0; i < STEPS && *counter < number; i++)
+        step(10);
+    return *counter >= number;
+}
+
+static plb_status listen_at(end *e, const plb_addr *addr)
+{
+    plb_listen_desc desc;
+    plb_status status;
+    memset(&desc, 0, sizeof desc);
+    desc.addr = *addr;
+    inside = true;
+    status = io->listen(io->self, &desc, handler_of(e), &e->stream);
+    inside = false;
+    return status;
+}
+
+static plb_status connect_from(end *e, const plb_addr *source, const plb_addr *addr)
+{
+    plb_peer peer;
+    plb_status status;
+    memset(&peer, 0, sizeof peer);
+    peer.addr = *addr;
+    if (source != NULL)
+        peer.source = *source;
+    inside = true;
+    status = io->connect(io->self, &peer, handler_of(e), &e->stream);
+    inside = false;
+    return status;
+}
+
+static plb_status connect_to(end *e, const plb_addr *addr)
+{
+    return connect_from(e, NULL, addr);
+}
+
+/* Connects, and waits for how it ends. */
+static plb_status connect_wait(end *e, const plb_addr *addr)
+{
+    plb_status status = connect_to(e, addr);
+    if (status != PLB_AGAIN)
+        return status;
+    return reaches(&e->connects, 1) ? e->connected : PLB_AGAIN;
+}
+
+static plb_status accept_now(end *listener, end *e)
+{
+    plb_status status;
+    inside = true;
+    status = io->accept(io->self, listener->stream, handler_of(e), &e->stream);
+    inside = false;
+    return status;
+}
+
+static plb_status accept_wait(end *listener, end *e)
+{
+    int i;
+    for (i = 0; i < STEPS; i++) {
+        plb_status status = accept_now(listener, e);
+        if (status != PLB_AGAIN)
+            return status;
+        step(10);
+    }
+    return PLB_AGAIN;
+}
+
+static plb_status read_now(end *e, void *buffer, size_t capacity, size_t *got)
+{
+    plb_status status;
+    inside = true;
+    status = io->read(io->self, e->stream, buffer, capacity, got);
+    inside = false;
+    return status;
+}
+
+static plb_status write_chunks(end *e, const plb_chunk *chunks, size_t count, size_t *taken)
+{
+    plb_status status;
+    inside = true;
+    status = io->write(io->self, e->stream, chunks, count, taken);
+    inside = false;
+    return status;
+}
+
+static plb_status write_now(end *e, const void *bytes, size_t size, size_t *taken)
+{
+    plb_chunk chunk;
+    chunk.data = bytes;
+    chunk.size = size;
+    chunk.flags = 0;
+    return write_chunks(e, &chunk, 1, taken);
+}
+
+static plb_status watch(end *e, plb_event event)
+{
+    plb_status status;
+    inside = true;
+    status = io->watch(io->self, e->stream, event);
+    inside = false;
+    return status;
+}
+
+/* Reads until `size` bytes are there; what ended it otherwise, PLB_AGAIN if nothing did. */
+static plb_status read_wait(end *e, void *buffer, size_t size)
+{
+    size_t done = 0, got;
+    int i;
+    for (i = 0; i < STEPS && done < size;) {
+        plb_status status = read_now(e, (char *)buffer + done, size - done, &got);
+        if (status == PLB_AGAIN) {
+            step(10);
+            i++;
+        } else if (status != PLB_OK) {
+            return status;
+        } else {
+            done += got;
+        }
+    }
+    return done == size ? PLB_OK : PLB_AGAIN;
+}
+
+/* Reads and throws away until the stream ends in one way or the other. */
+static plb_status read_to_end(end *e)
+{
+    char bytes[512];
+    plb_status status;
+    do
+        status = read_wait(e, bytes, 1);
+    while (status == PLB_OK);
+    return status;
+}
+
+/* For bytes that fit into any connection. */
+static plb_status write_wait(end *e, const void *bytes, size_t size)
+{
+    size_t done = 0, taken;
+    int i;
+    for (i = 0; i < STEPS && done < size;) {
+        plb_status status = write_now(e, (const char *)bytes + done, size - done, &taken);
+        if (status == PLB_AGAIN) {
+            step(10);
+            i++;
+        } else if (status != PLB_OK) {
+            return status;
+        } else {
+            done += taken;
+        }
+    }
+    return done == size ? PLB_OK : PLB_AGAIN;
+}
+
+/* What the tests of connections begin with. */
+typedef struct pair {
+    end *listener, *client, *server;
+    plb_addr addr; /* where the listener is */
+} pair;
+
+static bool open_listener(pair *p, plb_family family)
+{
+    plb_stream_info info;
+    p->listener = new_end();
+    if (!fixture->listen_addr(fixture->self, family, &p->addr) || listen_at(p->listener, &p->addr) != PLB_OK ||
+        io->info(io->self, p->listener->stream, &info) != PLB_OK)
+        return false;
+    p->addr = info.local;
+    return true;
+}
+
+static bool connect_pair(pair *p)
+{
+    p->client = new_end();
+    p->server = new_end();
+    return connect_wait(p->client, &p->addr) == PLB_OK && accept_wait(p->listener, p->server) == PLB_OK;
+}
+
+static bool open_pair(pair *p, plb_family family)
+{
+    return open_listener(p, family) && connect_pair(p);
+}
+
+static bool has_family(plb_family family)
+{
+    plb_addr addr;
+    return fixture->listen_addr(fixture->self, family, &addr);
+}
+
+/* Writes until nothing more is taken; returns how much was, or 0 if it never ends. */
+static size_t fill_up(end *e)
+{
+    size_t total = 0, taken;
+    int quiet = 0;
+    while (total < 512u * BULK && quiet < 3) {
+        plb_status status = write_now(e, sent + total % BULK, BULK - total % BULK, &taken);
+        if (status == PLB_AGAIN) {
+            quiet++;
+            step(5); /* there may be room on the way still */
+        } else if (status == PLB_OK) {
+            quiet = 0;
+            total += taken;
+        } else {
+            return 0;
+        }
+    }
+    return quiet == 3 ? total : 0;
+}
+
+/* ==== CONNECT ===================================================================================================== */
+
+TEST connect_reaches_the_listener(plb_family family)
+{
+    pair p;
+    plb_stream_info client, server;
+    if (!has_family(family))
+        SKIP();
+    ASSERT(open_pair(&p, family));
+    ASSERT(p.client->connects <= 1);
+    ASSERT_EQ(PLB_OK, io->info(io->self, p.client->stream, &client));
+    ASSERT_EQ(PLB_OK, io->info(io->self, p.server->stream, &server));
+    ASSERT_EQ(0, plb_addr_compare(&p.addr, &client.remote));
+    ASSERT_EQ(0, plb_addr_compare(&p.addr, &server.local));
+    ASSERT_EQ(0, plb_addr_compare(&client.local, &server.remote));
+    stay_quiet();
+    ASSERT_EQ(0, p.client->reads + p.client->writes + p.server->connects + p.server->reads + p.server->writes);
+    PASS();
+}
+
+TEST a_refused_connection_is_reported_once(void)
+{
+    plb_addr addr;
+    end *e = new_end();
+    fixture->refused_addr(fixture->self, &addr);
+    ASSERT_EQ(PLB_ERR_REFUSED, connect_wait(e, &addr));
+    stay_quiet();
+    ASSERT(e->connects <= 1);
+    ASSERT_EQ(0, e->reads + e->writes);
+    PASS();
+}
+
+TEST a_unix_path_without_listener_refuses(void)
+{
+    plb_addr addr;
+    if (!fixture->listen_addr(fixture->self, PLB_FAMILY_UNIX, &addr))
+        SKIP();
+    ASSERT_EQ(PLB_ERR_REFUSED, connect_wait(new_end(), &addr));
+    PASS();
+}
+
+TEST a_silent_peer_leaves_connect_pending_until_it_is_closed(void)
+{
+    plb_addr addr;
+    end *e = new_end();
+    if (!fixture->silent_addr(fixture->self, &addr))
+        SKIP();
+    ASSERT_EQ(PLB_AGAIN, connect_to(e, &addr));
+    stay_quiet();
+    ASSERT_EQ(0, e->connects);
+    drop(e, PLB_CLOSE_ABORT);
+    stay_quiet();
+    ASSERT_EQ(0, e->connects);
+    PASS();
+}
+
+TEST closing_cancels_a_connection_in_progress(void)
+{
+    pair p;
+    end *e;
+    ASSERT(open_listener(&p, PLB_FAMILY_IPV4));
+    e = new_end();
+    if (connect_to(e, &p.addr) == PLB_AGAIN)
+        drop(e, PLB_CLOSE_GRACEFUL);
+    stay_quiet();
+    ASSERT_EQ(0, e->connects);
+    PASS();
+}
+
+TEST connect_starts_from_the_source_address(void)
+{
+    pair p;
+    plb_addr source;
+    plb_stream_info info;
+    plb_status status;
+    ASSERT(open_listener(&p, PLB_FAMILY_IPV4));
+    source = p.addr;
+    source.port = 0;
+    p.client = new_end();
+    p.server = new_end();
+    status = connect_from(p.client, &source, &p.addr);
+    ASSERT(status == PLB_OK || (status == PLB_AGAIN && reaches(&p.client->connects, 1)));
+    ASSERT_EQ(PLB_OK, p.client->connected);
+    ASSERT_EQ(PLB_OK, accept_wait(p.listener, p.server));
+    ASSERT_EQ(PLB_OK, io->info(io->self, p.server->stream, &info));
+    source.port = info.remote.port;
+    ASSERT(source.port != 0);
+    ASSERT_EQ(0, plb_addr_compare(&source, &info.remote));
+    PASS();
+}
+
+/* ==== LISTEN AND ACCEPT =========================================================================================== */
+
+TEST a_listener_knows_its_port_and_no_peer(void)
+{
+    pair p;
+    plb_stream_info info;
+    ASSERT(open_listener(&p, PLB_FAMILY_IPV4));
+    ASSERT(p.addr.port != 0);
+    ASSERT_EQ(PLB_OK, io->info(io->self, p.listener->stream, &info));
+    ASSERT_EQ(PLB_FAMILY_NONE, info.remote.family);
+    PASS();
+}
+
+TEST an_address_has_one_listener_at_a_time(plb_family family)
+{
+    pair p;
+    end *second;
+    if (!has_family(family))
+        SKIP();
+    ASSERT(open_pair(&p, family));
+    second = new_end();
+    ASSERT_EQ(PLB_ERR_IN_USE, listen_at(second, &p.addr));
+    ASSERT(second->stream == NULL);
+    drop(p.listener, PLB_CLOSE_GRACEFUL);
+    ASSERT_EQ(PLB_OK, listen_at(second, &p.addr));
+    PASS();
+}
+
+TEST connections_outlive_their_listener(void)
+{
+    pair p;
+    char byte = 0;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    drop(p.listener, PLB_CLOSE_GRACEFUL);
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "x", 1));
+    ASSERT_EQ(PLB_OK, read_wait(p.server, &byte, 1));
+    ASSERT_EQ('x', byte);
+    ASSERT_EQ(PLB_ERR_REFUSED, connect_wait(new_end(), &p.addr));
+    PASS();
+}
+
+TEST accept_arms_one_callback(void)
+{
+    pair p;
+    end *first;
+    ASSERT(open_listener(&p, PLB_FAMILY_IPV4));
+    first = new_end();
+    ASSERT_EQ(PLB_AGAIN, accept_now(p.listener, first));
+    ASSERT_EQ(PLB_AGAIN, accept_now(p.listener, first));
+    ASSERT(first->stream == NULL);
+    ASSERT_EQ(PLB_OK, connect_wait(new_end(), &p.addr));
+    ASSERT(reaches(&p.listener->accepts, 1));
+    ASSERT_EQ(PLB_OK, connect_wait(new_end(), &p.addr));
+    stay_quiet();
+    ASSERT_EQ_FMT(1u, p.listener->accepts, "%u");
+    ASSERT_EQ(PLB_OK, accept_now(p.listener, first));
+    ASSERT_EQ(PLB_OK, accept_wait(p.listener, new_end()));
+    ASSERT_EQ(PLB_AGAIN, accept_now(p.listener, new_end()));
+    PASS();
+}
+
+TEST a_listener_that_was_not_asked_is_silent(void)
+{
+    pair p;
+    ASSERT(open_listener(&p, PLB_FAMILY_IPV4));
+    ASSERT_EQ(PLB_OK, connect_wait(new_end(), &p.addr));
+    stay_quiet();
+    ASSERT_EQ(0, p.listener->accepts);
+    PASS();
+}
+
+/* ==== READ AND WRITE ============================================================================================== */
+
+/* Both directions at once, as much as each side takes. */
+TEST bytes_arrive_whole_and_in_order(plb_family family)
+{
+    pair p;
+    size_t up = 0, down = 0, back = 0, taken, got;
+    int i;
+    if (!has_family(family))
+        SKIP();
+    ASSERT(open_pair(&p, family));
+    for (i = 0; i < STEPS && back < BULK; i++) {
+        while (up < BULK && write_now(p.client, sent + up, BULK - up, &taken) == PLB_OK)
+            up += taken;
+        while (read_now(p.server, received + down, BULK - down + (down == BULK), &got) == PLB_OK)
+            down += got;
+        while (back < down && write_now(p.server, received + back, down - back, &taken) == PLB_OK) {
+            ASSERT_EQ(PLB_OK, read_wait(p.client, received + back, taken));
+            back += taken;
+        }
+        step(10);
+    }
+    ASSERT_EQ_FMT((unsigned long)BULK, (unsigned long)back, "%lu");
+    ASSERT_MEM_EQ(sent, received, BULK);
+    PASS();
+}
+
+TEST a_gathered_write_keeps_the_order_of_its_chunks(void)
+{
+    pair p;
+    plb_chunk chunks[PLB_CHUNKS_MAX];
+    char text[2 * PLB_CHUNKS_MAX + 1] = {0};
+    size_t i, taken;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    for (i = 0; i < PLB_CHUNKS_MAX; i++) {
+        chunks[i].data = &"aabbccddeeffgghh"[2 * i];
+        chunks[i].size = i == 3 ? 0 : 2;
+        chunks[i].flags = i % 2 == 0 ? PLB_CHUNK_CONSTANT : 0;
+    }
+    ASSERT_EQ(PLB_OK, write_chunks(p.client, chunks, PLB_CHUNKS_MAX, &taken));
+    ASSERT(taken >= 1 && taken <= 14);
+    ASSERT_EQ(PLB_OK, write_wait(p.client, &"aabbcceeffgghh"[taken], 14 - taken));
+    ASSERT_EQ(PLB_OK, read_wait(p.server, text, 14));
+    ASSERT_STR_EQ("aabbcceeffgghh", text);
+    PASS();
+}
+
+TEST read_arms_one_callback(void)
+{
+    pair p;
+    char byte;
+    size_t got = 9;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT_EQ(PLB_AGAIN, read_now(p.server, &byte, 1, &got));
+    ASSERT_EQ(PLB_AGAIN, read_now(p.server, &byte, 1, &got));
+    stay_quiet();
+    ASSERT_EQ(0, p.server->reads);
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "ab", 2));
+    ASSERT(reaches(&p.server->reads, 1));
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "cd", 2));
+    stay_quiet();
+    ASSERT_EQ_FMT(1u, p.server->reads, "%u");
+    ASSERT_EQ(0, p.server->writes);
+    PASS();
+}
+
+TEST a_stream_that_was_not_asked_is_silent(void)
+{
+    pair p;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "ab", 2));
+    stay_quiet();
+    drop(p.client, PLB_CLOSE_ABORT);
+    stay_quiet();
+    ASSERT_EQ(0, p.server->reads + p.server->writes);
+    PASS();
+}
+
+TEST bytes_that_came_unasked_are_read_later(void)
+{
+    pair p;
+    char text[3] = {0};
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT_EQ(PLB_AGAIN, watch(p.server, PLB_EVENT_READ));
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "a", 1));
+    ASSERT(reaches(&p.server->reads, 1));
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "b", 1));
+    stay_quiet();
+    ASSERT_EQ(PLB_OK, read_wait(p.server, text, 2));
+    ASSERT_STR_EQ("ab", text);
+    PASS();
+}
+
+/* However the reader cuts the stream into pieces, it never waits for bytes that are there, nor finds some that are not. */
+TEST watch_tells_the_truth_whatever_the_size_of_reads(size_t capacity)
+{
+    pair p;
+    char text[64];
+    size_t got, done, round;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    for (round = 0; round < 5; round++) {
+        unsigned before = p.server->reads;
+        ASSERT_EQ(PLB_AGAIN, watch(p.server, PLB_EVENT_READ));
+        stay_quiet();
+        ASSERT_EQ(before, p.server->reads);
+        ASSERT_EQ(PLB_OK, write_wait(p.client, "twelve bytes", 12));
+        ASSERT(reaches(&p.server->reads, before + 1));
+        for (done = 0; done < 12; done += got) {
+            plb_status status = watch(p.server, PLB_EVENT_READ);
+            if (status == PLB_AGAIN)
+                ASSERT(reaches(&p.server->reads, ++before + 1));
+            ASSERT_EQ(PLB_OK, read_now(p.server, text, capacity, &got));
+            ASSERT(got >= 1 && got <= capacity);
+        }
+        ASSERT_EQ_FMT((size_t)12, done, "%zu");
+    }
+    PASS();
+}
+
+TEST a_fresh_stream_may_be_written(void)
+{
+    pair p;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT(watch(p.client, PLB_EVENT_WRITE) == PLB_OK || reaches(&p.client->writes, 1));
+    ASSERT(watch(p.server, PLB_EVENT_WRITE) == PLB_OK || reaches(&p.server->writes, 1));
+    PASS();
+}
+
+TEST watching_wakes_for_the_end(plb_close_how how)
+{
+    pair p;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT_EQ(PLB_AGAIN, watch(p.server, PLB_EVENT_READ));
+    drop(p.client, how);
+    ASSERT(reaches(&p.server->reads, 1));
+    ASSERT_EQ(how == PLB_CLOSE_ABORT ? PLB_ERR_RESET : PLB_END, read_to_end(p.server));
+    PASS();
+}
+
+/* ==== BACK-PRESSURE =============================================================================================== */
+
+TEST a_writer_waits_for_its_reader(plb_family family)
+{
+    pair p;
+    size_t total, done, got;
+    unsigned before;
+    int steps = 0;
+    if (!has_family(family))
+        SKIP();
+    ASSERT(open_pair(&p, family));
+    total = fill_up(p.client);
+    ASSERT(total > 0);
+    before = p.client->writes;
+    stay_quiet();
+    ASSERT_EQ_FMT(before, p.client->writes, "%u"); /* nobody reads, nothing is to be told */
+    for (done = 0; done < total && steps < STEPS; steps++) {
+        while (done < total && read_now(p.server, received, BULK - done % BULK, &got) == PLB_OK) {
+            ASSERT_MEM_EQ(sent + done % BULK, received, got);
+            done += got;
+        }
+        step(10);
+    }
+    ASSERT_EQ_FMT((unsigned long)total, (unsigned long)done, "%lu");
+    ASSERT(reaches(&p.client->writes, before + 1));
+    stay_quiet();
+    ASSERT_EQ_FMT(before + 1, p.client->writes, "%u");
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "x", 1));
+    PASS();
+}
+
+TEST a_full_stream_still_reads(void)
+{
+    pair p;
+    char byte = 0;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT(fill_up(p.client) > 0);
+    ASSERT_EQ(PLB_OK, write_wait(p.server, "x", 1));
+    ASSERT_EQ(PLB_OK, read_wait(p.client, &byte, 1));
+    ASSERT_EQ(0, p.client->writes);
+    PASS();
+}
+
+/* ==== ENDS ======================================================================================================== */
+
+TEST one_side_may_end_before_the_other(plb_family family)
+{
+    pair p;
+    char text[6] = {0};
+    size_t got;
+    if (!has_family(family))
+        SKIP();
+    ASSERT(open_pair(&p, family));
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "query", 5));
+    ASSERT_EQ(PLB_OK, io->shutdown(io->self, p.client->stream));
+    ASSERT_EQ(PLB_OK, read_wait(p.server, text, 5));
+    ASSERT_STR_EQ("query", text);
+    ASSERT_EQ(PLB_END, read_wait(p.server, text, 1));
+    ASSERT_EQ(PLB_END, read_now(p.server, text, 1, &got)); /* it stays so */
+    ASSERT_EQ(PLB_OK, write_wait(p.server, "reply", 5));
+    ASSERT_EQ(PLB_OK, read_wait(p.client, text, 5));
+    ASSERT_STR_EQ("reply", text);
+    drop(p.server, PLB_CLOSE_GRACEFUL);
+    ASSERT_EQ(PLB_END, read_wait(p.client, text, 1));
+    PASS();
+}
+
+TEST a_graceful_close_delivers_what_was_taken(plb_family family)
+{
+    pair p;
+    size_t taken;
+    if (!has_family(family))
+        SKIP();
+    ASSERT(open_pair(&p, family));
+    ASSERT_EQ(PLB_OK, write_now(p.client, sent, BULK, &taken));
+    drop(p.client, PLB_CLOSE_GRACEFUL);
+    ASSERT_EQ(PLB_OK, read_wait(p.server, received, taken));
+    ASSERT_MEM_EQ(sent, received, taken);
+    ASSERT_EQ(PLB_END, read_wait(p.server, received, 1));
+    PASS();
+}
+
+TEST a_graceful_close_delivers_in_spite_of_unread_bytes(void)
+{
+    pair p;
+    char text[6] = {0};
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT_EQ(PLB_OK, write_wait(p.server, sent, 1000));
+    stay_quiet();
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "reply", 5));
+    drop(p.client, PLB_CLOSE_GRACEFUL);
+    ASSERT_EQ(PLB_OK, read_wait(p.server, text, 5));
+    ASSERT_STR_EQ("reply", text);
+    ASSERT_EQ(PLB_END, read_wait(p.server, text, 1));
+    PASS();
+}
+
+TEST an_abort_is_a_reset_for_the_peer(plb_family family)
+{
+    pair p;
+    char byte;
+    if (!has_family(family))
+        SKIP();
+    ASSERT(open_pair(&p, family));
+    drop(p.client, PLB_CLOSE_ABORT);
+    ASSERT_EQ(PLB_ERR_RESET, read_wait(p.server, &byte, 1));
+    PASS();
+}
+
+TEST an_aborted_unix_stream_ends(void)
+{
+    pair p;
+    char byte;
+    plb_status status;
+    if (!has_family(PLB_FAMILY_UNIX))
+        SKIP();
+    ASSERT(open_pair(&p, PLB_FAMILY_UNIX));
+    drop(p.client, PLB_CLOSE_ABORT);
+    status = read_wait(p.server, &byte, 1);
+    ASSERT(status == PLB_END || status == PLB_ERR_RESET); /* not every system resets these */
+    PASS();
+}
+
+TEST writing_to_a_peer_that_is_gone_fails(plb_family family)
+{
+    pair p;
+    plb_status status = PLB_OK;
+    size_t taken;
+    int i;
+    if (!has_family(family))
+        SKIP();
+    ASSERT(open_pair(&p, family));
+    drop(p.server, PLB_CLOSE_GRACEFUL);
+    for (i = 0; i < STEPS && (status == PLB_OK || status == PLB_AGAIN); i++) {
+        status = write_now(p.client, "x", 1, &taken);
+        step(1);
+    }
+    ASSERT_EQ(PLB_ERR_RESET, status);
+    status = write_now(p.client, "x", 1, &taken);
+    ASSERT_EQ(PLB_ERR_RESET, status);
+    PASS();
+}
+
+TEST a_reset_wakes_a_writer(void)
+{
+    pair p;
+    size_t taken;
+    plb_status status = PLB_OK;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT(fill_up(p.client) > 0);
+    drop(p.server, PLB_CLOSE_ABORT);
+    ASSERT(reaches(&p.client->writes, 1));
+    status = write_now(p.client, "x", 1, &taken);
+    ASSERT_EQ(PLB_ERR_RESET, status);
+    PASS();
+}
+
+/* ==== CALLBACKS =================================================================================================== */
+
+TEST close_cancels_what_is_armed(void)
+{
+    pair p;
+    size_t got;
+    char byte;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT_EQ(PLB_AGAIN, read_now(p.server, &byte, 1, &got));
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "x", 1));
+    drop(p.server, PLB_CLOSE_GRACEFUL);
+    stay_quiet();
+    ASSERT_EQ(0, p.server->reads);
+    PASS();
+}
+
+TEST both_directions_are_armed_apart(void)
+{
+    pair p;
+    size_t got;
+    char byte;
+    int i;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT(fill_up(p.client) > 0);
+    ASSERT_EQ(PLB_AGAIN, read_now(p.client, &byte, 1, &got));
+    ASSERT_EQ(PLB_OK, write_wait(p.server, "x", 1));
+    ASSERT(reaches(&p.client->reads, 1));
+    ASSERT_EQ(0, p.client->writes);
+    for (i = 0; i < STEPS && p.client->writes == 0; i++) {
+        while (read_now(p.server, received, BULK, &got) == PLB_OK)
+            continue;
+        step(10);
+    }
+    ASSERT_EQ_FMT(1u, p.client->writes, "%u");
+    ASSERT_EQ_FMT(1u, p.client->reads, "%u");
+    PASS();
+}
+
+TEST a_callback_may_close_its_stream(void)
+{
+    pair p;
+    size_t got;
+    char byte;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT_EQ(PLB_AGAIN, read_now(p.server, &byte, 1, &got));
+    p.server->close_self = true;
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "x", 1));
+    ASSERT(reaches(&p.server->reads, 1));
+    ASSERT(p.server->stream == NULL);
+    stay_quiet();
+    ASSERT_EQ_FMT(1u, p.server->reads, "%u");
+    PASS();
+}
+
+/* A reset makes both directions worth calling at once; the first callback takes the stream away. */
+TEST a_callback_may_close_a_stream_with_more_to_tell(void)
+{
+    pair p;
+    size_t got;
+    char byte;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    ASSERT(fill_up(p.client) > 0);
+    ASSERT_EQ(PLB_AGAIN, read_now(p.client, &byte, 1, &got));
+    p.client->close_self = true;
+    drop(p.server, PLB_CLOSE_ABORT);
+    reaches(&p.client->reads, 1);
+    stay_quiet();
+    ASSERT(p.client->stream == NULL);
+    ASSERT_EQ_FMT(1u, p.client->reads + p.client->writes, "%u");
+    PASS();
+}
+
+/* Two streams have something to tell in one step; whichever is first closes the other. */
+TEST a_callback_may_close_another_stream(void)
+{
+    pair p, q;
+    size_t got;
+    char byte;
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    q = p;
+    ASSERT(connect_pair(&q));
+    ASSERT_EQ(PLB_AGAIN, read_now(p.server, &byte, 1, &got));
+    ASSERT_EQ(PLB_AGAIN, read_now(q.server, &byte, 1, &got));
+    p.server->victim = q.server;
+    q.server->victim = p.server;
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "x", 1));
+    ASSERT_EQ(PLB_OK, write_wait(q.client, "x", 1));
+    stay_quiet();
+    ASSERT_EQ_FMT(1u, p.server->reads + q.server->reads, "%u");
+    PASS();
+}
+
+TEST a_connect_callback_may_close(void)
+{
+    pair p;
+    plb_status status;
+    ASSERT(open_listener(&p, PLB_FAMILY_IPV4));
+    p.client = new_end();
+    p.client->close_self = true;
+    status = connect_to(p.client, &p.addr);
+    ASSERT(status == PLB_OK || reaches(&p.client->connects, 1));
+    stay_quiet();
+    ASSERT(p.client->connects <= 1);
+    PASS();
+}
+
+TEST an_accept_callback_may_close_the_listener(void)
+{
+    pair p;
+    ASSERT(open_listener(&p, PLB_FAMILY_IPV4));
+    ASSERT_EQ(PLB_AGAIN, accept_now(p.listener, new_end()));
+    p.listener->close_self = true;
+    connect_to(new_end(), &p.addr);
+    ASSERT(reaches(&p.listener->accepts, 1));
+    ASSERT(p.listener->stream == NULL);
+    stay_quiet();
+    ASSERT_EQ_FMT(1u, p.listener->accepts, "%u");
+    PASS();
+}
+
+/* ==== WAKE, CLOCK, RANDOM ========================================================================================= */
+
+static uint64_t now_ms(void)
+{
+    return fixture->port.clock->now_ms(fixture->port.clock->self);
+}
+
+TEST wake_ends_a_wait(void)
+{
+    uint64_t before;
+    int i;
+    if (io->wake == NULL || fixture->port.clock == NULL)
+        SKIP();
+    for (i = 0; i < 3; i++) {
+        before = now_ms();
+        fixture->wake_soon(fixture->self);
+        step(LONG_WAIT);
+        ASSERT(now_ms() - before < LONG_WAIT / 2);
+    }
+    PASS();
+}
+
+TEST a_wake_that_came_first_is_not_lost(void)
+{
+    uint64_t before;
+    if (io->wake == NULL || fixture->port.clock == NULL)
+        SKIP();
+    before = now_ms();
+    step(1);
+    io->wake(io->self);
+    io->wake(io->self);
+    step(LONG_WAIT);
+    ASSERT(now_ms() - before < LONG_WAIT / 2);
+    step(1);
+    io->wake(io->self);
+    step(LONG_WAIT);
+    ASSERT(now_ms() - before < LONG_WAIT / 2);
+    PASS();
+}
+
+TEST the_clock_does_not_step_back(void)
+{
+    const plb_clock *clock = fixture->port.clock;
+    uint64_t ms, us;
+    int i;
+    if (clock == NULL)
+        SKIP();
+    for (i = 0; i < 20; i++) {
+        ms = clock->now_ms(clock->self);
+        us = clock->now_us != NULL ? clock->now_us(clock->self) : 0;
+        step(1);
+        ASSERT(clock->now_ms(clock->self) >= ms);
+        ASSERT(clock->now_us == NULL || clock->now_us(clock->self) >= us);
+    }
+    PASS();
+}
+
+TEST random_bytes_differ(void)
+{
+    const plb_random *random_port = fixture->port.random;
+    uint8_t a[16] = {0}, b[16] = {0};
+    if (random_port == NULL)
+        SKIP();
+    random_port->fill(random_port->self, a, sizeof a);
+    random_port->fill(random_port->self, b, sizeof b - 1);
+    ASSERT(memcmp(a, b, sizeof a - 1) != 0);
+    ASSERT_EQ(0, b[15]);
+    PASS();
+}
+
+/* ==== MANY ======================================================================================================== */
+
+TEST many_streams_live_side_by_side(void)
+{
+    pair p;
+    size_t i, count = fixture->streams == 0 ? MANY / 2 : (fixture->streams - 1) / 2;
+    char text[16], echo[16];
+    end *first;
+    if (count > MANY / 2)
+        count = MANY / 2;
+    ASSERT(open_listener(&p, PLB_FAMILY_IPV4));
+    first = &ends[end_count];
+    for (i = 0; i < count; i++) {
+        snprintf(text, sizeof text, "stream %05u", (unsigned)i);
+        ASSERT(connect_pair(&p));
+        ASSERT_EQ(PLB_OK, write_wait(p.client, text, 12));
+    }
+    for (i = 0; i < count; i++) {
+        end *server = &first[2 * i + 1];
+        ASSERT_EQ(PLB_OK, read_wait(server, echo, 12));
+        ASSERT_EQ(PLB_OK, write_wait(server, echo, 12));
+    }
+    for (i = count; i-- > 0;) {
+        memset(echo, 0, sizeof echo);
+        snprintf(text, sizeof text, "stream %05u", (unsigned)i);
+        ASSERT_EQ(PLB_OK, read_wait(&first[2 * i], echo, 12));
+        ASSERT_STR_EQ(text, echo);
+    }
+    PASS();
+}
+
+/* Where streams are limited: the one too many is refused, and hurts nobody. */
+TEST a_port_that_is_full_says_so_and_recovers(void)
+{
+    pair p;
+    plb_status status = PLB_OK;
+    end *last = NULL;
+    char byte = 0;
+    if (fixture->streams == 0 || fixture->streams > MANY)
+        SKIP();
+    ASSERT(open_pair(&p, PLB_FAMILY_IPV4));
+    while (status == PLB_OK && end_count < ENDS) {
+        last = new_end();
+        status = connect_wait(last, &p.addr);
+    }
+    ASSERT(status == PLB_ERR_LIMIT || status == PLB_ERR_MEMORY);
+    ASSERT(last->stream == NULL);
+    ASSERT_EQ(PLB_AGAIN, accept_now(p.listener, last)); /* connections are waiting, but there is no room */
+    ASSERT_EQ(PLB_OK, write_wait(p.client, "x", 1));
+    ASSERT_EQ(PLB_OK, read_wait(p.server, &byte, 1));
+    drop(p.client, PLB_CLOSE_GRACEFUL);
+    ASSERT(reaches(&p.listener->accepts, 1));
+    ASSERT_EQ(PLB_OK, accept_now(p.listener, last));
+    PASS();
+}
+
+/* What was given back can be used again, however often. */
+TEST streams_can_be_opened_again_and_again(void)
+{
+    pair p;
+    int i;
+    ASSERT(open_listener(&p, PLB_FAMILY_IPV4));
+    for (i = 0; i < 200; i++) {
+        size_t mark = end_count;
+        ASSERT(connect_pair(&p));
+        drop(p.client, i % 2 == 0 ? PLB_CLOSE_ABORT : PLB_CLOSE_GRACEFUL);
+        drop(p.server, PLB_CLOSE_ABORT);
+        end_count = mark;
+    }
+    PASS();
+}
+
+/* Judges all that ran before it. */
+TEST no_callback_came_from_inside_a_call_or_after_close(void)
+{
+    ASSERT_EQ_FMT(0u, calls_inside, "%u");
+    ASSERT_EQ_FMT(0u, calls_after_close, "%u");
+    PASS();
+}
+
+/* ==== SUITES ====================================================================================================== */
+
+static const plb_family families[] = {PLB_FAMILY_IPV4, PLB_FAMILY_IPV6, PLB_FAMILY_UNIX};
+
+SUITE(connecting)
+{
+    size_t i;
+    SET_SETUP(setup, NULL);
+    SET_TEARDOWN(teardown, NULL);
+    for (i = 0; i < 3; i++)
+        RUN_TEST1(connect_reaches_the_listener, families[i]);
+    RUN_TEST(a_refused_connection_is_reported_once);
+    RUN_TEST(a_unix_path_without_listener_refuses);
+    RUN_TEST(a_silent_peer_leaves_connect_pending_until_it_is_closed);
+    RUN_TEST(closing_cancels_a_connection_in_progress);
+    RUN_TEST(connect_starts_from_the_source_address);
+    RUN_TEST(a_listener_knows_its_port_and_no_peer);
+    for (i = 0; i < 3; i++)
+        RUN_TEST1(an_address_has_one_listener_at_a_time, families[i]);
+    RUN_TEST(connections_outlive_their_listener);
+    RUN_TEST(accept_arms_one_callback);
+    RUN_TEST(a_listener_that_was_not_asked_is_silent);
+}
+
+SUITE(moving_bytes)
+{
+    static const size_t capacities[] = {1, 5, 12, 64};
+    size_t i;
+    SET_SETUP(setup, NULL);
+    SET_TEARDOWN(teardown, NULL);
+    for (i = 0; i < 3; i++) {
+        RUN_TEST1(bytes_arrive_whole_and_in_order, families[i]);
+        RUN_TEST1(a_writer_waits_for_its_reader, families[i]);
+    }
+    for (i = 0; i < 4; i++)
+        RUN_TEST1(watch_tells_the_truth_whatever_the_size_of_reads, capacities[i]);
+    RUN_TEST(a_gathered_write_keeps_the_order_of_its_chunks);
+    RUN_TEST(read_arms_one_callback);
+    RUN_TEST(a_stream_that_was_not_asked_is_silent);
+    RUN_TEST(bytes_that_came_unasked_are_read_later);
+    RUN_TEST(a_fresh_stream_may_be_written);
+    RUN_TEST(a_full_stream_still_reads);
+}
+
+SUITE(ending)
+{
+    size_t i;
+    SET_SETUP(setup, NULL);
+    SET_TEARDOWN(teardown, NULL);
+    for (i = 0; i < 3; i++) {
+        RUN_TEST1(one_side_may_end_before_the_other, families[i]);
+        RUN_TEST1(a_graceful_close_delivers_what_was_taken, families[i]);
+        RUN_TEST1(writing_to_a_peer_that_is_gone_fails, families[i]);
+    }
+    for (i = 0; i < 2; i++)
+        RUN_TEST1(an_abort_is_a_reset_for_the_peer, families[i]);
+    RUN_TEST(an_aborted_unix_stream_ends);
+    RUN_TEST1(watching_wakes_for_the_end, PLB_CLOSE_GRACEFUL);
+    RUN_TEST1(watching_wakes_for_the_end, PLB_CLOSE_ABORT);
+    RUN_TEST(a_graceful_close_delivers_in_spite_of_unread_bytes);
+    RUN_TEST(a_reset_wakes_a_writer);
+}
+
+SUITE(callbacks)
+{
+    SET_SETUP(setup, NULL);
+    SET_TEARDOWN(teardown, NULL);
+    RUN_TEST(close_cancels_what_is_armed);
+    RUN_TEST(both_directions_are_armed_apart);
+    RUN_TEST(a_callback_may_close_its_stream);
+    RUN_TEST(a_callback_may_close_a_stream_with_more_to_tell);
+    RUN_TEST(a_callback_may_close_another_stream);
+    RUN_TEST(a_connect_callback_may_close);
+    RUN_TEST(an_accept_callback_may_close_the_listener);
+}
+
+SUITE(the_rest)
+{
+    SET_SETUP(setup, NULL);
+    SET_TEARDOWN(teardown, NULL);
+    RUN_TEST(wake_ends_a_wait);
+    RUN_TEST(a_wake_that_came_first_is_not_lost);
+    RUN_TEST(the_clock_does_not_step_back);
+    RUN_TEST(random_bytes_differ);
+    RUN_TEST(many_streams_live_side_by_side);
+    RUN_TEST(a_port_that_is_full_says_so_and_recovers);
+    RUN_TEST(streams_can_be_opened_again_and_again);
+    RUN_TEST(no_callback_came_from_inside_a_call_or_after_close);
+}
+
+GREATEST_MAIN_DEFS();
+
+int main(int argc, char **argv)
+{
+    GREATEST_MAIN_BEGIN();
+    RUN_SUITE(connecting);
+    RUN_SUITE(moving_bytes);
+    RUN_SUITE(ending);
+    RUN_SUITE(callbacks);
+    RUN_SUITE(the_rest);
+    GREATEST_MAIN_END();
+}

@@ -1,0 +1,27 @@
+/* What tests/io_conformance.c asks of a port under test: a plb_port, a way to step it, and addresses to try. */
+#ifndef IO_FIXTURE_H
+#define IO_FIXTURE_H
+#include "../pingora_lb.h"
+
+typedef struct io_fixture {
+    const char *name;
+    plb_port port;
+    void *self;
+    /* Lends the port the thread: waits for at most max_ms (virtual time in a simulator) and makes the callbacks. */
+    void (*step)(void *self, uint32_t max_ms);
+    /* Where to listen: an address of the family with port 0 (or a fresh Unix path). False: the port lacks the family. */
+    bool (*listen_addr)(void *self, plb_family family, plb_addr *out);
+    /* An address that refuses connections. */
+    void (*refused_addr)(void *self, plb_addr *out);
+    /* An address where a connection neither succeeds nor fails. False: none can be had here. */
+    bool (*silent_addr)(void *self, plb_addr *out);
+    /* How many streams the port was given, both ends counted; 0: as many as the system allows. */
+    uint32_t streams;
+    /* Calls port.io->wake from another thread (or as if from one), soon but not before this call returns. */
+    void (*wake_soon)(void *self);
+} io_fixture;
+
+/* Provided by the port's fixture file; NULL on failure. A fresh port each time. */
+io_fixture *io_fixture_open(void);
+void io_fixture_close(io_fixture *fixture);
+#endif

@@ -1,0 +1,46 @@
+#!/bin/sh
+# What the tests need beside gcc and make. On Debian or Ubuntu as root it is installed; elsewhere the missing packages
+# are listed with the command to type, and that is an error.
+missing=""
+
+need() { # command, package
+    command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"
+}
+
+need g++ g++
+need clang clang
+need nginx nginx-light
+need wrk wrk
+need curl curl
+need python3 python3-minimal
+need ps procps
+need awk mawk
+
+# A library to each sanitizer: gcc brings its own, clang's come in a package.
+probe=$(mktemp -d)
+trap 'rm -rf "$probe"' EXIT
+printf 'int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n) { return d == 0 && n > 0; }\n' >"$probe/p.c"
+if ! command -v clang >/dev/null 2>&1 || ! clang -fsanitize=address,fuzzer "$probe/p.c" -o "$probe/p" 2>/dev/null; then
+    missing="$missing libclang-rt-dev"
+fi
+
+[ -z "$missing" ] && exit 0
+
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    log=$(mktemp)
+    # shellcheck disable=SC2086 # a list of packages
+    if apt-get update >"$log" 2>&1 && apt-get install -y --no-install-recommends $missing >>"$log" 2>&1; then
+        rm -f "$log"
+        exit 0
+    fi
+    tail -n 20 "$log" >&2
+    rm -f "$log"
+    echo "installing failed" >&2
+    exit 1
+fi
+
+echo "The tests need packages that are not here. On Debian or Ubuntu:" >&2
+echo "    sudo apt-get install$missing" >&2
+exit 1

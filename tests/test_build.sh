@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The headers compile without a warning wherever they are dropped in, and the README's samples are real.
+cd "$(dirname "$0")/.." || exit 1
+. tests/shell.sh
+
+warnings="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
+c_only="-Wstrict-prototypes -Wmissing-prototypes"
+
+emit() { # file, defines and headers: everything included twice, the implementation emitted once
+    {
+        echo '#define PINGORA_LB_IMPLEMENTATION'
+        echo '#define PLB_PROXY_IMPLEMENTATION'
+        echo '#define PLB_POSIX_IMPLEMENTATION'
+        for header in "${@:2}"; do printf '#include "%s"\n#include "%s"\n' "$header" "$header"; done
+    } >"$1"
+}
+
+emit "$scratch/core.c" pingora_lb.h
+emit "$scratch/all.c" ports/plb_posix.h pingora_lb.h ports/plb_proxy.h
+printf '#include "pingora_lb.h"\n#include "ports/plb_proxy.h"\n#include "ports/plb_posix.h"\n' >"$scratch/declarations.c"
+for f in core all declarations; do cp "$scratch/$f.c" "$scratch/$f.cc"; done
+
+for define in "" -DPLB_NO_THREADS -DPLB_STATIC "-DPLB_NO_THREADS -DPLB_STATIC" -DPLB_POSIX_POLL; do
+    for file in core all declarations; do
+        for compiler in "gcc -std=c99 $c_only" "gcc -std=c11 $c_only" "clang -std=c99 $c_only" "clang -std=c11 $c_only" \
+            "g++ -std=c++11" "clang++ -std=c++11"; do
+            case $compiler in *++*) source=$scratch/$file.cc ;; *) source=$scratch/$file.c ;; esac
+            # shellcheck disable=SC2086 # lists of flags
+            rule "$file.h: $compiler $define" $compiler $warnings $define -I. -c "$source" -o "$scratch/out.o"
+        done
+    done
+done
+rule "optimized builds see no more: gcc -O2" gcc -std=c99 -O2 $warnings -I. -c "$scratch/all.c" -o "$scratch/out.o"
+rule "optimized builds see no more: gcc -Os -m32-like types" \
+    gcc -std=c99 -Os $warnings -DPLB_NO_THREADS -I. -c "$scratch/core.c" -o "$scratch/out.o"
+
+os_headers='#[[:space:]]*include[[:space:]]*<(sys/|netinet|arpa|unistd|fcntl|pthread|time\.h|errno|poll|winsock|windows|stdio|signal)'
+rule "no operating system in pingora_lb.h and plb_proxy.h" \
+    bash -c "! grep -nE '$os_headers' pingora_lb.h ports/plb_proxy.h"
+rule "pingora_lb.h asks nothing of libc but memory and <string.h>" bash -c "
+    gcc -std=c99 -O2 -I. -c '$scratch/core.c' -o '$scratch/core.o' &&
+    ! nm -u '$scratch/core.o' | grep -vE ' (malloc|free|mem(cpy|set|cmp|chr|move)|str(len|cmp)|_GLOBAL_OFFSET_TABLE_|__stack_chk_fail)$'"
+
+# Every sample of the README that is marked as C compiles; complete programs run.
+awk -v out="$scratch/sample" '/^```c$/ {n++; on=1; next} /^```$/ {on=0} on {print > (out n ".c")}' README.md
+samples=0
+for sample in "$scratch"/sample*.c; do
+    [ -f "$sample" ] || continue
+    samples=$((samples + 1))
+    rule "README sample $samples compiles" \
+        gcc -std=c99 -D_GNU_SOURCE $warnings -I. -Iports "$sample" -o "$sample.out" -pthread
+    rule "README sample $samples runs" timeout 10 "$sample.out"
+done
+rule "the README has samples" test "$samples" -gt 0
+rule "the README names every file" bash -c '
+    for f in pingora_lb.h ports/*.h examples/*.c; do grep -qF "$f" README.md || { echo "$f is not named"; exit 1; }; done'
+report
