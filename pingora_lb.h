@@ -88,7 +88,7 @@
    makes a system call, but for plb_add and its like, which allocate, and what plb_io.wake does. With the allocator from
    several threads it must be thread-safe: malloc is, plb_arena is not.
    Callbacks (on_..., log, summary, ext_release) come from the polling thread; they may call anything but plb_poll and
-   plb_destroy. An accept callback comes from the thread that picks.
+   plb_destroy; during plb_destroy, nothing. An accept callback comes from the thread that picks.
 
    HOW A SET STAYS ALIVE WHILE IT IS READ
    A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader claims a
@@ -208,6 +208,9 @@ typedef struct plb_allocator {
     void *user;
 } plb_allocator;
 
+/* The allocator itself, or malloc and free if its members are zero. What a layer above calls once. Any thread. */
+PLB_API plb_allocator plb_allocator_or_default(plb_allocator allocator);
+
 /* An allocator that serves from a caller's array and takes back: first fit, neighbours merged. For programs without
    a heap. Not thread-safe. The array must outlive all that was served from it. */
 typedef struct plb_arena {
@@ -311,7 +314,7 @@ typedef struct plb_chunk {
 
 typedef enum plb_close_how {
     PLB_CLOSE_GRACEFUL = 0, /* what write accepted is still sent, then the end of stream */
-    PLB_CLOSE_ABORT         /* at once; the peer sees a reset */
+    PLB_CLOSE_ABORT         /* at once; the peer sees a reset (or, where the transport has none, the end) */
 } plb_close_how;
 
 typedef struct plb_stream_info {
@@ -323,7 +326,8 @@ typedef struct plb_io {
 
     /* Begins a connection. PLB_AGAIN: *out is the stream and PLB_EVENT_CONNECT is armed. PLB_OK: *out is connected
        already. Else nothing was made: PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (a family the port lacks),
-       PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE, PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO. */
+       PLB_ERR_ADDRESS (the source is not an address of this machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE,
+       PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO. */
     plb_status (*connect)(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out);
 
     /* Reads what is there into the caller's buffer. PLB_OK: 1 to capacity bytes in *got. PLB_AGAIN: nothing yet;
@@ -472,8 +476,8 @@ typedef struct plb_backend {
 
 /* Who owns ext: the balancer, from the call that hands the backend over. It calls ext_release exactly once: after the
    last pick that can reach ext, or at once when the address is in the set already (the ext that is there stays; the
-   same pointer again is not a second one) or when the backend was refused. It does so in plb_poll, plb_destroy, or the
-   last plb_end after plb_destroy. */
+   same pointer again is not a second one) or when the backend was refused. It does so in plb_create, plb_poll,
+   plb_destroy, or the last plb_end after plb_destroy. */
 
 /* Reads an address, or "host:port" with a host name to be resolved, into a backend of weight 1. `name` then points
    into name_buffer (at least 256 bytes, the caller's; may be NULL: names are refused). PLB_ERR_ADDRESS. Any thread. */
@@ -524,7 +528,7 @@ typedef struct plb_discovery_ops {
     /* What became of the answer, from plb_poll; PLB_OK: it is the set now, or equals it. May be NULL. A discovery that
        has it keeps the ext of every answer that was not PLB_OK; without it the balancer releases them. */
     void (*applied)(void *state, plb_status status);
-    /* plb_add, plb_remove, plb_replace, from plb_poll; a new start follows. The backends' memory is the caller's; their
+    /* plb_add, plb_remove, plb_replace, from plb_poll and plb_destroy; a new start follows. The backends' memory is the caller's; their
        ext is the discovery's from here on, whatever is returned. NULL: they are refused with PLB_ERR_UNSUPPORTED. */
     plb_status (*change)(void *state, plb_change change, const plb_backend *backends, size_t count);
 } plb_discovery_ops;
@@ -535,9 +539,12 @@ typedef struct plb_discovery {
     uint32_t timeout_ms; /* an answer that takes longer counts as failed; 0: 5000 */
 } plb_discovery;
 
-/* Completes a discovery. PLB_OK: `backends` (copied, in any order) is the whole new set; count may be 0. Else the last
-   good set serves on and the failure is reported. See BACKEND for who owns ext. Any thread. */
-PLB_API void plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count);
+/* Completes a discovery. PLB_OK: `backends` (copied, in any order) is the whole new set; count may be 0. PLB_AGAIN: the
+   same, but it is known to be incomplete, so another start follows in a second. Else the last good set serves on and
+   the failure is reported. Returns PLB_OK; PLB_ERR_CANCELLED (too late, or a second one: ignored) or PLB_ERR_MEMORY (it
+   could not be copied: it counts as failed). Unless status was PLB_OK or PLB_AGAIN and PLB_OK is returned, every ext
+   stays the caller's. Any thread. */
+PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count);
 
 /* Static discovery: a list from the program, which it may change at run time. */
 typedef struct plb_static_desc {
@@ -733,9 +740,10 @@ typedef struct plb_balancer_desc {
 } plb_balancer_desc;
 
 /* Makes a balancer and starts its first discovery; one that answers at once (a static list of addresses) can be
-   selected from when plb_create returns. PLB_ERR_ARGUMENT, PLB_ERR_ADDRESS, PLB_ERR_WEIGHT, PLB_ERR_POINTS,
-   PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (something needs a part of the port that is not there): *out is NULL, nothing is
-   left behind, and every ext stays the caller's. One thread. */
+   selected from when plb_create returns. PLB_ERR_ARGUMENT, PLB_ERR_ADDRESS, PLB_ERR_WEIGHT, PLB_ERR_MEMORY,
+   PLB_ERR_UNSUPPORTED (something needs a part of the port that is not there): *out is NULL, nothing is left behind, and
+   every ext stays the caller's. How the first update went (PLB_ERR_POINTS, say), on_first_update and plb_last_update
+   tell. One thread. */
 PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out);
 
 /* Ends it: cancels what is in flight and releases everything, except what outstanding picks hold, which goes with
@@ -771,7 +779,8 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
 /* ==== PICKING ========================================================================================================
    Any thread, no lock, no allocation, no system call, bounded. */
 
-/* Asked once per distinct backend, readiness told; true takes it, an unready one too. */
+/* Asked once per distinct backend, readiness told; true takes it, an unready one too. Only max_conns stands above it:
+   plb_begin passes over a backend that is full. */
 typedef bool (*plb_accept_fn)(void *user, const plb_backend_info *info);
 
 /* Distinct backends that one pick remembers exactly; past it, the walk becomes one sweep in set order over the rest.
@@ -1138,6 +1147,7 @@ PLB_API bool plb_status_is_local(plb_status status)
 {
     switch (status) {
     case PLB_ERR_ARGUMENT:
+    case PLB_ERR_ADDRESS:
     case PLB_ERR_MEMORY:
     case PLB_ERR_LIMIT:
     case PLB_ERR_UNSUPPORTED:
@@ -1171,7 +1181,7 @@ static void plb__free(void *user, void *ptr, size_t size)
     PLB_FREE(ptr);
 }
 
-PLB__INLINE plb_allocator plb__allocator_or_default(plb_allocator allocator)
+PLB_API plb_allocator plb_allocator_or_default(plb_allocator allocator)
 {
     if (allocator.alloc == NULL) {
         allocator.alloc = plb__malloc;
@@ -1782,7 +1792,8 @@ enum {
 /* The upper bits of plb__slot.in_flight. */
 #define PLB__DEPARTED   (UINT32_C(1) << 31) /* in no set any more: the last plb_end wakes poll, which frees the slot */
 #define PLB__ORPHANED   (UINT32_C(1) << 30) /* the balancer is gone: the last plb_end frees the slot */
-#define PLB__COUNT_MASK (PLB__ORPHANED - 1)
+#define PLB__LIMITED    (UINT32_C(1) << 29) /* max_conns is not 0: whoever counts up or down has the view told */
+#define PLB__COUNT_MASK (PLB__LIMITED - 1)
 
 /* One per (address, id). Allocated just as long as its address and name need. */
 typedef struct plb__slot {
@@ -1848,10 +1859,20 @@ static void plb__slot_delete(const plb_allocator *a, plb__slot *slot)
 
 static bool plb__slot_ready(plb__slot *slot)
 {
-    uint32_t max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
+    uint32_t max_conns = PLB__LOAD(&slot->max_conns);
     if (PLB__LOAD(&slot->flags) != 0)
         return false;
     return max_conns == 0 || (PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) < max_conns;
+}
+
+/* Changes the limit. The bit stands beside the count, so that a count that was changed without a look at the limit was
+   changed before the bit was set, and is seen by the caller's look at the slot afterwards. */
+static void plb__slot_limit(plb__slot *slot, uint32_t max_conns)
+{
+    bool limited = (PLB__LOAD(&slot->in_flight) & PLB__LIMITED) != 0;
+    PLB__STORE(&slot->max_conns, max_conns);
+    if (limited != (max_conns != 0))
+        plb__fetch_add(&slot->in_flight, max_conns != 0 ? PLB__LIMITED : 0 - PLB__LIMITED);
 }
 
 static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_addr *b, uint32_t b_id)
@@ -1963,12 +1984,22 @@ PLB_API uint32_t plb_view_slot(const plb_view *view, uint32_t index)
     return view->slots[index]->number;
 }
 
+/* The count goes up before the bits do, and down after them: a thread that is held up in between makes it too high for
+   that time, never too low, which would hide a backend that is ready. */
 static void plb__view_set_ready(plb_view *view, uint32_t index, bool ready)
 {
     uintptr_t bit = (uintptr_t)1 << index % PLB__WORD_BITS, *word = &view->ready[index / PLB__WORD_BITS];
-    bool was = ((ready ? plb__fetch_or(word, bit) : plb__fetch_and(word, ~bit)) & bit) != 0;
-    if (was != ready)
-        plb__fetch_add(&view->ready_count, ready ? 1 : UINT32_MAX);
+    bool was = (PLB__LOAD(word) & bit) != 0;
+    if (was == ready)
+        return;
+    if (ready) {
+        plb__fetch_add(&view->ready_count, 1);
+        was = (plb__fetch_or(word, bit) & bit) != 0;
+    } else {
+        was = (plb__fetch_and(word, ~bit) & bit) != 0;
+    }
+    if (was)
+        plb__fetch_add(&view->ready_count, UINT32_MAX);
 }
 
 /* Makes the view say what the slot at `index` (the first of its duplicates) says. Several threads may be at it: who
@@ -2069,11 +2100,13 @@ typedef struct plb__cell {
     char pad[PLB__CACHE_LINE - sizeof(plb_reader)];
 } plb__cell;
 
-/* A copied list of backends: the answer of a discovery, or the argument of plb_add and its kind. Names follow. */
+/* A copied list of backends: the answer of a discovery, or the argument of plb_add and its kind. Room to sort it and
+   the names follow. */
 typedef struct plb__list {
     size_t size; /* of this allocation */
     size_t count;
     plb_backend *backends;
+    uint32_t *order; /* indices of backends; as many again are work space */
 } plb__list;
 
 typedef struct plb__change {
@@ -2356,16 +2389,62 @@ static bool plb__excluded(const plb_request *request, uint32_t slot)
     return false;
 }
 
-static bool plb__accepts(const plb_request *request, const plb_view *view, uint32_t index)
+/* A slot, perhaps gone by now, has got room: says so in the current set, if it is there. `index` is where it stood. */
+static void plb__slot_has_room(plb_balancer *lb, const plb__slot *slot, uint32_t index)
+{
+    plb_hold hold;
+    plb__set *set = plb__enter(lb, &hold);
+    if (set == NULL)
+        return;
+    if (index >= set->view.count || set->view.slots[index] != slot || (index > 0 && set->view.slots[index - 1] == slot))
+        for (index = 0; index < set->view.count && set->view.slots[index] != slot;)
+            index++;
+    if (index < set->view.count)
+        plb__view_sync(&set->view, index);
+    plb__leave(lb, &hold);
+}
+
+/* Counts one request less. */
+static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
+{
+    uint32_t index = PLB__LOAD_RELAXED(&slot->index);
+    uint32_t before = plb__fetch_add(&slot->in_flight, UINT32_MAX); /* from here on the slot may be gone */
+    if ((before & PLB__LIMITED) != 0)
+        plb__slot_has_room(lb, slot, index);
+    if ((before & ~PLB__LIMITED) == (PLB__DEPARTED | 1))
+        plb__wake(lb);
+}
+
+/* Takes one request more, or nothing if that would be more than max_conns. The set is held by the caller. */
+static bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
+{
+    uint32_t before = plb__fetch_add(&slot->in_flight, 1), count = (before & PLB__COUNT_MASK) + 1, max_conns;
+    if (PLB__LIKELY((before & PLB__LIMITED) == 0))
+        return true;
+    max_conns = PLB__LOAD(&slot->max_conns);
+    if (max_conns == 0)
+        return true; /* the limit is about to go */
+    if (count > max_conns)
+        plb__fetch_add(&slot->in_flight, UINT32_MAX);
+    if (count >= max_conns)
+        plb__slot_changed(lb, slot);
+    return count <= max_conns;
+}
+
+/* Is it this one? For `taker`, a balancer, only if it could be taken then: accept does not reach past max_conns. */
+static bool plb__accepts(plb_balancer *taker, const plb_request *request, const plb_view *view, uint32_t index)
 {
     plb_backend_info info;
-    bool excluded = plb__excluded(request, view->slots[index]->number);
-    if (request->accept == NULL)
-        return !excluded && plb__view_ready(view, index);
-    plb__fill_info(view, index, &info);
-    if (excluded)
-        info.ready = false;
-    return request->accept(request->accept_user, &info);
+    bool excluded = plb__excluded(request, view->slots[index]->number), accepted;
+    if (request->accept == NULL) {
+        accepted = !excluded && plb__view_ready(view, index);
+    } else {
+        plb__fill_info(view, index, &info);
+        if (excluded)
+            info.ready = false;
+        accepted = request->accept(request->accept_user, &info);
+    }
+    return accepted && (taker == NULL || plb__slot_take(taker, view->slots[index]));
 }
 
 /* What one walk has asked already. */
@@ -2384,13 +2463,14 @@ static bool plb__seen_has(const plb__seen *seen, uint32_t index)
 }
 
 /* Asks every backend that was not asked yet, in set order, within `steps` of them. */
-static uint32_t plb__sweep(const plb_request *request, const plb_view *view, const plb__seen *seen, uint32_t steps)
+static uint32_t plb__sweep(plb_balancer *taker, const plb_request *request, const plb_view *view, const plb__seen *seen,
+                           uint32_t steps)
 {
     uint32_t i;
     for (i = 0; i < view->count && steps > 0; i++) {
         if (plb__seen_has(seen, i))
             continue;
-        if (plb__accepts(request, view, i))
+        if (plb__accepts(taker, request, view, i))
             return i;
         steps--;
     }
@@ -2402,7 +2482,8 @@ static uint32_t plb__sweep(const plb_request *request, const plb_view *view, con
 
 /* pingora's UniqueIterator: every step counts, a backend is asked once, and the sequence has moved on once more when
    the limit is noticed. */
-static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request)
+static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
+                               plb_balancer *taker)
 {
     const plb_view *view = &set->view;
     uint32_t steps = 0, limit = request->max_iterations > 0 ? request->max_iterations : UINT32_MAX;
@@ -2415,25 +2496,29 @@ static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader
         steps++;
         if (!plb__seen_has(&seen, index)) {
             if (seen.count == PLB_SEEN_MAX)
-                return plb__sweep(request, view, &seen, limit - steps + 1);
+                return plb__sweep(taker, request, view, &seen, limit - steps + 1);
             seen.index[seen.count++] = index;
-            if (plb__accepts(request, view, index))
+            if (plb__accepts(taker, request, view, index))
                 return index;
         }
         if (request->max_iterations == 0 && (seen.count == view->count || steps == PLB__PATIENCE))
-            return plb__sweep(request, view, &seen, limit);
+            return plb__sweep(taker, request, view, &seen, limit);
         index = lb->strategy->next(lb->strategy_state, set->table, view, reader, &cursor);
     }
     return PLB_NONE;
 }
 
-PLB__INLINE uint32_t plb__pick_index(plb_balancer *lb, const plb__set *set, plb_reader *reader,
+/* Any ready backend will do, and the strategy finds one by itself. */
+PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb_request *request)
+{
+    return PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL);
+}
+
+PLB__INLINE uint32_t plb__plain_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader,
                                      const plb_request *request)
 {
-    if (PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL))
-        return lb->strategy->pick(lb->strategy_state, set->table, &set->view, reader, request->key, request->key_length,
-                                  request->max_iterations);
-    return plb__walk_pick(lb, set, reader, request);
+    return lb->strategy->pick(lb->strategy_state, set->table, &set->view, reader, request->key, request->key_length,
+                              request->max_iterations);
 }
 
 PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
@@ -2455,7 +2540,8 @@ PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request,
     if (set == NULL)
         return PLB_ERR_EMPTY;
     if (set->view.count > 0) {
-        uint32_t index = plb__pick_index(lb, set, hold.reader, request);
+        uint32_t index = plb__is_plain(lb, request) ? plb__plain_pick(lb, set, hold.reader, request)
+                                                    : plb__walk_pick(lb, set, hold.reader, request, NULL);
         status = PLB_ERR_NOT_READY;
         if (index != PLB_NONE) {
             plb__addr_copy(out, &set->view.slots[index]->addr);
@@ -2466,74 +2552,45 @@ PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request,
     return status;
 }
 
-/* Counts one request less. Afterwards the slot may be gone. */
-static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
-{
-    uint32_t before;
-    if (PLB__LOAD_RELAXED(&slot->max_conns) != 0) {
-        /* It may become ready by this, and then the view must say so: after the count has gone down, so the slot must
-           be kept alive by something else, which is the set it is in. */
-        plb_hold hold;
-        plb__set *set = plb__enter(lb, &hold);
-        if (set != NULL) {
-            if (plb__view_find_slot(&set->view, slot) != PLB_NONE) {
-                plb__fetch_add(&slot->in_flight, UINT32_MAX);
-                plb__slot_changed(lb, slot);
-                plb__leave(lb, &hold);
-                return;
-            }
-            plb__leave(lb, &hold);
-        }
-    }
-    before = plb__fetch_add(&slot->in_flight, UINT32_MAX);
-    if (before == (PLB__DEPARTED | 1))
-        plb__wake(lb);
-}
-
-/* Takes one request more, or nothing if that would be more than max_conns. The set is held by the caller. */
-static bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
-{
-    uint32_t max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
-    uint32_t count = (plb__fetch_add(&slot->in_flight, 1) & PLB__COUNT_MASK) + 1;
-    if (PLB__LIKELY(max_conns == 0))
-        return true;
-    if (count > max_conns)
-        plb__fetch_add(&slot->in_flight, UINT32_MAX);
-    if (count >= max_conns)
-        plb__slot_changed(lb, slot);
-    return count <= max_conns;
-}
-
 /* How often plb_begin picks again when other threads were faster to fill a backend up to max_conns. */
 #define PLB__TAKE_TRIES 16
 
-static plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
-                                plb_pick *pick)
+/* Picks a backend and takes it. */
+static uint32_t plb__take_index(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request)
 {
     int tries;
+    if (!plb__is_plain(lb, request))
+        return plb__walk_pick(lb, set, reader, request, lb);
+    for (tries = 0; tries < PLB__TAKE_TRIES; tries++) {
+        uint32_t index = plb__plain_pick(lb, set, reader, request);
+        if (index == PLB_NONE || plb__slot_take(lb, set->view.slots[index]))
+            return index;
+    }
+    return PLB_NONE;
+}
+
+static plb_status plb__begin_in(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
+                                plb_pick *pick)
+{
+    plb__slot *slot;
+    uint32_t index;
     if (set->view.count == 0)
         return PLB_ERR_EMPTY;
-    for (tries = 0; tries < PLB__TAKE_TRIES; tries++) {
-        uint32_t index = plb__pick_index(lb, set, reader, request);
-        plb__slot *slot;
-        if (index == PLB_NONE)
-            break;
-        slot = set->view.slots[index];
-        if (!plb__slot_take(lb, slot))
-            continue;
-        plb__addr_copy(&pick->addr, &slot->addr);
-        pick->weight = set->view.weights[index];
-        pick->id = slot->id;
-        pick->slot = slot->number;
-        pick->name = slot->name;
-        pick->ext = slot->ext;
-        pick->balancer = lb;
-        pick->held = slot;
-        if (lb->strategy->began != NULL)
-            lb->strategy->began(lb->strategy_state, slot->number);
-        return PLB_OK;
-    }
-    return PLB_ERR_NOT_READY;
+    index = plb__take_index(lb, set, reader, request);
+    if (index == PLB_NONE)
+        return PLB_ERR_NOT_READY;
+    slot = set->view.slots[index];
+    plb__addr_copy(&pick->addr, &slot->addr);
+    pick->weight = set->view.weights[index];
+    pick->id = slot->id;
+    pick->slot = slot->number;
+    pick->name = slot->name;
+    pick->ext = slot->ext;
+    pick->balancer = lb;
+    pick->held = slot;
+    if (lb->strategy->began != NULL)
+        lb->strategy->began(lb->strategy_state, slot->number);
+    return PLB_OK;
 }
 
 PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_pick *pick)
@@ -3216,7 +3273,10 @@ static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view 
             return owner;
         at = plb__ring_next(ring, at);
     }
-    return limit > 0 ? PLB_NONE : plb_view_ready_nth(view, hash % ready);
+    if (limit > 0)
+        return PLB_NONE;
+    at = plb_view_ready_nth(view, hash % ready);
+    return at != PLB_NONE ? at : plb_view_ready_nth(view, 0); /* there are fewer by now */
 }
 
 static uint32_t plb__ketama_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
@@ -3282,7 +3342,7 @@ static plb__op *plb__op_new(plb_balancer *lb)
         lb->running->running_link = &op->next_running;
     lb->running = op;
     op->started_us = plb__now_us(lb);
-    PLB__STORE(&op->state, (op->state / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
+    PLB__STORE(&op->state, (PLB__LOAD_RELAXED(&op->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
     return op;
 }
 
@@ -3291,7 +3351,7 @@ static plb_token plb__op_token(plb__op *op)
     plb_token token;
     token.balancer = op->lb;
     token.op = op;
-    token.generation = op->state / PLB__OP_PHASES;
+    token.generation = PLB__LOAD_RELAXED(&op->state) / PLB__OP_PHASES;
     return token;
 }
 
@@ -3333,7 +3393,7 @@ static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *use
 
 static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *backends, size_t count)
 {
-    size_t i, size = sizeof(plb__list) + count * sizeof(plb_backend);
+    size_t i, size = sizeof(plb__list) + count * (sizeof(plb_backend) + 2 * sizeof(uint32_t));
     plb__list *list;
     char *names;
     for (i = 0; i < count; i++)
@@ -3344,9 +3404,11 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
     list->size = size;
     list->count = count;
     list->backends = (plb_backend *)(list + 1);
-    names = (char *)(list->backends + count);
+    list->order = (uint32_t *)(void *)(list->backends + count);
+    names = (char *)(list->order + 2 * count);
     for (i = 0; i < count; i++) {
         size_t name_size = plb__name_size(backends[i].name);
+        list->order[i] = (uint32_t)i;
         list->backends[i] = backends[i];
         if (name_size == 0)
             continue;
@@ -3357,11 +3419,9 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
     return list;
 }
 
-static void plb__release_all(const plb_backend *backends, size_t count)
+static bool plb__is_name(const plb_backend *backend)
 {
-    size_t i;
-    for (i = 0; i < count; i++)
-        plb__release_ext(backends[i].ext, backends[i].ext_release);
+    return backend->addr.family == PLB_FAMILY_NONE;
 }
 
 /* Is it fit to be in a set? `names`: one that is still to be resolved will do. */
@@ -3398,10 +3458,10 @@ static size_t plb__run_end(const plb__list *list, const uint32_t *order, size_t 
     return at;
 }
 
-/* Natural merge sort (Knuth, volume 3, 5.2.4): linear for lists that are nearly in order, as most updates are. Stable.
-   Returns which of the two arrays holds the result. */
-static uint32_t *plb__list_sort(const plb__list *list, uint32_t *order, uint32_t *spare)
+/* Natural merge sort (Knuth, volume 3, 5.2.4): linear for lists that are nearly in order, as most updates are. Stable. */
+static void plb__list_sort(plb__list *list)
 {
+    uint32_t *order = list->order, *spare = order + list->count;
     for (;;) {
         size_t at = 0, to = 0, runs = 0;
         uint32_t *swap = order;
@@ -3420,8 +3480,42 @@ static uint32_t *plb__list_sort(const plb__list *list, uint32_t *order, uint32_t
         order = spare;
         spare = swap;
         if (runs <= 1)
-            return order;
+            break;
     }
+    if (order != list->order)
+        memcpy(list->order, order, list->count * sizeof *order);
+}
+
+static const plb_backend *plb__list_at(const plb__list *list, size_t position)
+{
+    return &list->backends[list->order[position]];
+}
+
+/* In a sorted list: is it for the same (address, id) as the one before? */
+static bool plb__list_continues(const plb__list *list, size_t position)
+{
+    const plb_backend *x, *y;
+    if (position == 0)
+        return false;
+    x = plb__list_at(list, position - 1);
+    y = plb__list_at(list, position);
+    return plb__identity_compare(&x->addr, x->id, &y->addr, y->id) == 0;
+}
+
+/* In a sorted list: is it equal to the one before, the weight too? */
+static bool plb__list_is_duplicate(const plb__list *list, size_t position)
+{
+    return position > 0 && plb__backend_compare(plb__list_at(list, position - 1), plb__list_at(list, position)) == 0;
+}
+
+/* In a sorted list: does one before, for the same (address, id), bring the same ext? */
+static bool plb__list_repeats_ext(const plb__list *list, size_t position)
+{
+    const void *ext = plb__list_at(list, position)->ext;
+    while (plb__list_continues(list, position))
+        if (plb__list_at(list, --position)->ext == ext)
+            return true;
+    return false;
 }
 
 /* ==== UPDATE ====================================================================================================== */
@@ -3429,31 +3523,13 @@ static uint32_t *plb__list_sort(const plb__list *list, uint32_t *order, uint32_t
 /* One update under way: the answer in set order, each with the slot that it has already (NULL: a new one). */
 typedef struct plb__update {
     plb__list *list;
-    uint32_t *work, *order; /* the sorted indices, in one half of work */
-    plb__slot **slots;      /* by position in order */
-    size_t work_size, slots_size;
+    plb__slot **slots; /* by position in list->order */
+    size_t slots_size;
     uint32_t entries; /* without exact duplicates */
     bool changed;
     plb__slot *created; /* new slots, through next_departed */
-    uint32_t created_count;
     plb__set *set;
 } plb__update;
-
-static const plb_backend *plb__update_at(const plb__update *u, size_t position)
-{
-    return &u->list->backends[u->order[position]];
-}
-
-static bool plb__update_same_slot(const plb__update *u, size_t a, size_t b)
-{
-    const plb_backend *x = plb__update_at(u, a), *y = plb__update_at(u, b);
-    return plb__identity_compare(&x->addr, x->id, &y->addr, y->id) == 0;
-}
-
-static bool plb__update_is_duplicate(const plb__update *u, size_t position)
-{
-    return position > 0 && plb__backend_compare(plb__update_at(u, position - 1), plb__update_at(u, position)) == 0;
-}
 
 static plb_status plb__update_check(const plb_balancer *lb, const plb__list *list)
 {
@@ -3473,26 +3549,21 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
     return PLB_ERR_WEIGHT;
 }
 
-/* Sorts the answer and finds the slots that are there already; says whether the set would change. */
+/* Finds the slots that are there already; says whether the set would change. */
 static plb_status plb__update_compare(plb_balancer *lb, plb__update *u)
 {
     const plb_allocator *a = &lb->env.allocator;
     const plb__set *current = (const plb__set *)lb->current;
     uint32_t old = 0, old_count = current != NULL ? current->view.count : 0;
     size_t i, count = u->list->count;
-    u->work_size = 2 * count * sizeof(uint32_t);
     u->slots_size = count * sizeof(plb__slot *);
     if (count > 0) {
-        u->work = (uint32_t *)a->alloc(a->user, u->work_size);
         u->slots = (plb__slot **)a->alloc(a->user, u->slots_size);
-        if (u->work == NULL || u->slots == NULL)
+        if (u->slots == NULL)
             return PLB_ERR_MEMORY;
-        for (i = 0; i < count; i++)
-            u->work[i] = (uint32_t)i;
-        u->order = plb__list_sort(u->list, u->work, u->work + count);
     }
     for (i = 0; i < count; i++) {
-        const plb_backend *backend = plb__update_at(u, i);
+        const plb_backend *backend = plb__list_at(u->list, i);
         plb__slot *slot = NULL;
         while (old < old_count && plb__identity_compare(&current->view.slots[old]->addr, current->view.slots[old]->id,
                                                         &backend->addr, backend->id) < 0)
@@ -3501,7 +3572,7 @@ static plb_status plb__update_compare(plb_balancer *lb, plb__update *u)
                                                      &backend->addr, backend->id) == 0)
             slot = current->view.slots[old];
         u->slots[i] = slot;
-        if (plb__update_is_duplicate(u, i))
+        if (plb__list_is_duplicate(u->list, i))
             continue;
         if (u->entries >= old_count || current->view.slots[u->entries] != slot ||
             current->view.weights[u->entries] != backend->weight)
@@ -3513,16 +3584,14 @@ static plb_status plb__update_compare(plb_balancer *lb, plb__update *u)
     return PLB_OK;
 }
 
-/* Numbers are small and used again, so that strategies may keep arrays by them. */
-static plb_status plb__numbers_reserve(plb_balancer *lb, uint32_t more)
+/* Makes sure of one number more. They are small and used again, so that strategies may keep arrays by them. */
+static plb_status plb__numbers_reserve(plb_balancer *lb)
 {
     const plb_allocator *a = &lb->env.allocator;
-    uint32_t needed = lb->next_number + more, capacity = lb->numbers_capacity;
+    uint32_t capacity = lb->numbers_capacity > 0 ? lb->numbers_capacity * 2 : 16;
     uint32_t *numbers;
-    if (needed <= capacity)
+    if (lb->free_number_count > 0 || lb->next_number < lb->numbers_capacity)
         return PLB_OK;
-    while (capacity < needed)
-        capacity = capacity > 0 ? capacity * 2 : 16;
     numbers = (uint32_t *)a->alloc(a->user, capacity * sizeof *numbers);
     if (numbers == NULL)
         return PLB_ERR_MEMORY;
@@ -3541,19 +3610,21 @@ static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
         plb__slot *slot = u->slots[i];
         if (slot != NULL)
             continue;
-        if (i > 0 && plb__update_same_slot(u, i - 1, i)) {
+        if (plb__list_continues(u->list, i)) {
             u->slots[i] = u->slots[i - 1];
             continue;
         }
-        slot = plb__slot_new(&lb->env.allocator, plb__update_at(u, i));
+        if (plb__numbers_reserve(lb) == PLB_OK)
+            slot = plb__slot_new(&lb->env.allocator, plb__list_at(u->list, i));
         if (slot == NULL)
             return PLB_ERR_MEMORY;
+        slot->number = lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
+        slot->flags = lb->desc.start_unhealthy ? PLB__UNHEALTHY : 0;
         slot->u.control.next_departed = u->created;
         u->created = slot;
-        u->created_count++;
         u->slots[i] = slot;
     }
-    return plb__numbers_reserve(lb, u->created_count);
+    return PLB_OK;
 }
 
 /* The new set, complete but for its readiness. */
@@ -3570,8 +3641,8 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u)
         return PLB_ERR_MEMORY;
     view = &u->set->view;
     for (i = 0; i < u->list->count; i++) {
-        const plb_backend *backend = plb__update_at(u, i);
-        if (plb__update_is_duplicate(u, i))
+        const plb_backend *backend = plb__list_at(u->list, i);
+        if (plb__list_is_duplicate(u->list, i))
             continue;
         view->slots[entry] = u->slots[i];
         view->weights[entry] = (uint16_t)backend->weight;
@@ -3583,41 +3654,22 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u)
     return lb->strategy->build(lb->strategy_state, view, &u->set->table);
 }
 
-static void plb__update_number_slots(plb_balancer *lb, plb__update *u)
-{
-    plb__slot *slot = u->created;
-    while (slot != NULL) {
-        plb__slot *next = slot->u.control.next_departed;
-        slot->u.control.next_departed = NULL;
-        slot->number = lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
-        slot->flags = lb->desc.start_unhealthy ? PLB__UNHEALTHY : 0;
-        slot = next;
-    }
-    u->created = NULL;
-}
-
 /* Hands over what the answer says beside addresses and weights: ext, max_conns, enablement. */
 static void plb__update_settle(plb_balancer *lb, plb__update *u)
 {
-    size_t i, first = 0, j;
+    size_t i;
     for (i = 0; i < u->list->count; i++) {
-        const plb_backend *backend = plb__update_at(u, i);
+        const plb_backend *backend = plb__list_at(u->list, i);
         plb__slot *slot = u->slots[i];
-        bool again = false;
-        if (i == 0 || u->slots[i - 1] != slot) {
-            first = i;
+        if (!plb__list_continues(u->list, i)) {
             if (PLB__LOAD_RELAXED(&slot->max_conns) != backend->max_conns) {
-                PLB__STORE(&slot->max_conns, backend->max_conns);
+                plb__slot_limit(slot, backend->max_conns);
                 plb__slot_changed(lb, slot);
             }
         }
         if (backend->enablement != PLB_ENABLEMENT_KEEP)
             plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF);
-        if (backend->ext == NULL || backend->ext == slot->ext)
-            continue;
-        for (j = first; j < i && !again; j++)
-            again = plb__update_at(u, j)->ext == backend->ext;
-        if (!again)
+        if (backend->ext != slot->ext && !plb__list_repeats_ext(u->list, i))
             plb__release_ext(backend->ext, backend->ext_release);
     }
 }
@@ -3627,13 +3679,13 @@ static void plb__update_adopt(plb__update *u)
 {
     size_t i;
     for (i = 0; i < u->list->count; i++) {
-        const plb_backend *backend = plb__update_at(u, i);
+        const plb_backend *backend = plb__list_at(u->list, i);
         plb__slot *slot = u->slots[i];
-        if (slot->u.control.holders > 0 || (i > 0 && u->slots[i - 1] == slot))
+        if (slot->u.control.holders > 0 || plb__list_continues(u->list, i))
             continue;
         slot->ext = backend->ext;
         slot->ext_release = backend->ext_release;
-        slot->max_conns = backend->max_conns;
+        plb__slot_limit(slot, backend->max_conns);
         if (backend->enablement == PLB_ENABLEMENT_OFF)
             slot->flags |= PLB__DISABLED;
     }
@@ -3650,7 +3702,7 @@ static void plb__slot_let_go(plb_balancer *lb, plb__slot *slot)
 {
     if (--slot->u.control.holders > 0)
         return;
-    if (plb__fetch_add(&slot->in_flight, PLB__DEPARTED) == 0) {
+    if ((plb__fetch_add(&slot->in_flight, PLB__DEPARTED) & PLB__COUNT_MASK) == 0) {
         plb__slot_free(lb, slot);
         return;
     }
@@ -3681,7 +3733,7 @@ static bool plb__reclaim(plb_balancer *lb)
     }
     while (*link != NULL) {
         plb__slot *slot = *link;
-        if (PLB__LOAD(&slot->in_flight) != PLB__DEPARTED) {
+        if ((PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) != 0) {
             link = &slot->u.control.next_departed;
             continue;
         }
@@ -3722,11 +3774,10 @@ static void plb__update_free(plb_balancer *lb, plb__update *u)
     while (u->created != NULL) {
         plb__slot *slot = u->created;
         u->created = slot->u.control.next_departed;
-        plb__slot_delete(a, slot);
+        plb__slot_free(lb, slot);
     }
     if (u->set != NULL)
         plb__delete(a, u->set, u->set->size);
-    plb__delete(a, u->work, u->work_size);
     plb__delete(a, u->slots, u->slots_size);
 }
 
@@ -3737,6 +3788,7 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
     plb_status status;
     memset(&u, 0, sizeof u);
     u.list = list;
+    plb__list_sort(list);
     status = plb__update_check(lb, list);
     if (status == PLB_OK)
         status = plb__update_compare(lb, &u);
@@ -3745,8 +3797,8 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
     if (status == PLB_OK) {
         plb__set *set = u.set;
         u.set = NULL;
+        u.created = NULL; /* they are the set's now */
         if (u.changed) {
-            plb__update_number_slots(lb, &u);
             plb__update_adopt(&u);
             plb__publish(lb, set);
         }
@@ -3758,16 +3810,19 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
 }
 
 /* An answer that was not applied: its ext is released, unless the set has it or the discovery wants to know. */
-static void plb__update_refuse(plb_balancer *lb, const plb__list *list)
+static void plb__update_refuse(plb_balancer *lb, plb__list *list)
 {
     const plb__set *current = (const plb__set *)lb->current;
     size_t i;
     if (lb->desc.discovery.ops->applied != NULL)
         return;
+    plb__list_sort(list);
     for (i = 0; i < list->count; i++) {
-        const plb_backend *backend = &list->backends[i];
+        const plb_backend *backend = plb__list_at(list, i);
         uint32_t at = current != NULL ? plb__view_find(&current->view, &backend->addr, backend->id) : PLB_NONE;
-        if (at == PLB_NONE || current->view.slots[at]->ext != backend->ext)
+        if (at != PLB_NONE && current->view.slots[at]->ext == backend->ext)
+            continue;
+        if (!plb__list_repeats_ext(list, i))
             plb__release_ext(backend->ext, backend->ext_release);
     }
 }
@@ -3779,35 +3834,35 @@ static void plb__update_refuse(plb_balancer *lb, const plb__list *list)
 #define PLB__RETRY_MS        1000
 #define PLB__WAIT_READERS_MS 1
 
-PLB_API void plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count)
+PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count)
 {
     plb__op *op = (plb__op *)token.op;
-    plb_balancer *lb = token.balancer;
-    bool keeps_ext = lb->desc.discovery.ops->applied != NULL;
+    const plb_allocator *a = &token.balancer->env.allocator;
     plb__list *list = NULL;
-    if (status == PLB_OK) {
-        list = plb__list_copy(&lb->env.allocator, backends, count);
-        if (list == NULL)
-            status = PLB_ERR_MEMORY;
+    bool answered = status == PLB_OK || status == PLB_AGAIN;
+    if (answered)
+        list = plb__list_copy(a, backends, count);
+    if (!plb__op_claim(op, token.generation)) {
+        if (list != NULL)
+            plb__delete(a, list, list->size);
+        return PLB_ERR_CANCELLED;
     }
-    if (plb__op_claim(op, token.generation)) {
-        op->answer = list;
-        if (list == NULL && !keeps_ext)
-            plb__release_all(backends, count);
-        plb__op_complete(op, status);
-        return;
+    op->answer = list;
+    if (answered && list == NULL) {
+        plb__op_complete(op, PLB_ERR_MEMORY);
+        return PLB_ERR_MEMORY;
     }
-    if (!keeps_ext)
-        plb__release_all(backends, count);
-    if (list != NULL)
-        plb__delete(&lb->env.allocator, list, list->size);
+    plb__op_complete(op, status);
+    return PLB_OK;
 }
 
 static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
 {
     plb__op *op = lb->discovery;
     const plb__set *current = (const plb__set *)lb->current;
+    bool again = plb_status_is_local(status);
     if (op->answer != NULL) {
+        again = again || op->result == PLB_AGAIN;
         if (status != PLB_OK)
             plb__update_refuse(lb, op->answer);
         plb__delete(&lb->env.allocator, op->answer, op->answer->size);
@@ -3821,12 +3876,11 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
     lb->update.backends = current != NULL ? current->view.count : 0;
     if (lb->desc.discovery.ops->applied != NULL)
         lb->desc.discovery.ops->applied(lb->discovery_state, status);
-    if (status != PLB_OK) {
+    if (status != PLB_OK)
         plb__log(lb, PLB_LOG_ERROR, "update failed, the last good set serves on", status);
-        if (plb_status_is_local(status) && lb->port.clock != NULL &&
-            (lb->desc.update_every_ms == 0 || lb->desc.update_every_ms > PLB__RETRY_MS))
-            plb_timer_set(&lb->timers, &lb->update_timer, PLB__RETRY_MS);
-    }
+    if (again && lb->port.clock != NULL &&
+        (lb->desc.update_every_ms == 0 || lb->desc.update_every_ms > PLB__RETRY_MS))
+        plb_timer_set(&lb->timers, &lb->update_timer, PLB__RETRY_MS);
     if (changed) {
         lb->cursor = 0; /* newcomers are probed in the round that runs, or ran last */
         if (lb->round > 0)
@@ -3876,7 +3930,7 @@ static void plb__discovery_answered(plb_balancer *lb, plb_status status)
 {
     plb_timer_stop(&lb->timers, &lb->discovery->deadline);
     lb->update.discovery_us = plb__since_us(lb, lb->discovery->started_us);
-    if (status != PLB_OK) {
+    if (lb->discovery->answer == NULL) {
         plb__update_over(lb, status, false);
         return;
     }
@@ -3940,11 +3994,15 @@ static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_
     size_t i;
     if (lb->desc.discovery.ops->change == NULL)
         return PLB_ERR_UNSUPPORTED;
-    for (i = 0; i < count && what != PLB_CHANGE_REMOVE; i++) {
-        plb_status status = plb__backend_check(&backends[i], lb->port.names != NULL);
+    for (i = 0; i < count; i++) {
+        plb_backend backend = backends[i];
+        plb_status status;
+        if (what == PLB_CHANGE_REMOVE)
+            backend.weight = 0; /* is not looked at */
+        status = plb__backend_check(&backend, lb->port.names != NULL || what == PLB_CHANGE_REMOVE);
         if (status != PLB_OK)
             return status;
-        if (backends[i].addr.family == PLB_FAMILY_NONE && backends[i].ext != NULL)
+        if (plb__is_name(&backend) && backend.ext != NULL && what != PLB_CHANGE_REMOVE)
             return PLB_ERR_ARGUMENT; /* one ext cannot belong to each address that the name may have */
     }
     change = (plb__change *)plb__new(a, sizeof *change);
@@ -3979,27 +4037,28 @@ PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, si
     return plb__change_push(lb, PLB_CHANGE_REPLACE, backends, count);
 }
 
-static void plb__change_free(plb_balancer *lb, plb__change *change)
+/* Is an answer there that has not been applied yet? */
+static bool plb__has_answer(const plb_balancer *lb)
 {
-    plb__delete(&lb->env.allocator, change->list, change->list->size);
-    plb__delete(&lb->env.allocator, change, sizeof *change);
+    return lb->discovery != NULL && PLB__LOAD(&lb->discovery->state) % PLB__OP_PHASES == PLB__OP_COMPLETED;
 }
 
-/* Hands the changes that came to the discovery: not while an answer waits, whose ext is neither's yet. */
-static void plb__changes_apply(plb_balancer *lb)
+/* Hands the oldest change to the discovery. */
+static void plb__change_apply(plb_balancer *lb)
 {
-    while (lb->changes != NULL && !lb->answered) {
-        plb__change *change = (plb__change *)(void *)lb->changes;
-        plb_status status = lb->desc.discovery.ops->change(lb->discovery_state, change->what, change->list->backends,
-                                                           change->list->count);
-        lb->changes = change->mail.next;
-        if (lb->changes == NULL)
-            lb->changes_end = &lb->changes;
-        if (status != PLB_OK)
-            plb__log(lb, PLB_LOG_ERROR, "a change of the list of backends was refused", status);
-        lb->update_due = true;
-        plb__change_free(lb, change);
-    }
+    const plb_allocator *a = &lb->env.allocator;
+    plb__change *change = (plb__change *)(void *)lb->changes;
+    plb__list *list = change->list;
+    plb_status status =
+        lb->desc.discovery.ops->change(lb->discovery_state, change->what, list->backends, list->count);
+    lb->changes = change->mail.next;
+    if (lb->changes == NULL)
+        lb->changes_end = &lb->changes;
+    plb__delete(a, list, list->size);
+    plb__delete(a, change, sizeof *change);
+    lb->update_due = true;
+    if (status != PLB_OK)
+        plb__log(lb, PLB_LOG_ERROR, "a change of the list of backends was refused", status);
 }
 
 /* ==== STATIC DISCOVERY ============================================================================================ */
@@ -4024,23 +4083,19 @@ struct plb__static {
     uint32_t timeout_ms;
     plb__static_entry *entries;
     plb_token token;
-    size_t unresolved;  /* names that this update still waits for */
-    plb_status failure; /* of a name in this update */
+    size_t unresolved;  /* names that this update still waits for; 0: none is under way */
+    plb_status failure; /* of a name in this update; one of this side before others */
 };
 
-static bool plb__is_name(const plb_backend *backend)
+/* The order of the list, names last; 0: they are one line. */
+static int plb__static_compare(const plb_backend *a, const plb_backend *b)
 {
-    return backend->addr.family == PLB_FAMILY_NONE;
-}
-
-/* Do they name the same line of the list? */
-static bool plb__static_matches(const plb_backend *a, const plb_backend *b)
-{
-    if (plb__is_name(a) != plb__is_name(b) || a->id != b->id)
-        return false;
-    if (!plb__is_name(a))
-        return plb_addr_compare(&a->addr, &b->addr) == 0;
-    return a->addr.port == b->addr.port && b->name != NULL && strcmp(a->name, b->name) == 0;
+    int order = 0;
+    if (plb__is_name(a) != plb__is_name(b))
+        return plb__is_name(a) ? 1 : -1;
+    if (plb__is_name(a))
+        order = strcmp(a->name, b->name);
+    return order != 0 ? order : plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
 }
 
 static plb__static_entry *plb__static_entry_new(plb__static *self, const plb_backend *backend)
@@ -4099,15 +4154,55 @@ static plb_status plb__static_append(plb__static *self, plb__static_entry ***end
     return status;
 }
 
-static plb_status plb__static_check_sum(const plb__static *self, const plb__static_entry *entries)
+/* May the list consist of these? `added`: it takes the place of those like it, or is NULL. */
+static plb_status plb__static_check_sum(const plb__static *self, const plb__static_entry *entries,
+                                        const plb_backend *added)
 {
-    uint64_t sum = 0;
+    uint64_t sum = added != NULL ? added->weight : 0;
     for (; entries != NULL; entries = entries->next)
-        sum += entries->backend.weight;
+        if (added == NULL || plb__static_compare(&entries->backend, added) != 0)
+            sum += entries->backend.weight;
     if (sum <= UINT32_MAX)
         return PLB_OK;
     plb__log(self->env.balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
     return PLB_ERR_WEIGHT;
+}
+
+/* Two sorted lists as one; of equal lines those of a are first. */
+static plb__static_entry *plb__static_merge(plb__static_entry *a, plb__static_entry *b)
+{
+    plb__static_entry *merged = NULL, **end = &merged;
+    while (a != NULL && b != NULL) {
+        plb__static_entry **least = plb__static_compare(&a->backend, &b->backend) <= 0 ? &a : &b;
+        *end = *least;
+        end = &(*end)->next;
+        *least = *end;
+    }
+    *end = a != NULL ? a : b;
+    return merged;
+}
+
+/* Merge sort: bin i holds 2^i lines or none. Stable. Then an ext that several equal lines bring is the first one's. */
+static plb__static_entry *plb__static_sort(plb__static_entry *entries)
+{
+    plb__static_entry *bins[32] = {NULL}, *sorted = NULL, *first, *entry;
+    size_t i;
+    while (entries != NULL) {
+        entry = entries;
+        entries = entry->next;
+        entry->next = NULL;
+        for (i = 0; bins[i] != NULL; bins[i++] = NULL)
+            entry = plb__static_merge(bins[i], entry);
+        bins[i] = entry;
+    }
+    for (i = 0; i < sizeof bins / sizeof *bins; i++)
+        sorted = plb__static_merge(bins[i], sorted);
+    for (first = sorted; first != NULL; first = first->next)
+        for (entry = first->next; entry != NULL && plb__static_compare(&first->backend, &entry->backend) == 0;
+             entry = entry->next)
+            if (entry->backend.ext == first->backend.ext)
+                entry->backend.ext = NULL;
+    return sorted;
 }
 
 static plb_status plb__static_parse(plb__static *self, plb__static_entry ***end, const char *text)
@@ -4140,7 +4235,8 @@ static plb_status plb__static_open(void *opaque, const void *opaque_desc, const 
     for (i = 0; desc != NULL && i < desc->backend_count && status == PLB_OK; i++)
         status = plb__static_append(self, &end, &desc->backends[i]);
     if (status == PLB_OK)
-        status = plb__static_check_sum(self, self->entries);
+        status = plb__static_check_sum(self, self->entries, NULL);
+    self->entries = plb__static_sort(self->entries);
     if (status != PLB_OK) { /* plb_create fails, so every ext stays the caller's */
         plb__static_entry *entry;
         for (entry = self->entries; entry != NULL; entry = entry->next)
@@ -4189,8 +4285,16 @@ static void plb__static_answer(plb__static *self)
             entry->offered = true;
         n++;
     }
-    plb_discovery_done(self->token, PLB_OK, backends, count);
+    /* A name that failed for want of memory or the like should not wait for the next regular update. */
+    plb_discovery_done(self->token, plb_status_is_local(self->failure) ? PLB_AGAIN : PLB_OK, backends, count);
     plb__delete(a, backends, count * sizeof *backends);
+}
+
+static void plb__static_failed(plb__static *self, const plb__static_entry *entry, plb_status status)
+{
+    if (!plb_status_is_local(self->failure))
+        self->failure = status;
+    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, status);
 }
 
 static void plb__static_resolved(void *user, plb_status status, const plb_addr *addrs, size_t count)
@@ -4211,8 +4315,7 @@ static void plb__static_resolved(void *user, plb_status status, const plb_addr *
         entry->addrs = copy;
         entry->addr_count = count;
     } else {
-        self->failure = status;
-        plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, status);
+        plb__static_failed(self, entry, status);
     }
     if (--self->unresolved == 0)
         plb__static_answer(self);
@@ -4232,12 +4335,10 @@ static plb_status plb__static_start(void *opaque, plb_token token)
             continue;
         status = names->resolve(names->self, entry->backend.name, entry->backend.addr.port, self->timeout_ms,
                                 plb__static_resolved, entry, &entry->query);
-        if (status == PLB_AGAIN) {
+        if (status == PLB_AGAIN)
             self->unresolved++;
-            continue;
-        }
-        self->failure = status;
-        plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, status);
+        else
+            plb__static_failed(self, entry, status);
     }
     if (--self->unresolved == 0)
         plb__static_answer(self);
@@ -4254,6 +4355,7 @@ static void plb__static_cancel(void *opaque, plb_token token)
             self->env.port.names->cancel(self->env.port.names->self, entry->query);
         entry->query = NULL;
     }
+    self->unresolved = 0;
 }
 
 static void plb__static_applied(void *opaque, plb_status status)
@@ -4271,7 +4373,7 @@ static plb__static_entry *plb__static_take(plb__static_entry **link, const plb_b
     plb__static_entry *taken = NULL;
     while (*link != NULL) {
         plb__static_entry *entry = *link;
-        if (!plb__static_matches(&entry->backend, backend)) {
+        if (plb__static_compare(&entry->backend, backend) != 0) {
             link = &entry->next;
             continue;
         }
@@ -4304,62 +4406,71 @@ static void plb__static_inherit(plb__static_entry *entry, plb__static_entry *old
     old->backend.ext = NULL;
 }
 
+/* Releases the ext of backends that do not get into the list, unless it has the same or has it twice. */
+static void plb__static_reject(const plb__static *self, const plb_backend *backends, size_t count)
+{
+    const plb__static_entry *entry;
+    size_t i, j;
+    for (i = 0; i < count; i++) {
+        bool known = backends[i].ext == NULL;
+        for (j = 0; j < i && !known; j++)
+            known = backends[j].ext == backends[i].ext && plb__static_compare(&backends[j], &backends[i]) == 0;
+        for (entry = self->entries; entry != NULL && !known; entry = entry->next)
+            known = entry->backend.ext == backends[i].ext && plb__static_compare(&entry->backend, &backends[i]) == 0;
+        if (!known)
+            plb__release_ext(backends[i].ext, backends[i].ext_release);
+    }
+}
+
 static plb_status plb__static_add(plb__static *self, const plb_backend *backend)
 {
-    plb__static_entry **end = &self->entries, *entry, *old;
-    plb_status status;
-    while (*end != NULL)
-        end = &(*end)->next;
-    entry = NULL;
-    end = &entry;
-    status = plb__static_append(self, &end, backend);
+    plb__static_entry *added = NULL, **end = &added, **link = &self->entries, *old, *o;
+    plb_status status = plb__static_check_sum(self, self->entries, backend);
+    if (status == PLB_OK)
+        status = plb__static_append(self, &end, backend);
     if (status != PLB_OK) {
-        plb__release_ext(backend->ext, backend->ext_release);
+        plb__static_reject(self, backend, 1);
         return status;
     }
     old = plb__static_take(&self->entries, backend);
-    entry->next = self->entries;
-    status = plb__static_check_sum(self, entry);
-    if (status == PLB_OK) {
-        plb__static_entry *o;
-        for (o = old; o != NULL; o = o->next)
-            plb__static_inherit(entry, o);
-        self->entries = entry;
-        plb__static_free_all(self, old);
-        return PLB_OK;
-    }
-    while (old != NULL) { /* undone */
-        plb__static_entry *next = old->next;
-        old->next = self->entries;
-        self->entries = old;
-        old = next;
-    }
-    plb__static_entry_free(self, entry);
-    return status;
+    for (o = old; o != NULL; o = o->next)
+        plb__static_inherit(added, o);
+    plb__static_free_all(self, old);
+    while (*link != NULL && plb__static_compare(&(*link)->backend, backend) < 0)
+        link = &(*link)->next;
+    added->next = *link;
+    *link = added;
+    return PLB_OK;
 }
 
 static plb_status plb__static_replace(plb__static *self, const plb_backend *backends, size_t count)
 {
-    plb__static_entry *entries = NULL, **end = &entries, *entry, *old = self->entries;
+    plb__static_entry *entries = NULL, **end = &entries, *entry, *old;
     plb_status status = PLB_OK;
     size_t i;
     for (i = 0; i < count && status == PLB_OK; i++)
         status = plb__static_append(self, &end, &backends[i]);
-    if (status != PLB_OK)
-        plb__release_all(backends + i - 1, count - i + 1);
-    else
-        status = plb__static_check_sum(self, entries);
+    if (status == PLB_OK)
+        status = plb__static_check_sum(self, entries, NULL);
     if (status != PLB_OK) {
+        for (entry = entries; entry != NULL; entry = entry->next)
+            entry->backend.ext = NULL;
         plb__static_free_all(self, entries);
+        plb__static_reject(self, backends, count);
         return status;
     }
-    for (entry = entries; entry != NULL; entry = entry->next) {
-        plb__static_entry *taken = plb__static_take(&old, &entry->backend), *t;
-        for (t = taken; t != NULL; t = t->next)
-            plb__static_inherit(entry, t);
-        plb__static_free_all(self, taken);
+    entry = entries = plb__static_sort(entries);
+    old = self->entries;
+    while (entry != NULL && old != NULL) {
+        int order = plb__static_compare(&entry->backend, &old->backend);
+        if (order == 0)
+            plb__static_inherit(entry, old);
+        if (order < 0)
+            entry = entry->next;
+        else
+            old = old->next;
     }
-    plb__static_free_all(self, old);
+    plb__static_free_all(self, self->entries);
     self->entries = entries;
     return PLB_OK;
 }
@@ -4367,15 +4478,21 @@ static plb_status plb__static_replace(plb__static *self, const plb_backend *back
 static plb_status plb__static_change(void *opaque, plb_change change, const plb_backend *backends, size_t count)
 {
     plb__static *self = (plb__static *)opaque;
+    bool resolving = self->unresolved > 0;
+    plb_status status = PLB_OK;
     switch (change) {
     case PLB_CHANGE_ADD:
-        return plb__static_add(self, backends);
+        status = plb__static_add(self, backends);
+        break;
     case PLB_CHANGE_REMOVE:
         plb__static_free_all(self, plb__static_take(&self->entries, backends));
-        return PLB_OK;
+        break;
     default:
-        return plb__static_replace(self, backends, count);
+        status = plb__static_replace(self, backends, count);
     }
+    if (resolving && self->unresolved == 0) /* with the lines went the last names that were waited for */
+        plb__static_answer(self);
+    return status;
 }
 
 static const plb_discovery_ops plb__static_ops = {
@@ -4550,32 +4667,40 @@ static void plb__round_begin(plb_balancer *lb)
         plb_timer_set(&lb->timers, &lb->round_timer, lb->desc.check_every_ms);
 }
 
-/* Starts what the round has not probed yet; says whether it could go on at once. */
-static bool plb__round_go_on(plb_balancer *lb)
+/* Is there a probe to start, or nothing left to wait for? */
+static bool plb__round_can_go_on(const plb_balancer *lb)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    if (!lb->round_running)
+        return false;
+    if (set == NULL || lb->cursor == set->view.count)
+        return lb->probes == 0;
+    return lb->probes < lb->desc.parallel_checks;
+}
+
+/* Starts what the round has not probed yet, or ends it. */
+static void plb__round_go_on(plb_balancer *lb)
 {
     const plb__set *set = (const plb__set *)lb->current;
     uint32_t count = set != NULL ? set->view.count : 0, starts = 0;
-    if (!lb->round_running)
-        return false;
-    while (lb->cursor < count && lb->probes < lb->desc.parallel_checks) {
+    while (lb->cursor < count && plb__round_can_go_on(lb)) {
         plb__slot *slot = set->view.slots[lb->cursor];
         if (slot->u.control.round != lb->round) {
             if (starts++ == PLB__STARTS_PER_POLL)
-                return true;
+                return;
             slot->u.control.round = lb->round;
             plb__probe_start(lb, slot, set->view.weights[lb->cursor]);
         }
         lb->cursor++;
     }
-    if (lb->cursor < count || lb->probes > 0)
-        return false;
+    if (lb->cursor < count || !plb__round_can_go_on(lb))
+        return;
     lb->round_running = false;
     if (!lb->first_checks_over) {
         lb->first_checks_over = true;
         if (lb->desc.on_first_checks != NULL)
             lb->desc.on_first_checks(lb->desc.user, lb);
     }
-    return false;
 }
 
 static void plb__round_due(void *user)
@@ -4718,15 +4843,15 @@ static void plb__discover(plb_balancer *lb)
 {
     if (lb->answered)
         plb__answer_apply(lb);
-    plb__changes_apply(lb);
+    while (lb->changes != NULL && !plb__has_answer(lb)) /* whose ext would be neither's yet */
+        plb__change_apply(lb);
     if (lb->update_due && lb->discovery == NULL)
         plb__discovery_start(lb);
     plb__mail_read(lb); /* what completed at once */
 }
 
-static bool plb__check(plb_balancer *lb)
+static void plb__check(plb_balancer *lb)
 {
-    bool more;
     if (lb->desc.check.ops == NULL) {
         lb->round_due = false;
         if (lb->first_update_over && !lb->first_checks_over) {
@@ -4734,20 +4859,28 @@ static bool plb__check(plb_balancer *lb)
             if (lb->desc.on_first_checks != NULL)
                 lb->desc.on_first_checks(lb->desc.user, lb);
         }
-        return false;
+        return;
     }
     if (lb->round_due && !lb->round_running && lb->first_update_over)
         plb__round_begin(lb);
-    more = plb__round_go_on(lb);
-    plb__mail_read(lb);
-    return more;
+    plb__round_go_on(lb);
+    plb__mail_read(lb); /* what completed at once */
+}
+
+/* Is there something to do at once? */
+static bool plb__is_busy(plb_balancer *lb)
+{
+    if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0)
+        return true;
+    if (lb->discovery == NULL && (lb->update_due || lb->changes != NULL))
+        return true;
+    return plb__round_can_go_on(lb) || (lb->round_due && !lb->round_running && lb->first_update_over);
 }
 
 PLB_API uint32_t plb_poll(plb_balancer *lb)
 {
     uint32_t delay;
     uintptr_t wanted = plb__exchange(&lb->wanted, 0);
-    bool more;
     if (lb->port.clock != NULL) {
         plb_timers_update(&lb->timers, lb->port.clock);
         plb_timers_run(&lb->timers);
@@ -4757,14 +4890,11 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
     plb__mail_read(lb);
     plb__reclaim(lb);
     plb__discover(lb);
-    more = plb__check(lb);
+    plb__check(lb);
     delay = plb_timers_delay(&lb->timers);
     if (plb__reclaim(lb) && delay > PLB__WAIT_READERS_MS)
         delay = PLB__WAIT_READERS_MS;
-    if (more || PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0 ||
-        (lb->update_due && lb->discovery == NULL) || (lb->round_due && !lb->round_running && lb->first_update_over))
-        delay = 0;
-    return delay;
+    return plb__is_busy(lb) ? 0 : delay;
 }
 
 static uint32_t plb__task_poll(void *user)
@@ -4878,7 +5008,7 @@ static void plb__seed_readers(plb_balancer *lb)
 
 PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
 {
-    plb_allocator allocator = plb__allocator_or_default(desc->allocator);
+    plb_allocator allocator = plb_allocator_or_default(desc->allocator);
     plb_balancer *lb = (plb_balancer *)plb__new(&allocator, sizeof *lb);
     plb_status status;
     *out = NULL;
@@ -4913,25 +5043,35 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     return PLB_OK;
 }
 
-/* Ends everything in flight, completed or not. */
+/* Calls off what is in flight. */
 static void plb__cancel_all(plb_balancer *lb)
+{
+    const plb_discovery_ops *discovery = lb->desc.discovery.ops;
+    plb__op *op;
+    for (op = lb->running; op != NULL; op = op->next_running) {
+        plb_token token = plb__op_token(op);
+        if (!plb__op_claim(op, token.generation))
+            continue; /* it has completed, and nobody will look at it */
+        if (op == lb->discovery)
+            discovery->cancel(lb->discovery_state, token);
+        else
+            lb->desc.check.ops->cancel(lb->check_state, op->probe, token);
+    }
+    if (lb->discovery != NULL && discovery->applied != NULL)
+        discovery->applied(lb->discovery_state, PLB_ERR_CANCELLED);
+}
+
+/* Frees what was in flight, once no completion can be on its way any more. */
+static void plb__free_running(plb_balancer *lb)
 {
     while (lb->running != NULL) {
         plb__op *op = lb->running;
-        plb_token token = plb__op_token(op);
-        bool claimed = plb__op_claim(op, token.generation);
         if (op != lb->discovery) {
-            if (claimed)
-                lb->desc.check.ops->cancel(lb->check_state, op->probe, token);
             plb__delete(&lb->env.allocator, op->probe, lb->desc.check.ops->probe_size);
             plb__slot_let_go(lb, op->slot);
-        } else if (claimed) {
-            lb->desc.discovery.ops->cancel(lb->discovery_state, token);
         } else if (op->answer != NULL) {
             plb__update_refuse(lb, op->answer);
             plb__delete(&lb->env.allocator, op->answer, op->answer->size);
-            if (lb->desc.discovery.ops->applied != NULL)
-                lb->desc.discovery.ops->applied(lb->discovery_state, PLB_ERR_CANCELLED);
         }
         plb__op_free(lb, op);
     }
@@ -4943,16 +5083,6 @@ static void plb__free_ops(plb_balancer *lb)
         plb__op *op = lb->free_ops;
         lb->free_ops = op->next_free;
         plb__delete(&lb->env.allocator, op, sizeof *op);
-    }
-}
-
-static void plb__drop_changes(plb_balancer *lb)
-{
-    while (lb->changes != NULL) {
-        plb__change *change = (plb__change *)(void *)lb->changes;
-        lb->changes = change->mail.next;
-        plb__release_all(change->list->backends, change->list->count);
-        plb__change_free(lb, change);
     }
 }
 
@@ -4976,12 +5106,14 @@ PLB_API void plb_destroy(plb_balancer *lb)
         return;
     allocator = lb->env.allocator;
     desc = &lb->desc;
-    plb__mail_sort(lb); /* completions in it belong to ops that are ended next */
     plb__cancel_all(lb);
-    plb__drop_changes(lb);
+    plb__mail_sort(lb); /* completions belong to what is freed below */
+    while (lb->changes != NULL)
+        plb__change_apply(lb); /* the discovery knows which ext it has already */
     plb__close(lb, desc->discovery.ops->state_size, desc->discovery.ops->close, lb->discovery_state);
     if (desc->check.ops != NULL)
         plb__close(lb, desc->check.ops->state_size, desc->check.ops->close, lb->check_state);
+    plb__free_running(lb);
     for (i = 0; i < 2; i++)
         if (lb->retired[i] != NULL)
             plb__set_delete(lb, lb->retired[i]);

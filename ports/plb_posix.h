@@ -28,10 +28,10 @@
 
    THREE WAYS TO RUN IT
    The caller's thread     plb_posix_run, or plb_posix_step over and over.
-   A background thread     plb_posix_start_thread. Nothing of the port may be used meanwhile from other threads but wake,
+   A background thread     plb_posix_start_thread. Other threads may use nothing of the port meanwhile but wake,
                            plb_posix_stop and the clock; what a balancer offers to every thread stays so.
-   A loop of your own      Wait until plb_posix_fd is readable (or until something stirs in what plb_posix_fill wrote into
-                           your pollfd array) for at most plb_posix_timeout milliseconds; then plb_posix_step(px, 0).
+   A loop of your own      Wait until plb_posix_fd is readable (or until something stirs in what plb_posix_fill wrote
+                           into your pollfd array), at most plb_posix_timeout milliseconds; then plb_posix_step(px, 0).
 
    DEFINES
    PLB_POSIX_IMPLEMENTATION   In one C or C++ file: emits the code.
@@ -43,15 +43,16 @@
 
    THREADS
    A port belongs to one thread at a time: the one that steps it. Every call below is that thread's (or anybody's as
-   long as nobody steps) unless it says otherwise. Of the tables, plb_io.wake and plb_clock may be called from any thread;
-   wake from signal handlers too. From the first name on, one helper thread runs getaddrinfo. All signals are blocked in
-   the helper and in the background thread, so that the program's own threads get them.
+   long as nobody steps) unless it says otherwise. Of the tables, plb_io.wake and plb_clock may be called from any
+   thread; wake from signal handlers too. From the first name on, one helper thread runs getaddrinfo. All signals are
+   blocked in the helper and in the background thread, so that the program's own threads get them.
 
    MEMORY
-   Comes from the allocator of the descriptor, and only in the stepping thread: about 80 bytes a stream (a listener 260),
-   a table entry of 16 bytes a stream (with poll 24) that grows to the most streams there ever were at once, a host name
-   and 120 bytes per resolution. The helper thread's shared state is one malloc, since it can outlive the port: a
-   getaddrinfo that hangs while the port is destroyed is left to end by itself.
+   Comes from the allocator of the descriptor, and only in the stepping thread. On a 64-bit machine: 2 KiB for the port,
+   40 bytes a stream and 208 more for a listener; a table entry of 16 bytes a stream (24 with poll), which grows to the
+   most streams there ever were at once; 120 bytes and the host name per resolution. The helper thread's shared state
+   is one calloc, since it can outlive the port: a getaddrinfo that hangs while the port is destroyed is left to end by
+   itself.
 
    WHEN THINGS RUN SHORT
    Without descriptors (or memory) accept returns PLB_AGAIN, and its callback comes when a stream of this port closed or
@@ -61,11 +62,11 @@
    GOOD TO KNOW
    - SIGPIPE is never raised.
    - TCP_NODELAY is set on every TCP stream. An IPv6 listener is IPv6 only, on every platform.
-   - Closing gracefully leaves delivery to the system. A peer that goes on sending after it has its data may see a reset:
-     whoever cares sends shutdown first and reads to the end.
+   - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
+     cares sends shutdown first and reads to the end.
    - An aborted Unix stream looks to its peer like an ended one; the system knows no reset there.
-   - fork: create a port after it. A child must not touch its parent's port, not even to destroy it (that would take down
-     the paths of Unix listeners); exec closes all descriptors. */
+   - fork: create a port after it. A child must not touch its parent's port, not even to destroy it (that would take
+     down the paths of Unix listeners); exec closes all descriptors. */
 
 #ifndef PLB_POSIX_H
 #define PLB_POSIX_H
@@ -74,7 +75,9 @@
 #define _GNU_SOURCE /* of effect when this is the first header of the file */
 #endif
 
+#ifndef PINGORA_LB_H
 #include "../pingora_lb.h"
+#endif
 
 struct pollfd;
 
@@ -96,16 +99,16 @@ PLB_API void plb_posix_destroy(plb_posix *px);
 /* The tables to lend; they belong to the port and live as long as it does. Any thread. */
 PLB_API plb_port plb_posix_port(plb_posix *px);
 
-/* Adds a task (the caller's, in place until it is removed; in no loop yet): it is polled in the next step, which does not
-   wait for that, then after every step and when the delay it returned is over. From callbacks and tasks too. */
+/* Adds a task (the caller's, in place until it is removed; in no loop yet): it is polled in the next step, which does
+   not wait for that, then after every step and when the delay it returned is over. From callbacks and tasks too. */
 PLB_API void plb_posix_add(plb_posix *px, plb_task *task);
 
 /* Removes a task; nothing happens if it is not there. From callbacks and tasks too, the task's own poll included. */
 PLB_API void plb_posix_remove(plb_posix *px, plb_task *task);
 
 /* One turn: waits until something happens, but no longer than max_ms (0: not at all; PLB_FOREVER: no limit of the
-   caller's) and no longer than plb_posix_timeout; then makes the callbacks and polls the tasks. Not from a callback or a
-   task. */
+   caller's) and no longer than plb_posix_timeout; then makes the callbacks and polls the tasks. Not from a callback
+   or a task. */
 PLB_API void plb_posix_step(plb_posix *px, uint32_t max_ms);
 
 /* Steps until plb_posix_stop; at once if that was called since the last run ended. */
@@ -114,8 +117,8 @@ PLB_API void plb_posix_run(plb_posix *px);
 /* Makes plb_posix_run, or the background thread, return after the step it is in. Any thread, and signal handlers. */
 PLB_API void plb_posix_stop(plb_posix *px);
 
-/* Calls plb_posix_run in a thread of its own. PLB_OK, or PLB_ERR_LIMIT (the system gives no thread), PLB_ERR_ARGUMENT (it
-   runs already), PLB_ERR_UNSUPPORTED (PLB_NO_THREADS). */
+/* Calls plb_posix_run in a thread of its own. PLB_OK, or PLB_ERR_LIMIT (the system gives no thread), PLB_ERR_ARGUMENT
+   (it runs already), PLB_ERR_UNSUPPORTED (PLB_NO_THREADS). */
 PLB_API plb_status plb_posix_start_thread(plb_posix *px);
 
 /* Waits until the background thread, told so by plb_posix_stop, has ended; at once if there is none. From the thread
@@ -466,19 +469,6 @@ static void plb__px_fill_random(void *self, void *bytes, size_t count)
 
 /* ==== MEMORY ====================================================================================================== */
 
-static void *plb__px_malloc(void *user, size_t size)
-{
-    (void)user;
-    return malloc(size);
-}
-
-static void plb__px_free(void *user, void *ptr, size_t size)
-{
-    (void)user;
-    (void)size;
-    free(ptr);
-}
-
 /* Zeroed memory, or NULL. */
 static void *plb__px_new(const plb_allocator *allocator, size_t size)
 {
@@ -579,7 +569,7 @@ static plb_stream *plb__px_find(const plb_posix *px, uint32_t slot, uint32_t gen
     return px->slots[slot].generation == generation ? px->slots[slot].stream : NULL;
 }
 
-/* The kernel says that directions of a stream are worth trying. `failed`: an error or a hang-up is among what it says. */
+/* The kernel says that directions of a stream are worth trying. `failed`: it speaks of an error or a hang-up too. */
 static void plb__px_event(plb_posix *px, plb_stream *stream, unsigned ready, bool failed);
 
 /* What a back end provides, each in its own section below:
@@ -1045,8 +1035,8 @@ static plb_status plb__px_bind_source(int fd, const plb_addr *source)
 #endif
     if (bind(fd, &from.u.any, from.size) == 0)
         return PLB_OK;
-    if (errno == EADDRNOTAVAIL) /* the address has left this machine, and with it the route */
-        return PLB_ERR_UNREACHABLE;
+    if (errno == EADDRNOTAVAIL) /* not an address of this machine, or not any more */
+        return PLB_ERR_ADDRESS;
     return errno == EADDRINUSE && source->port == 0 ? PLB_ERR_LIMIT : plb__px_status(errno);
 }
 
@@ -1944,10 +1934,7 @@ PLB_API plb_status plb_posix_create(const plb_posix_desc *desc, plb_posix **out)
     memset(&allocator, 0, sizeof allocator);
     if (desc != NULL)
         allocator = desc->allocator;
-    if (allocator.alloc == NULL) {
-        allocator.alloc = plb__px_malloc;
-        allocator.dealloc = plb__px_free;
-    }
+    allocator = plb_allocator_or_default(allocator);
     *out = NULL;
     px = (plb_posix *)plb__px_new(&allocator, sizeof *px);
     if (px == NULL)

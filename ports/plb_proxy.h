@@ -35,9 +35,10 @@
    WHAT IT DOES
    Keep-alive and pipelining towards clients; a pool of idle connections towards backends; bodies of any length streamed
    both ways, at the pace of the slower side; HEAD, 1xx, 204, 304; HTTP/1.0 clients; clients that have ended their side.
-   What is hop-by-hop (RFC 9110 section 7.6.1) ends here: Connection and what it names, Keep-Alive, Proxy-Connection, TE,
-   Trailer, Upgrade; bodies are framed anew, and chunk extensions and trailers are dropped. All else passes as it came:
-   nothing is added, no X-Forwarded-For and no Via; upstream_request_filter may. CONNECT and upgrades are not supported.
+   What is hop-by-hop (RFC 9110 section 7.6.1) ends here: Connection and what it names, Keep-Alive, Proxy-Connection,
+   TE, Trailer, Upgrade; bodies are framed anew, and chunk extensions and trailers are dropped. All else passes as it
+   came: nothing is added, no X-Forwarded-For and no Via; upstream_request_filter may. CONNECT and upgrades are not
+   supported.
 
    ANSWERS OF ITS OWN
    A short text. 400 malformed request, or one whose length is ambiguous; 408 the client was too slow; 414, 431 head too
@@ -52,18 +53,20 @@
    backend if it is idempotent, and if its body is empty or of a stated length and still held.
 
    MEMORY (64-bit)
-   A connection that waits for a request owns no buffer: about 150 bytes, and about 180 for an idle one to a backend. A
-   request in flight: about 1.1 KiB, 32 bytes for each of max_headers, 4 for each of max_retries, and one to three
-   buffers of buffer_size (request; head being sent; answer, from its first byte on), however large the bodies are.
-   spare_requests requests' worth is kept for the next ones. The proxy itself holds one buffer more. A head takes three
-   quarters of a buffer at most.
+   A client's connection that waits for a request owns no buffer: 112 bytes. An idle connection to a backend: 136 bytes,
+   and 144 for each backend that has any. A request in flight, beside its two connections: 1048 bytes, 32 for each of
+   max_headers, 4 for each of max_retries, and one to three buffers of buffer_size (request; the head being sent, from
+   the connection on; answer, from its first byte on), however large the bodies are: by default up to 52 KiB. What
+   spare_requests of them take is kept for the next ones. The proxy itself holds about 900 bytes, max_headers and one
+   buffer more. What the port needs for a connection comes on top. Larger buffers move large bodies faster: each costs
+   one read and one write. A request's head takes three quarters of a buffer at most.
 
    THREADS
    One: whichever steps the port. Hooks are called from there too, and may call anything but plb_proxy_destroy, and
    plb_proxy_task's poll.
 
    DEFINES
-   PLB_PROXY_IMPLEMENTATION  in one C file: emits the code. PLB_STATIC and PLB_MALLOC, PLB_FREE: as in pingora_lb.h. */
+   PLB_PROXY_IMPLEMENTATION  in one C file: emits the code. PLB_STATIC: as in pingora_lb.h. */
 #ifndef PLB_PROXY_H
 #define PLB_PROXY_H
 
@@ -96,19 +99,20 @@ typedef struct plb_proxy_desc {
        plb_end on it, with the time from here to the head of the answer, once the answer has arrived whole or failed.
        Any status but PLB_OK: the client is answered 502. Required. */
     plb_status (*upstream_peer)(void *user, plb_session *session, plb_pick *pick);
-    /* The request as it will be sent may be changed (plb_session_set_header and its like). Called for each attempt, once
-       there is a connection, always with the client's request to begin with. Any status but PLB_OK: the client is
+    /* The request as it will be sent may be changed (plb_session_set_header and its like). Called for each attempt,
+       once there is a connection, always with the client's request to begin with. Any status but PLB_OK: the client is
        answered 500, and nothing is sent. May be NULL. */
     plb_status (*upstream_request_filter)(void *user, plb_session *session, const plb_pick *pick);
     /* No connection could be had. True: ask upstream_peer again, max_retries times at most. NULL: never. */
     bool (*fail_to_connect)(void *user, plb_session *session, const plb_pick *pick, plb_status status);
-    /* A request is over; called once for each, malformed ones too (whose method is empty). May be NULL. */
+    /* A request is over; called once for each, malformed ones too, of whose head little may
+       be known. Its connection is still there. May be NULL. */
     void (*logging)(void *user, plb_session *session, const plb_session_report *report);
     /* A listener broke and was closed. May be NULL. */
     void (*listener_failed)(void *user, const plb_addr *addr, plb_status status);
 
     uint32_t max_connections;      /* of clients; more wait to be accepted. 0: 1024 */
-    uint32_t max_retries;          /* 0: 16 */
+    uint32_t max_retries;          /* at most 255. 0: 16 */
     uint32_t max_headers;          /* of a request or an answer. 0: 100 */
     uint32_t buffer_size;          /* bytes; at least 1024. 0: 16384 */
     uint32_t spare_requests;       /* 0: 32 */
@@ -126,8 +130,8 @@ typedef struct plb_proxy_desc {
     uint32_t upstream_idle_ms;  /* that an idle connection to a backend is kept. 0: 60 s */
 } plb_proxy_desc;
 
-/* Makes a proxy that listens nowhere yet. PLB_ERR_ARGUMENT (no io, clock or upstream_peer; buffer_size too small),
-   PLB_ERR_MEMORY: *out is NULL. */
+/* Makes a proxy that listens nowhere yet. PLB_ERR_ARGUMENT (no io, clock or upstream_peer; buffer_size or max_retries
+   out of range), PLB_ERR_MEMORY: *out is NULL. */
 PLB_API plb_status plb_proxy_create(const plb_proxy_desc *desc, plb_proxy **out);
 
 /* Ends it at once: requests in flight are broken off and logged, all its connections closed. NULL is fine. */
@@ -167,11 +171,11 @@ PLB_API void plb_session_set_context(plb_session *session, void *context);
 /* The request to the backend; only inside upstream_request_filter. Names are compared without letter case. What belongs
    to the connection or the framing (Connection, Content-Length, Transfer-Encoding and their like) is the proxy's.
    PLB_ERR_ARGUMENT: such a name, no token, control bytes in the value, a space or control bytes in the target, or
-   called outside. PLB_ERR_LIMIT: the head would not fit in a buffer; nothing was added. Texts are copied. */
+   called outside. PLB_ERR_LIMIT: the head would not fit in a buffer; nothing was added. Texts are NUL-terminated and
+   copied. set removes all headers of that name and adds one; that there was none is no error, for remove neither. */
 PLB_API plb_status plb_session_add_header(plb_session *session, const char *name, const char *value);
-PLB_API plb_status plb_session_remove_header(plb_session *session,
-                                             const char *name); /* all of that name; there may be none */
-PLB_API plb_status plb_session_set_header(plb_session *session, const char *name, const char *value); /* remove, add */
+PLB_API plb_status plb_session_remove_header(plb_session *session, const char *name);
+PLB_API plb_status plb_session_set_header(plb_session *session, const char *name, const char *value);
 PLB_API plb_status plb_session_set_target(plb_session *session, const char *target); /* the path and what follows */
 
 #endif /* PLB_PROXY_H */
@@ -180,12 +184,6 @@ PLB_API plb_status plb_session_set_target(plb_session *session, const char *targ
 #ifdef PLB_PROXY_IMPLEMENTATION
 #ifndef PLB__PROXY_IMPLEMENTED
 #define PLB__PROXY_IMPLEMENTED
-
-#ifndef PLB_MALLOC
-#include <stdlib.h>
-#define PLB_MALLOC(size) malloc(size)
-#define PLB_FREE(ptr)    free(ptr)
-#endif
 
 /* ==== TYPES =======================================================================================================
    A wire is one connection, to a client (plb__down) or to a backend (plb__up). A session is one request in flight and
@@ -331,19 +329,6 @@ typedef enum plb__step {
 } plb__step;
 
 /* ==== MEMORY ====================================================================================================== */
-
-static void *plb__proxy_malloc(void *user, size_t size)
-{
-    (void)user;
-    return PLB_MALLOC(size);
-}
-
-static void plb__proxy_free(void *user, void *ptr, size_t size)
-{
-    (void)user;
-    (void)size;
-    PLB_FREE(ptr);
-}
 
 static void *plb__proxy_alloc(plb_proxy *proxy, size_t size)
 {
@@ -1969,12 +1954,13 @@ static plb_status plb__listener_accept_one(plb__listener *listener)
 /* Accepts all that wait. PLB_OK, or how the listener broke; it is closed then. */
 static plb_status plb__listener_accept_all(plb__listener *listener)
 {
+    plb_proxy *proxy = listener->proxy;
     plb_status status;
-    plb__proxy_now_ms(listener->proxy);
+    plb__proxy_now_ms(proxy);
     do {
         status = plb__listener_accept_one(listener);
-    } while (status == PLB_OK);
-    if (status == PLB_AGAIN)
+    } while (status == PLB_OK && !proxy->draining);
+    if (status == PLB_AGAIN || proxy->draining) /* a hook that drains closes the listeners: this one is gone */
         return PLB_OK;
     plb__listener_close(listener);
     return status;
@@ -2002,7 +1988,7 @@ static void plb__accept_on_timer(void *user)
     plb_proxy *proxy = (plb_proxy *)user;
     plb__listener *listener = proxy->listeners, *next;
     proxy->accept_paused = false;
-    for (; listener != NULL; listener = next) {
+    for (; listener != NULL && !proxy->draining; listener = next) {
         next = listener->next;
         plb__listener_accept(listener);
     }
@@ -2026,10 +2012,7 @@ static void plb__default(uint32_t *value, uint32_t otherwise)
 
 static void plb__proxy_defaults(plb_proxy_desc *desc)
 {
-    if (desc->allocator.alloc == NULL) {
-        desc->allocator.alloc = plb__proxy_malloc;
-        desc->allocator.dealloc = plb__proxy_free;
-    }
+    desc->allocator = plb_allocator_or_default(desc->allocator);
     plb__default(&desc->max_connections, 1024);
     plb__default(&desc->max_retries, 16);
     plb__default(&desc->max_headers, 100);
@@ -2054,7 +2037,8 @@ PLB_API plb_status plb_proxy_create(const plb_proxy_desc *desc, plb_proxy **out)
     plb_proxy *proxy;
     *out = NULL;
     plb__proxy_defaults(&full);
-    if (full.port.io == NULL || full.port.clock == NULL || full.upstream_peer == NULL || full.buffer_size < 1024)
+    if (full.port.io == NULL || full.port.clock == NULL || full.upstream_peer == NULL || full.buffer_size < 1024 ||
+        full.max_retries > 255)
         return PLB_ERR_ARGUMENT;
     proxy = (plb_proxy *)full.allocator.alloc(full.allocator.user, sizeof *proxy);
     if (proxy == NULL)

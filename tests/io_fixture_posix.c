@@ -1,4 +1,4 @@
-/* The POSIX port under test: the fixture that tests/io_conformance.c asks for. With PLB_POSIX_POLL: its other back end. */
+/* The POSIX port under test: the fixture that tests/io_conformance.c asks for. PLB_POSIX_POLL: its other back end. */
 #define _GNU_SOURCE
 #define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
@@ -27,7 +27,7 @@ static void step(void *self, uint32_t max_ms)
     plb_posix_step(((posix_fixture *)self)->px, max_ms);
 }
 
-/* A port of the loopback that the system chose, kept by the socket that is returned; -1 where there is no such family. */
+/* Binds a port of the loopback that the system chooses; -1 where there is no such family. */
 static int bind_loopback(int family, int flags, struct sockaddr_storage *name, socklen_t *size)
 {
     int fd = socket(family, SOCK_STREAM | flags, 0);

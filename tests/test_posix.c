@@ -1,5 +1,5 @@
-/* What is the POSIX port's own: scarce descriptors, threads, signals, loops of a program's own, names, Unix paths. What it
-   has in common with other ports is in io_conformance.c. With PLB_POSIX_POLL: its other back end. */
+/* What is the POSIX port's own: scarce descriptors, threads, signals, loops of a program's own, names, Unix paths. What
+   it has in common with other ports is in io_conformance.c. With PLB_POSIX_POLL: its other back end. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netdb.h>
@@ -331,6 +331,41 @@ TEST events_of_a_socket_that_outlives_its_stream_reach_nobody(void)
     PASS();
 }
 
+TEST a_broken_stream_that_nobody_asks_about_does_not_spin(void)
+{
+    end listener, client, server;
+    plb_addr addr = listen_somewhere(&listener);
+    uint64_t before;
+    ASSERT(connect_pair(&listener, &addr, &client, &server));
+    ASSERT_EQ(PLB_AGAIN, read_byte(&server));
+    io->close(io->self, client.stream, PLB_CLOSE_ABORT);
+    ASSERT(reaches(&server.reads, 1));
+    before = now_ms();
+    plb_posix_step(px, 60);
+    ASSERT(now_ms() - before >= 50);
+    ASSERT_EQ(PLB_ERR_RESET, read_byte(&server));
+    PASS();
+}
+
+#ifdef PLB__PX_EPOLL
+/* An edge tells what comes next, so that a reader need not ask the kernel for the end of what is there. */
+TEST a_short_read_saves_the_call_that_would_find_nothing(void)
+{
+    end listener, client, server;
+    plb_addr addr = listen_somewhere(&listener);
+    char text[8];
+    size_t got;
+    ASSERT(connect_pair(&listener, &addr, &client, &server));
+    ASSERT_EQ(PLB_AGAIN, read_byte(&server));
+    ASSERT_EQ(PLB_OK, write_text(&client, "abc"));
+    ASSERT(reaches(&server.reads, 1));
+    ASSERT(plb__px_is_ready(server.stream, PLB__PX_READ));
+    ASSERT_EQ(PLB_OK, io->read(io->self, server.stream, text, sizeof text, &got));
+    ASSERT(plb__px_is_idle(server.stream, PLB__PX_READ));
+    PASS();
+}
+#endif
+
 TEST addresses_that_are_not_ours_are_named(void)
 {
     end e;
@@ -339,7 +374,7 @@ TEST addresses_that_are_not_ours_are_named(void)
     memset(&peer, 0, sizeof peer);
     peer.addr = addr_of("127.0.0.1:80");
     peer.source = addr_of("192.0.2.1:80");
-    ASSERT_EQ(PLB_ERR_UNREACHABLE, io->connect(io->self, &peer, handler_of(&e), &e.stream));
+    ASSERT_EQ(PLB_ERR_ADDRESS, io->connect(io->self, &peer, handler_of(&e), &e.stream));
     peer.source.family = PLB_FAMILY_NONE;
     peer.addr.family = PLB_FAMILY_NONE;
     ASSERT_EQ(PLB_ERR_UNSUPPORTED, io->connect(io->self, &peer, handler_of(&e), &e.stream));
@@ -1144,6 +1179,10 @@ SUITE(descriptors)
     RUN_TEST(without_descriptors_there_is_no_port);
     RUN_TEST(sockets_are_non_blocking_private_and_prompt);
     RUN_TEST(events_of_a_socket_that_outlives_its_stream_reach_nobody);
+    RUN_TEST(a_broken_stream_that_nobody_asks_about_does_not_spin);
+#ifdef PLB__PX_EPOLL
+    RUN_TEST(a_short_read_saves_the_call_that_would_find_nothing);
+#endif
     RUN_TEST(addresses_that_are_not_ours_are_named);
     RUN_TEST(an_ipv6_listener_leaves_ipv4_alone);
     RUN_TEST(listeners_may_share_a_port_when_all_agree);

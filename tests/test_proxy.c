@@ -1451,6 +1451,28 @@ TEST draining_finishes_what_runs_and_no_more(void)
     PASS();
 }
 
+static plb_status drain_and_pick(void *user, plb_session *session, plb_pick *pick)
+{
+    plb_proxy_drain(((world *)user)->proxy);
+    return pick_backend(user, session, pick);
+}
+
+TEST a_hook_may_drain(void)
+{
+    world *w = world_new();
+    sim_conn *conns[4];
+    int i;
+    w->desc.upstream_peer = drain_and_pick;
+    ASSERT_EQ(PLB_OK, world_start(w));
+    for (i = 0; i < 4; i++)
+        conns[i] = say(w, GET);
+    sim_run_for(w->s, 100);
+    ASSERT_STR_EQ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello", inbox(conns[0]));
+    ASSERT_EQ(0u, plb_proxy_connections(w->proxy));
+    ASSERT_EQ(0u, world_end(w));
+    PASS();
+}
+
 TEST one_proxy_may_listen_in_several_places(void)
 {
     world *w = world_new();
@@ -1639,6 +1661,9 @@ TEST a_descriptor_that_makes_no_sense_is_refused(void)
     desc.port.clock = NULL;
     ASSERT_EQ(PLB_ERR_ARGUMENT, plb_proxy_create(&desc, &w->proxy));
     desc = w->desc;
+    desc.max_retries = 256;
+    ASSERT_EQ(PLB_ERR_ARGUMENT, plb_proxy_create(&desc, &w->proxy));
+    desc = w->desc;
     desc.buffer_size = 1023;
     ASSERT_EQ(PLB_ERR_ARGUMENT, plb_proxy_create(&desc, &w->proxy));
     ASSERT_EQ(0u, world_end(w));
@@ -1731,6 +1756,7 @@ SUITE(failures)
     RUN_TEST(an_answer_that_stalls_is_broken_off);
     RUN_TEST(idle_clients_and_clients_that_do_not_read_are_closed);
     RUN_TEST(draining_finishes_what_runs_and_no_more);
+    RUN_TEST(a_hook_may_drain);
     RUN_TEST(one_proxy_may_listen_in_several_places);
     RUN_TEST(a_proxy_may_be_destroyed_at_any_moment);
     RUN_TEST(every_pick_is_given_back);
