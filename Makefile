@@ -35,7 +35,7 @@ UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conf
          conformance_posix_poll threads_spill
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-TEST_BUILD = -std=c99 $(WARN) -Werror -I$(GREATEST) -g $(VARIANT) $(filter %.c,$^) -o $@ -pthread
+TEST_BUILD = -std=c99 $(WARN) -Werror -isystem $(GREATEST) -g $(VARIANT) $(filter %.c,$^) -o $@ -pthread
 FLAGS_plain := -O2
 FLAGS_asan  := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 FLAGS_tsan  := -O1 -fsanitize=thread
@@ -45,22 +45,28 @@ build/unit/%_spill.plain build/unit/%_spill.asan build/unit/%_spill.tsan: VARIAN
 
 define unit_rules
 build/unit/conformance_sim.$(1): tests/io_conformance.c tests/io_fixture_sim.c $(TESTING) | build/unit
-	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/conformance_posix.$(1) build/unit/conformance_posix_poll.$(1): \
 		tests/io_conformance.c tests/io_fixture_posix.c $(TESTING) | build/unit
-	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%_poll.$(1): tests/test_%.c $(TESTING) | build/unit
-	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%_spill.$(1): tests/test_%.c $(TESTING) | build/unit
-	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%.$(1): tests/test_%.c $(TESTING) | build/unit
-	$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 endef
 $(foreach kind,plain asan tsan,$(eval $(call unit_rules,$(kind))))
 
 FUZZ_BUILD = $(CLANG) -std=c11 $(WARN) -Werror -g -O1 -fsanitize=address,undefined,fuzzer -fno-sanitize-recover=all
 build/fuzz/%: tests/fuzz/fuzz_%.c $(HEADERS) | build/fuzz
-	$(FUZZ_BUILD) $< -o $@
+	@echo "build $@"
+	@$(FUZZ_BUILD) $< -o $@
 
 TEST_PROGRAMS := $(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind)))
 

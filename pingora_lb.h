@@ -528,8 +528,9 @@ typedef struct plb_discovery_ops {
     /* What became of the answer, from plb_poll; PLB_OK: it is the set now, or equals it. May be NULL. A discovery that
        has it keeps the ext of every answer that was not PLB_OK; without it the balancer releases them. */
     void (*applied)(void *state, plb_status status);
-    /* plb_add, plb_remove, plb_replace, from plb_poll and plb_destroy; a new start follows. The backends' memory is the caller's; their
-       ext is the discovery's from here on, whatever is returned. NULL: they are refused with PLB_ERR_UNSUPPORTED. */
+    /* plb_add, plb_remove, plb_replace, from plb_poll and plb_destroy; a new start follows. The backends' memory is the
+       caller's; their ext is the discovery's from here on, whatever is returned, but for PLB_ERR_MEMORY: nothing was
+       done then, and the same comes again in a second. NULL: changes are refused with PLB_ERR_UNSUPPORTED. */
     plb_status (*change)(void *state, plb_change change, const plb_backend *backends, size_t count);
 } plb_discovery_ops;
 
@@ -2165,6 +2166,7 @@ struct plb_balancer {
     bool answered;      /* its answer is there, and waits for a retired set to be let go */
     bool update_due, first_update_over;
     plb__mail *changes, **changes_end; /* queued plb__change */
+    bool changes_stalled;              /* there was no memory for the first of them */
     plb_timer update_timer;
     plb_update_info update;
     /* checks */
@@ -3809,13 +3811,11 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
     return status;
 }
 
-/* An answer that was not applied: its ext is released, unless the set has it or the discovery wants to know. */
-static void plb__update_refuse(plb_balancer *lb, plb__list *list)
+/* Releases every ext that the set does not have. */
+static void plb__release_strangers(plb_balancer *lb, plb__list *list)
 {
     const plb__set *current = (const plb__set *)lb->current;
     size_t i;
-    if (lb->desc.discovery.ops->applied != NULL)
-        return;
     plb__list_sort(list);
     for (i = 0; i < list->count; i++) {
         const plb_backend *backend = plb__list_at(list, i);
@@ -3825,6 +3825,13 @@ static void plb__update_refuse(plb_balancer *lb, plb__list *list)
         if (!plb__list_repeats_ext(list, i))
             plb__release_ext(backend->ext, backend->ext_release);
     }
+}
+
+/* An answer that was not applied: its ext is released, unless the discovery wants to know. */
+static void plb__update_refuse(plb_balancer *lb, plb__list *list)
+{
+    if (lb->desc.discovery.ops->applied == NULL)
+        plb__release_strangers(lb, list);
 }
 
 /* ==== DISCOVERY =================================================================================================== */
@@ -3856,6 +3863,13 @@ PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const 
     return PLB_OK;
 }
 
+static void plb__update_retry(plb_balancer *lb)
+{
+    uint32_t regular = lb->desc.update_every_ms;
+    if (lb->port.clock != NULL && (regular == 0 || regular > PLB__RETRY_MS))
+        plb_timer_set(&lb->timers, &lb->update_timer, PLB__RETRY_MS);
+}
+
 static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
 {
     plb__op *op = lb->discovery;
@@ -3878,9 +3892,8 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
         lb->desc.discovery.ops->applied(lb->discovery_state, status);
     if (status != PLB_OK)
         plb__log(lb, PLB_LOG_ERROR, "update failed, the last good set serves on", status);
-    if (again && lb->port.clock != NULL &&
-        (lb->desc.update_every_ms == 0 || lb->desc.update_every_ms > PLB__RETRY_MS))
-        plb_timer_set(&lb->timers, &lb->update_timer, PLB__RETRY_MS);
+    if (again)
+        plb__update_retry(lb);
     if (changed) {
         lb->cursor = 0; /* newcomers are probed in the round that runs, or ran last */
         if (lb->round > 0)
@@ -3959,8 +3972,7 @@ static void plb__discovery_start(plb_balancer *lb)
     lb->discovery = plb__op_new(lb);
     if (lb->discovery == NULL) {
         plb__log(lb, PLB_LOG_ERROR, "discovery did not start", PLB_ERR_MEMORY);
-        if (lb->port.clock != NULL)
-            plb_timer_set(&lb->timers, &lb->update_timer, PLB__RETRY_MS);
+        plb__update_retry(lb);
         return;
     }
     plb__op_deadline(lb, lb->discovery, plb__discovery_timeout, lb->desc.discovery.timeout_ms);
@@ -4043,22 +4055,50 @@ static bool plb__has_answer(const plb_balancer *lb)
     return lb->discovery != NULL && PLB__LOAD(&lb->discovery->state) % PLB__OP_PHASES == PLB__OP_COMPLETED;
 }
 
-/* Hands the oldest change to the discovery. */
-static void plb__change_apply(plb_balancer *lb)
+static plb_status plb__change_offer(plb_balancer *lb)
+{
+    const plb__change *oldest = (const plb__change *)(void *)lb->changes;
+    return lb->desc.discovery.ops->change(lb->discovery_state, oldest->what, oldest->list->backends,
+                                          oldest->list->count);
+}
+
+static void plb__change_pop(plb_balancer *lb)
 {
     const plb_allocator *a = &lb->env.allocator;
-    plb__change *change = (plb__change *)(void *)lb->changes;
-    plb__list *list = change->list;
-    plb_status status =
-        lb->desc.discovery.ops->change(lb->discovery_state, change->what, list->backends, list->count);
-    lb->changes = change->mail.next;
+    plb__change *oldest = (plb__change *)(void *)lb->changes;
+    lb->changes = oldest->mail.next;
     if (lb->changes == NULL)
         lb->changes_end = &lb->changes;
-    plb__delete(a, list, list->size);
-    plb__delete(a, change, sizeof *change);
-    lb->update_due = true;
-    if (status != PLB_OK)
-        plb__log(lb, PLB_LOG_ERROR, "a change of the list of backends was refused", status);
+    plb__delete(a, oldest->list, oldest->list->size);
+    plb__delete(a, oldest, sizeof *oldest);
+}
+
+/* Hands the changes that came to the discovery: not while an answer waits, whose ext is neither's yet. */
+static void plb__changes_apply(plb_balancer *lb)
+{
+    lb->changes_stalled = false;
+    while (lb->changes != NULL && !plb__has_answer(lb) && !lb->changes_stalled) {
+        plb_status status = plb__change_offer(lb);
+        if (status != PLB_OK)
+            plb__log(lb, PLB_LOG_ERROR, "a change of the list of backends was not possible", status);
+        if (status == PLB_ERR_MEMORY) {
+            lb->changes_stalled = true;
+            plb__update_retry(lb);
+        } else {
+            lb->update_due = true;
+            plb__change_pop(lb);
+        }
+    }
+}
+
+/* At the end: the discovery knows which ext it has already. */
+static void plb__changes_end(plb_balancer *lb)
+{
+    while (lb->changes != NULL) {
+        if (plb__change_offer(lb) == PLB_ERR_MEMORY)
+            plb__release_strangers(lb, ((plb__change *)(void *)lb->changes)->list);
+        plb__change_pop(lb);
+    }
 }
 
 /* ==== STATIC DISCOVERY ============================================================================================ */
@@ -4358,11 +4398,23 @@ static void plb__static_cancel(void *opaque, plb_token token)
     self->unresolved = 0;
 }
 
+/* Which ext is the set's now: the one that was offered, or one that was there already and stays, and then the offered
+   one is gone and its address may be used again. */
+static void plb__static_settle(plb__static_entry *entry)
+{
+    const plb_view *view = &((const plb__set *)entry->list->env.balancer->current)->view;
+    const plb__slot *slot = view->slots[plb__view_find(view, &entry->backend.addr, entry->backend.id)];
+    entry->backend.ext = slot->ext;
+    entry->backend.ext_release = slot->ext_release;
+    entry->given = true;
+}
+
 static void plb__static_applied(void *opaque, plb_status status)
 {
     plb__static_entry *entry;
     for (entry = ((plb__static *)opaque)->entries; entry != NULL; entry = entry->next) {
-        entry->given = entry->given || (entry->offered && status == PLB_OK);
+        if (entry->offered && status == PLB_OK)
+            plb__static_settle(entry);
         entry->offered = false;
     }
 }
@@ -4429,7 +4481,8 @@ static plb_status plb__static_add(plb__static *self, const plb_backend *backend)
     if (status == PLB_OK)
         status = plb__static_append(self, &end, backend);
     if (status != PLB_OK) {
-        plb__static_reject(self, backend, 1);
+        if (status != PLB_ERR_MEMORY)
+            plb__static_reject(self, backend, 1);
         return status;
     }
     old = plb__static_take(&self->entries, backend);
@@ -4456,7 +4509,8 @@ static plb_status plb__static_replace(plb__static *self, const plb_backend *back
         for (entry = entries; entry != NULL; entry = entry->next)
             entry->backend.ext = NULL;
         plb__static_free_all(self, entries);
-        plb__static_reject(self, backends, count);
+        if (status != PLB_ERR_MEMORY)
+            plb__static_reject(self, backends, count);
         return status;
     }
     entry = entries = plb__static_sort(entries);
@@ -4843,8 +4897,7 @@ static void plb__discover(plb_balancer *lb)
 {
     if (lb->answered)
         plb__answer_apply(lb);
-    while (lb->changes != NULL && !plb__has_answer(lb)) /* whose ext would be neither's yet */
-        plb__change_apply(lb);
+    plb__changes_apply(lb);
     if (lb->update_due && lb->discovery == NULL)
         plb__discovery_start(lb);
     plb__mail_read(lb); /* what completed at once */
@@ -4872,7 +4925,7 @@ static bool plb__is_busy(plb_balancer *lb)
 {
     if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0)
         return true;
-    if (lb->discovery == NULL && (lb->update_due || lb->changes != NULL))
+    if (lb->discovery == NULL && (lb->update_due || (lb->changes != NULL && !lb->changes_stalled)))
         return true;
     return plb__round_can_go_on(lb) || (lb->round_due && !lb->round_running && lb->first_update_over);
 }
@@ -5108,8 +5161,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     desc = &lb->desc;
     plb__cancel_all(lb);
     plb__mail_sort(lb); /* completions belong to what is freed below */
-    while (lb->changes != NULL)
-        plb__change_apply(lb); /* the discovery knows which ext it has already */
+    plb__changes_end(lb);
     plb__close(lb, desc->discovery.ops->state_size, desc->discovery.ops->close, lb->discovery_state);
     if (desc->check.ops != NULL)
         plb__close(lb, desc->check.ops->state_size, desc->check.ops->close, lb->check_state);

@@ -1,7 +1,7 @@
 /* What plb_io promises, as tests that any port must pass. A port is linked in by its fixture (io_fixture.h); nothing
    but the fixture is called here. Waits are loops over the port's step, bounded in number. */
 #include "io_fixture.h"
-#include "greatest.h"
+#include <greatest.h>
 
 /* ==== HELPERS ===================================================================================================== */
 
@@ -989,7 +989,7 @@ TEST many_streams_live_side_by_side(void)
 {
     pair p;
     size_t i, count = fixture->streams == 0 ? MANY / 2 : (fixture->streams - 1) / 2;
-    char text[16], echo[16];
+    char text[24], echo[16];
     end *first;
     if (count > MANY / 2)
         count = MANY / 2;

@@ -283,7 +283,7 @@ static inline void feed_set(feed *f, const plb_backend *backends, size_t count)
 
 /* ---- a check that answers as it is told to ---- */
 
-#define PROBES_MAX 64
+#define PROBES_MAX 256
 
 typedef struct prober {
     plb_status result;       /* what a probe answers inside start */

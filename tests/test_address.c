@@ -1,7 +1,7 @@
 /* Addresses and backends as text: what is read, how it is written, and how addresses compare. */
 #define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
-#include "greatest.h"
+#include <greatest.h>
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 

@@ -27,7 +27,7 @@ static void heap_free(void *ptr)
 #define PLB_FREE(ptr)    heap_free(ptr)
 #define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
-#include "greatest.h"
+#include <greatest.h>
 
 /* Whatever a program may want to keep in a block. */
 typedef union anything {

@@ -2,7 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
-#include "greatest.h"
+#include <greatest.h>
 #include <pthread.h>
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -886,6 +886,33 @@ TEST picks_outlive_the_balancer_and_the_last_end_releases(void)
     PASS();
 }
 
+/* An ext that was released because another one stays may come again: memory is used again. */
+TEST an_ext_that_was_released_may_be_handed_over_again(void)
+{
+    parcel first = {0, NULL, 0}, second = {0, NULL, 0};
+    plb_backend b = backend_with(0, &first);
+    plb_balancer *lb = balancer(plb_round_robin(), &b, 1);
+    b = backend_with(0, &second);
+    ASSERT_EQ(PLB_OK, plb_remove(lb, &b)); /* and back within one update: the first ext stays */
+    ASSERT_EQ(PLB_OK, plb_add(lb, &b));
+    plb_poll(lb);
+    ASSERT_EQ(0, first.released);
+    ASSERT_EQ(1, second.released);
+    ASSERT_EQ(PLB_OK, plb_add(lb, &b));
+    plb_poll(lb);
+    ASSERT_EQ(0, first.released);
+    ASSERT_EQ(2, second.released);
+    b = backend_with(0, &first);
+    ASSERT_EQ(PLB_OK, plb_add(lb, &b)); /* the one that is there is not a second one */
+    ASSERT_EQ(PLB_OK, plb_remove(lb, &b));
+    plb_poll(lb);
+    ASSERT_EQ(1, first.released);
+    plb_destroy(lb);
+    ASSERT_EQ(1, first.released);
+    ASSERT_EQ(2, second.released);
+    PASS();
+}
+
 /* ==== MAX_CONNS =================================================================================================== */
 
 TEST a_backend_is_not_ready_while_max_conns_are_in_flight(void)
@@ -1501,6 +1528,7 @@ SUITE(holding)
     RUN_TEST(ending_twice_or_without_a_pick_has_no_effect);
     RUN_TEST(a_pick_outlives_its_set);
     RUN_TEST(picks_outlive_the_balancer_and_the_last_end_releases);
+    RUN_TEST(an_ext_that_was_released_may_be_handed_over_again);
     RUN_TEST(a_backend_is_not_ready_while_max_conns_are_in_flight);
     RUN_TEST(others_are_picked_while_one_is_full);
     RUN_TEST(max_conns_may_change_with_requests_in_flight);

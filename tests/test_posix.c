@@ -25,7 +25,7 @@ static int test_pthread_create(pthread_t *thread, const pthread_attr_t *attr, vo
 #undef pthread_create
 #undef calloc
 
-#include "greatest.h"
+#include <greatest.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/time.h>

@@ -5,7 +5,7 @@
 #include "../ports/plb_proxy.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"
-#include "greatest.h"
+#include <greatest.h>
 
 #define BACKENDS 3
 

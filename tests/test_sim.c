@@ -3,7 +3,7 @@
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"
-#include "greatest.h"
+#include <greatest.h>
 
 #include <setjmp.h>
 

@@ -3,7 +3,7 @@
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"
-#include "greatest.h"
+#include <greatest.h>
 #include "rig.h"
 
 /* Says what a name resolves to: up to two addresses. */
@@ -449,6 +449,30 @@ TEST weights_of_2_to_the_32_are_undone(void)
     PASS();
 }
 
+TEST a_change_that_finds_no_memory_is_made_in_a_second(void)
+{
+    int releases = 0;
+    plb_backend added = rig_with_ext(rig_backend("10.0.0.2:80", 1), &releases), more = rig_backend("10.0.0.3:80", 1);
+    rig r;
+    rig_begin(&r);
+    ASSERT_EQ(PLB_OK, create(&r, "10.0.0.1:80", NULL, NULL));
+    ASSERT_EQ(PLB_OK, plb_add(r.lb, &added));
+    ASSERT_EQ(PLB_OK, plb_add(r.lb, &more));
+    r.memory.fail_at = r.memory.calls + 1;
+    rig_run(&r, 1);
+    ASSERT(rig_logged(&r, "a change of the list of backends was not possible: There is not enough memory."));
+    ASSERT_STR_EQ("10.0.0.1:80", rig_set(&r));
+    ASSERT_EQ(0, releases);
+    rig_run(&r, 1000);
+    ASSERT_STR_EQ("10.0.0.1:80 10.0.0.2:80 10.0.0.3:80", rig_set(&r));
+    ASSERT_EQ(PLB_OK, plb_add(r.lb, &added)); /* again, and there is none until the end */
+    r.memory.fail_at = r.memory.calls + 1;
+    r.memory.fail_count = UINT64_MAX;
+    ASSERT_EQ(0, rig_end(&r));
+    ASSERT_EQ(1, releases);
+    PASS();
+}
+
 /* ---- ext ---- */
 
 TEST ext_goes_with_its_backend_and_never_twice(void)
@@ -665,6 +689,7 @@ SUITE(static_list)
     RUN_TEST(names_can_be_added_and_removed);
     RUN_TEST(what_is_wrong_is_refused_at_once_and_changes_nothing);
     RUN_TEST(weights_of_2_to_the_32_are_undone);
+    RUN_TEST(a_change_that_finds_no_memory_is_made_in_a_second);
     RUN_TEST(ext_goes_with_its_backend_and_never_twice);
     RUN_TEST(a_change_that_destroy_overtakes_does_not_release_what_the_set_has);
     RUN_TEST(removing_the_name_that_is_waited_for_ends_the_wait);

@@ -3,7 +3,7 @@
 #define _POSIX_C_SOURCE 200809L
 #define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
-#include "greatest.h"
+#include <greatest.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <time.h>

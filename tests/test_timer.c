@@ -1,7 +1,7 @@
 /* Timers: the heap against a list that is searched, and a clock that is not what it should be. */
 #define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
-#include "greatest.h"
+#include <greatest.h>
 
 static uint64_t random_state = 1;
 

@@ -3,7 +3,7 @@
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"
-#include "greatest.h"
+#include <greatest.h>
 #include "rig.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
@@ -870,6 +870,72 @@ TEST an_answer_may_come_from_another_thread(void)
     ASSERT_EQ(0, rig_end(&r));
     PASS();
 }
+/* A discovery that answers from a thread of its own, which close waits for. */
+typedef struct threaded {
+    pthread_t thread;
+    bool running;
+    int *releases;
+    plb_token token;
+} threaded;
+
+static void *threaded_run(void *user)
+{
+    threaded *self = (threaded *)user;
+    plb_backend a = rig_with_ext(rig_backend("10.0.0.1:80", 1), self->releases);
+    if (plb_discovery_done(self->token, PLB_OK, &a, 1) != PLB_OK)
+        rig_count_release(a.ext); /* it was not taken */
+    return NULL;
+}
+
+static plb_status threaded_open(void *state, const void *desc, const plb_env *env)
+{
+    (void)env;
+    memcpy(&((threaded *)state)->releases, desc, sizeof(int *));
+    return PLB_OK;
+}
+
+static plb_status threaded_start(void *state, plb_token token)
+{
+    threaded *self = (threaded *)state;
+    self->token = token;
+    self->running = pthread_create(&self->thread, NULL, threaded_run, self) == 0;
+    return self->running ? PLB_OK : PLB_ERR_LIMIT;
+}
+
+static void threaded_cancel(void *state, plb_token token)
+{
+    (void)state;
+    (void)token;
+}
+
+static void threaded_close(void *state)
+{
+    threaded *self = (threaded *)state;
+    if (self->running)
+        pthread_join(self->thread, NULL);
+}
+
+TEST destroy_and_an_answer_may_race(void)
+{
+    static const plb_discovery_ops ops = {"threaded",     sizeof(threaded), threaded_open, threaded_close,
+                                          threaded_start, threaded_cancel,  NULL,          NULL};
+    int i;
+    for (i = 0; i < 300; i++) {
+        int releases = 0, *counter = &releases;
+        plb_balancer_desc desc;
+        plb_balancer *lb;
+        int polls;
+        memset(&desc, 0, sizeof desc);
+        desc.discovery.ops = &ops;
+        desc.discovery.desc = &counter;
+        ASSERT_EQ(PLB_OK, plb_create(&desc, &lb));
+        for (polls = 0; polls < i % 50; polls++)
+            plb_poll(lb);
+        plb_destroy(lb);
+        ASSERT_EQ(1, releases);
+    }
+    PASS();
+}
 #endif
 
 TEST the_last_update_tells_how_long_it_took(void)
@@ -880,6 +946,7 @@ TEST the_last_update_tells_how_long_it_took(void)
     feed f;
     begin(&r, &f);
     f.later = true;
+    rig_run(&r, 500);
     ASSERT_EQ(PLB_OK, rig_create(&r));
     plb_last_update(r.lb, &info);
     ASSERT_EQ(PLB_AGAIN, info.status);
@@ -975,6 +1042,7 @@ SUITE(updates)
     RUN_TEST(an_answer_that_is_incomplete_is_applied_and_asked_for_again);
 #ifndef PLB_NO_THREADS
     RUN_TEST(an_answer_may_come_from_another_thread);
+    RUN_TEST(destroy_and_an_answer_may_race);
 #endif
     RUN_TEST(the_last_update_tells_how_long_it_took);
     RUN_TEST(callbacks_may_call_what_they_like);

@@ -2,7 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
-#include "greatest.h"
+#include <greatest.h>
 #include "vectors.h"
 
 static const char *const sequence_sets[][2] = {
