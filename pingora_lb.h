@@ -748,7 +748,8 @@ typedef struct plb_balancer_desc {
 PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out);
 
 /* Ends it: cancels what is in flight and releases everything, except what outstanding picks hold, which goes with
-   their plb_end. No other thread may be inside a call on this balancer; plb_end may be called afterwards. NULL is
+   their plb_end. No other thread may be inside a call on this balancer, and no walk be open; plb_end may be called
+   afterwards. NULL is
    fine. */
 PLB_API void plb_destroy(plb_balancer *lb);
 
@@ -772,6 +773,10 @@ PLB_API plb_status plb_set_enabled(plb_balancer *lb, const plb_addr *addr, uint3
 
 /* Would a pick take it? false too when it is not in the set. Any thread. */
 PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
+
+/* What is known of one backend of the current set; of duplicates that differ in weight, the first. PLB_ERR_ADDRESS: not
+   in the set. Any thread; but name and ext may go with the next update, so only the polling thread may rely on them. */
+PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info);
 
 /* Calls fn for each backend of the current set, in set order, until it returns false. Duplicates that differ in weight
    come one by one. Keep it short: the set cannot be reclaimed meanwhile. Any thread. */
@@ -802,7 +807,7 @@ typedef struct plb_request {
     void *accept_user;
 } plb_request;
 
-/* Copies the address of the backend to use now; holds nothing. PLB_ERR_EMPTY, PLB_ERR_NOT_READY (also: not found within
+/* Copies the address of the backend to use now (the bytes that its family uses); holds nothing. PLB_ERR_EMPTY, PLB_ERR_NOT_READY (also: not found within
    max_iterations). */
 PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
                               plb_addr *out);
@@ -2148,6 +2153,7 @@ struct plb_balancer {
     /* other threads now and then */
     uint32_t spilled; /* readers beyond those */
     uintptr_t spills; /* how many there were, for their seeds */
+    uint64_t seed;
     uintptr_t mailbox;
     uintptr_t wanted; /* PLB__WANT_... */
     /* the polling thread */
@@ -2287,7 +2293,7 @@ static plb__set *plb__enter_spilled(plb_balancer *lb, plb_hold *hold)
 {
     plb__fetch_add(&lb->spilled, 1);
     hold->reader = &hold->own;
-    hold->own.random = plb__mix((uintptr_t)hold + plb__fetch_add_relaxed(&lb->spills, 1) * PLB__GOLDEN);
+    hold->own.random = plb__mix(lb->seed + plb__fetch_add_relaxed(&lb->spills, 1) * PLB__GOLDEN);
     return (plb__set *)PLB__LOAD(&lb->current);
 }
 
@@ -2663,6 +2669,20 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id)
     }
     plb__leave(lb, &hold);
     return ready;
+}
+
+PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info)
+{
+    plb_hold hold;
+    plb__set *set = plb__enter(lb, &hold);
+    uint32_t index;
+    if (set == NULL)
+        return PLB_ERR_ADDRESS;
+    index = plb__view_find(&set->view, addr, id);
+    if (index != PLB_NONE)
+        plb__fill_info(&set->view, index, info);
+    plb__leave(lb, &hold);
+    return index != PLB_NONE ? PLB_OK : PLB_ERR_ADDRESS;
 }
 
 PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend_info *info), void *user)
@@ -3937,6 +3957,8 @@ static void plb__answer_apply(plb_balancer *lb)
     plb__update_over(lb, status, changed);
     if (changed)
         plb__log_update(lb);
+    else if (status == PLB_OK)
+        plb__log(lb, PLB_LOG_DEBUG, "update brought nothing new", PLB_OK);
 }
 
 static void plb__discovery_answered(plb_balancer *lb, plb_status status)
@@ -4402,11 +4424,12 @@ static void plb__static_cancel(void *opaque, plb_token token)
    one is gone and its address may be used again. */
 static void plb__static_settle(plb__static_entry *entry)
 {
-    const plb_view *view = &((const plb__set *)entry->list->env.balancer->current)->view;
-    const plb__slot *slot = view->slots[plb__view_find(view, &entry->backend.addr, entry->backend.id)];
-    entry->backend.ext = slot->ext;
-    entry->backend.ext_release = slot->ext_release;
+    plb_backend_info info;
     entry->given = true;
+    if (plb_find(entry->list->env.balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
+        return;
+    entry->backend.ext = info.backend.ext;
+    entry->backend.ext_release = info.backend.ext_release;
 }
 
 static void plb__static_applied(void *opaque, plb_status status)
@@ -4563,24 +4586,32 @@ PLB_API plb_discovery plb_static(const plb_static_desc *desc)
     return discovery;
 }
 
-/* A host name as RFC 1123 section 2.1 and RFC 952 have it, underscores tolerated; not all digits and dots, which would
-   be a mistyped address. */
+static bool plb__is_digit(char c)
+{
+    return c >= '0' && c <= '9';
+}
+
+/* A host name as RFC 1123 section 2.1 and RFC 952 have it, underscores tolerated. Its last label is no number, decimal
+   or hexadecimal: resolvers would take the whole for an address in one of its older notations. */
 static bool plb__is_host(const char *text, size_t length)
 {
-    bool letters = false;
-    size_t i;
-    if (length == 0 || length > 253 || text[0] == '-' || text[0] == '.')
+    size_t i, label = 0, digits = 0;
+    if (length == 0 || length > 253)
         return false;
     for (i = 0; i < length; i++) {
         char c = text[i];
-        bool letter = ((c | 32) >= 'a' && (c | 32) <= 'z') || c == '-' || c == '_';
-        if (!letter && c != '.' && !(c >= '0' && c <= '9'))
+        if (c == '.' && i > label) {
+            label = i + 1;
+            digits = 0;
+        } else if (plb__is_digit(c)) {
+            digits++;
+        } else if (!((c | 32) >= 'a' && (c | 32) <= 'z') && c != '_' && (c != '-' || i == label)) {
             return false;
-        if (c == '.' && text[i - 1] == '.')
-            return false;
-        letters = letters || letter;
+        }
     }
-    return letters;
+    if (label == length) /* a dot at the end, for a name that is absolute */
+        return plb__is_host(text, length - 1);
+    return digits < length - label && !(text[label] == '0' && (text[label + 1] | 32) == 'x');
 }
 
 PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t length, char *name_buffer)
@@ -4651,6 +4682,15 @@ static void plb__probe_postpone(plb_balancer *lb, plb__slot *slot, plb_status st
         plb_timer_set(&lb->timers, &lb->retry_timer, PLB__RETRY_MS);
 }
 
+static void plb__log_probe(const plb_balancer *lb, const plb__slot *slot, plb_status status)
+{
+    plb_backend backend;
+    if (lb->desc.log_level < PLB_LOG_DEBUG)
+        return;
+    plb__fill_backend(slot, 0, &backend);
+    plb__log_backend(lb, PLB_LOG_DEBUG, status == PLB_OK ? "probe succeeded:" : "probe failed:", &backend, status);
+}
+
 static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
 {
     const plb_view *view = &((const plb__set *)lb->current)->view;
@@ -4659,6 +4699,7 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
     plb__delete(&lb->env.allocator, op->probe, lb->desc.check.ops->probe_size);
     plb__op_free(lb, op);
     lb->probes--;
+    plb__log_probe(lb, slot, status);
     if (plb_status_is_local(status))
         plb__probe_postpone(lb, slot, status);
     else if (index != PLB_NONE) /* else it has left meanwhile */
@@ -4750,7 +4791,7 @@ static void plb__round_go_on(plb_balancer *lb)
     if (lb->cursor < count || !plb__round_can_go_on(lb))
         return;
     lb->round_running = false;
-    if (!lb->first_checks_over) {
+    if (!lb->first_checks_over && !plb_timer_is_set(&lb->retry_timer)) { /* else some could not be probed yet */
         lb->first_checks_over = true;
         if (lb->desc.on_first_checks != NULL)
             lb->desc.on_first_checks(lb->desc.user, lb);
@@ -5051,12 +5092,11 @@ static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balanc
 /* Every cell has random numbers of its own, so that drawing one costs no atomic operation. */
 static void plb__seed_readers(plb_balancer *lb)
 {
-    uint64_t seed = 0;
     uint32_t i;
     if (lb->port.random != NULL)
-        lb->port.random->fill(lb->port.random->self, &seed, sizeof seed);
+        lb->port.random->fill(lb->port.random->self, &lb->seed, sizeof lb->seed);
     for (i = 0; i < sizeof lb->cells / sizeof *lb->cells; i++)
-        lb->cells[i].reader.random = plb__mix(seed + i);
+        lb->cells[i].reader.random = plb__mix(lb->seed + i);
 }
 
 PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)

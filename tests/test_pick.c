@@ -351,6 +351,46 @@ TEST the_fast_path_and_the_walk_give_the_same_answers(void)
 }
 
 /* Where the counter stands is seen in what comes next, as if the set had never changed. */
+/* Whichever one is down, the others get the same number of requests each. */
+TEST round_robin_spreads_the_share_of_an_unready_backend_evenly(void)
+{
+    uint32_t down, i, k, counts[5];
+    for (down = 0; down < 5; down++) {
+        plb_balancer *lb = balancer_of(plb_round_robin(), 5, 1);
+        plb_backend out = nth_backend(down, 1);
+        ASSERT_EQ(PLB_OK, plb_set_enabled(lb, &out.addr, 0, false));
+        memset(counts, 0, sizeof counts);
+        for (i = 0; i < 400; i++) {
+            plb_addr addr;
+            ASSERT_EQ(PLB_OK, plb_select(lb, NULL, 0, 0, &addr));
+            for (k = 0; k < 5; k++) {
+                plb_backend b = nth_backend(k, 1);
+                counts[k] += plb_addr_compare(&addr, &b.addr) == 0;
+            }
+        }
+        for (k = 0; k < 5; k++)
+            ASSERT_EQ_FMT(k == down ? 0u : 100u, (unsigned)counts[k], "%u");
+        plb_destroy(lb);
+    }
+    PASS();
+}
+
+TEST find_tells_what_is_known_of_a_backend(void)
+{
+    plb_balancer *lb = balancer_of(plb_round_robin(), 3, 2);
+    plb_backend wanted = nth_backend(1, 2), missing = nth_backend(7, 2);
+    plb_backend_info info;
+    ASSERT_EQ(PLB_ERR_ADDRESS, plb_find(lb, &missing.addr, 0, &info));
+    ASSERT_EQ(PLB_ERR_ADDRESS, plb_find(lb, &wanted.addr, 5, &info));
+    ASSERT_EQ(PLB_OK, plb_set_enabled(lb, &wanted.addr, 0, false));
+    ASSERT_EQ(PLB_OK, plb_find(lb, &wanted.addr, 0, &info));
+    ASSERT_EQ(0, plb_addr_compare(&wanted.addr, &info.backend.addr));
+    ASSERT_EQ(2, info.backend.weight);
+    ASSERT(!info.ready && !info.enabled && info.healthy);
+    plb_destroy(lb);
+    PASS();
+}
+
 TEST the_round_robin_counter_survives_updates(void)
 {
     plb_backend backends[3];
@@ -1502,6 +1542,8 @@ SUITE(selecting)
     RUN_TEST(without_a_limit_the_one_ready_backend_is_found);
     RUN_TEST(with_a_limit_the_raw_sequence_is_followed_that_far);
     RUN_TEST(the_fast_path_and_the_walk_give_the_same_answers);
+    RUN_TEST(round_robin_spreads_the_share_of_an_unready_backend_evenly);
+    RUN_TEST(find_tells_what_is_known_of_a_backend);
     RUN_TEST(the_round_robin_counter_survives_updates);
     RUN_TEST(a_backend_of_weight_0_is_in_the_set_and_never_picked);
     RUN_TEST(the_unweighted_walk_goes_through_backends_of_weight_0);

@@ -267,7 +267,8 @@ TEST a_name_that_could_not_be_asked_for_is_asked_for_again_in_a_second(void)
     rig_begin(&r);
     name_is(&r, "a.example", "10.0.0.1:0", NULL);
     r.s->fail_io_at = 1;
-    ASSERT_EQ(PLB_OK, create(&r, "a.example:80", "10.0.0.9:80", NULL));
+    ASSERT_EQ(PLB_OK, create(&r, "a.example:80", "10.0.0.9:80", "nobody.example:80"));
+    rig_run(&r, 1);
     ASSERT_STR_EQ("10.0.0.9:80", rig_set(&r)); /* the others need not wait for it */
     ASSERT_EQ(PLB_OK, r.first_status);
     rig_run(&r, 1001);
@@ -459,7 +460,10 @@ TEST a_change_that_finds_no_memory_is_made_in_a_second(void)
     ASSERT_EQ(PLB_OK, plb_add(r.lb, &added));
     ASSERT_EQ(PLB_OK, plb_add(r.lb, &more));
     r.memory.fail_at = r.memory.calls + 1;
+    r.memory.fail_count = UINT64_MAX;
     rig_run(&r, 1);
+    ASSERT_EQ(1000, plb_poll(r.lb));
+    r.memory.fail_at = 0;
     ASSERT(rig_logged(&r, "a change of the list of backends was not possible: There is not enough memory."));
     ASSERT_STR_EQ("10.0.0.1:80", rig_set(&r));
     ASSERT_EQ(0, releases);
@@ -467,7 +471,6 @@ TEST a_change_that_finds_no_memory_is_made_in_a_second(void)
     ASSERT_STR_EQ("10.0.0.1:80 10.0.0.2:80 10.0.0.3:80", rig_set(&r));
     ASSERT_EQ(PLB_OK, plb_add(r.lb, &added)); /* again, and there is none until the end */
     r.memory.fail_at = r.memory.calls + 1;
-    r.memory.fail_count = UINT64_MAX;
     ASSERT_EQ(0, rig_end(&r));
     ASSERT_EQ(1, releases);
     PASS();
