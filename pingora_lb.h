@@ -107,10 +107,10 @@
    a balancer                  3 KiB (0.9 KiB with PLB_NO_THREADS)
    the static list             240 bytes an entry and its name
    a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 10.1 bytes in each set
-   round robin, random, FNV    8 bytes a backend
-   Ketama                      6.5 bytes a point, 160 points for each unit of weight
+   round robin, random, FNV    8 bytes a backend, none where each weighs 1
+   Ketama                      6.6 bytes a point, 160 points for each unit of weight; 8.6 above 65 536 backends
    a probe in flight (TCP)     180 bytes and the port's stream
-   an update                   for its duration: 170 bytes a backend and the new set; Ketama: 20 bytes a point
+   an update                   for its duration: 170 bytes a backend and the new set; Ketama: 9.3 bytes a point
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
    as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
    there before goes on, and the balancer tries again after a second.
@@ -986,6 +986,15 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
 #define PLB__INLINE      static
+#endif
+
+/* A cache line that will be needed soon, or so much later that it must not drive others from the first-level cache. */
+#if defined(__GNUC__)
+#define PLB__PREFETCH(p)       __builtin_prefetch(p)
+#define PLB__PREFETCH_LATER(p) __builtin_prefetch((p), 0, 2)
+#else
+#define PLB__PREFETCH(p)       ((void)(p))
+#define PLB__PREFETCH_LATER(p) ((void)(p))
 #endif
 
 #ifdef PLB_NO_THREADS
@@ -2529,35 +2538,54 @@ PLB__INLINE uint32_t plb__plain_pick(plb_balancer *lb, const plb__set *set, plb_
                               request->max_iterations);
 }
 
+/* Copies the address that was picked, and leaves. */
+PLB__INLINE plb_status plb__select_end(plb_balancer *lb, plb_hold *hold, const plb__set *set, uint32_t index,
+                                       plb_addr *out)
+{
+    plb_status status = PLB_OK;
+    if (PLB__LIKELY(index != PLB_NONE))
+        plb__addr_copy(out, &set->view.slots[index]->addr);
+    else
+        status = set->view.count > 0 ? PLB_ERR_NOT_READY : PLB_ERR_EMPTY;
+    plb__leave(lb, hold);
+    return status;
+}
+
 PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
                               plb_addr *out)
 {
-    plb_request request;
-    memset(&request, 0, sizeof request);
-    request.key = key;
-    request.key_length = key_length;
-    request.max_iterations = max_iterations;
-    return plb_select_with(lb, &request, out);
+    const plb_strategy_ops *strategy = lb->strategy;
+    void *state = lb->strategy_state;
+    uint32_t index = PLB_NONE;
+    plb_hold hold;
+    plb__set *set;
+    if (PLB__UNLIKELY(strategy->pick == NULL)) {
+        plb_request request;
+        memset(&request, 0, sizeof request);
+        request.key = key;
+        request.key_length = key_length;
+        request.max_iterations = max_iterations;
+        return plb_select_with(lb, &request, out);
+    }
+    set = plb__enter(lb, &hold);
+    if (PLB__UNLIKELY(set == NULL))
+        return PLB_ERR_EMPTY;
+    if (PLB__LIKELY(set->view.count > 0))
+        index = strategy->pick(state, set->table, &set->view, hold.reader, key, key_length, max_iterations);
+    return plb__select_end(lb, &hold, set, index, out);
 }
 
 PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request, plb_addr *out)
 {
-    plb_status status = PLB_ERR_EMPTY;
+    uint32_t index = PLB_NONE;
     plb_hold hold;
     plb__set *set = plb__enter(lb, &hold);
     if (set == NULL)
         return PLB_ERR_EMPTY;
-    if (set->view.count > 0) {
-        uint32_t index = plb__is_plain(lb, request) ? plb__plain_pick(lb, set, hold.reader, request)
-                                                    : plb__walk_pick(lb, set, hold.reader, request, NULL);
-        status = PLB_ERR_NOT_READY;
-        if (index != PLB_NONE) {
-            plb__addr_copy(out, &set->view.slots[index]->addr);
-            status = PLB_OK;
-        }
-    }
-    plb__leave(lb, &hold);
-    return status;
+    if (set->view.count > 0)
+        index = plb__is_plain(lb, request) ? plb__plain_pick(lb, set, hold.reader, request)
+                                           : plb__walk_pick(lb, set, hold.reader, request, NULL);
+    return plb__select_end(lb, &hold, set, index, out);
 }
 
 /* How often plb_begin picks again when other threads were faster to fill a backend up to max_conns. */
@@ -2773,12 +2801,13 @@ typedef struct plb__weighted_state {
 } plb__weighted_state;
 
 /* The list, without being one: ends[i] is where the last copy of backend i ends, and starts[b] the backend that owns
-   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are. */
+   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are. Where
+   each backend weighs 1, the list is the set, and neither is there. */
 typedef struct plb__weighted_table {
-    size_t size; /* of this allocation */
     plb__divisor count, places;
-    uint32_t shift;
     uint32_t *ends, *starts;
+    uint32_t shift;
+    size_t size; /* of this allocation */
 } plb__weighted_table;
 
 static plb_status plb__weighted_open(plb__weighted_state *state, plb__numbers numbers, const plb_env *env)
@@ -2806,16 +2835,39 @@ static plb_status plb__fnv_open(void *state, const void *desc, const plb_env *en
     return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_FNV, env);
 }
 
+static bool plb__weighs_one_each(const plb_view *view)
+{
+    uint32_t i;
+    for (i = 0; i < view->count; i++)
+        if (view->weights[i] != 1)
+            return false;
+    return true;
+}
+
+static void plb__weighted_fill(plb__weighted_table *table, const plb_view *view, uint32_t starts)
+{
+    uint32_t i, b = 0, end = 0;
+    for (i = 0; i < view->count; i++) {
+        end += view->weights[i];
+        table->ends[i] = end;
+        while (b < starts && (uint64_t)b << table->shift < end)
+            table->starts[b++] = i;
+    }
+    table->starts[starts] = view->count - 1;
+}
+
 static plb_status plb__weighted_build(void *state, const plb_view *view, void **out)
 {
     const plb_allocator *a = &((plb__weighted_state *)state)->allocator;
-    uint32_t places = view->weight_sum, shift = 0, starts, i, b = 0, end = 0;
+    uint32_t places = view->weight_sum, shift = 0, starts;
+    bool listed = !plb__weighs_one_each(view);
     plb__weighted_table *table;
-    size_t size;
+    size_t size = sizeof *table;
     while (places > 0 && ((places - 1) >> shift) + 1 > view->count)
         shift++;
     starts = places > 0 ? ((places - 1) >> shift) + 1 : 0;
-    size = sizeof *table + ((size_t)view->count + starts + 1) * sizeof(uint32_t);
+    if (listed)
+        size += ((size_t)view->count + starts + 1) * sizeof(uint32_t);
     table = (plb__weighted_table *)plb__new(a, size);
     if (table == NULL)
         return PLB_ERR_MEMORY;
@@ -2823,15 +2875,11 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, void **
     table->count = plb__divisor_of(view->count);
     table->places = plb__divisor_of(places);
     table->shift = shift;
-    table->ends = (uint32_t *)(table + 1);
-    table->starts = table->ends + view->count;
-    for (i = 0; i < view->count; i++) {
-        end += view->weights[i];
-        table->ends[i] = end;
-        while (b < starts && (uint64_t)b << shift < end)
-            table->starts[b++] = i;
+    if (listed) {
+        table->ends = (uint32_t *)(table + 1);
+        table->starts = table->ends + view->count;
+        plb__weighted_fill(table, view, starts);
     }
-    table->starts[starts] = view->count - 1;
     *out = table;
     return PLB_OK;
 }
@@ -2844,7 +2892,11 @@ static void plb__weighted_discard(void *state, void *table)
 /* Which backend stands at a place of the list. */
 PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint32_t place)
 {
-    uint32_t low = table->starts[place >> table->shift], high = table->starts[(place >> table->shift) + 1];
+    uint32_t low, high;
+    if (PLB__LIKELY(table->ends == NULL))
+        return place;
+    low = table->starts[place >> table->shift];
+    high = table->starts[(place >> table->shift) + 1];
     while (PLB__UNLIKELY(high - low > 8)) {
         uint32_t middle = low + (high - low) / 2;
         if (table->ends[middle] <= place)
@@ -2857,10 +2909,10 @@ PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint3
     return low;
 }
 
-PLB__INLINE uint64_t plb__weighted_first(plb__weighted_state *state, plb_reader *reader, const void *key,
-                                         size_t key_length)
+PLB__INLINE uint64_t plb__weighted_first(plb__weighted_state *state, plb__numbers numbers, plb_reader *reader,
+                                         const void *key, size_t key_length)
 {
-    switch (state->numbers) {
+    switch (numbers) {
     case PLB__NUMBERS_COUNT:
         return plb__fetch_add_relaxed(&state->counter, 1);
     case PLB__NUMBERS_RANDOM:
@@ -2870,14 +2922,15 @@ PLB__INLINE uint64_t plb__weighted_first(plb__weighted_state *state, plb_reader 
     }
 }
 
-PLB__INLINE uint64_t plb__weighted_next(plb__weighted_state *state, plb_reader *reader, uint64_t number)
+PLB__INLINE uint64_t plb__weighted_next(plb__weighted_state *state, plb__numbers numbers, plb_reader *reader,
+                                        uint64_t number)
 {
     uint64_t hash = PLB__FNV_BASIS;
     int i;
-    if (state->numbers != PLB__NUMBERS_FNV)
-        return plb__weighted_first(state, reader, NULL, 0);
-    for (i = 0; i < 64; i += 8)
-        hash = (hash ^ (number >> i & 0xff)) * PLB__FNV_PRIME;
+    if (numbers != PLB__NUMBERS_FNV)
+        return plb__weighted_first(state, numbers, reader, NULL, 0);
+    for (i = 0; i < 8; i++, number >>= 8)
+        hash = (hash ^ (number & 0xff)) * PLB__FNV_PRIME;
     return hash;
 }
 
@@ -2892,62 +2945,102 @@ PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint6
    the ready ones directly. */
 #define PLB__WEIGHTED_PATIENCE 16
 
-static uint32_t plb__weighted_pick(void *opaque, const void *opaque_table, const plb_view *view, plb_reader *reader,
-                                   const void *key, size_t key_length, uint32_t limit)
+/* The walk on from a first backend that was not ready. */
+PLB__INLINE uint32_t plb__weighted_rest(plb__weighted_state *state, plb__numbers numbers,
+                                        const plb__weighted_table *table, const plb_view *view, plb_reader *reader,
+                                        uint64_t number, uint32_t limit, uint32_t ready)
 {
-    plb__weighted_state *state = (plb__weighted_state *)opaque;
-    const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
-    uint64_t number;
     uint32_t index, steps;
-    uint32_t ready = PLB__LOAD_RELAXED(&view->ready_count);
-    if (PLB__UNLIKELY(ready == 0)) { /* the walk would find nothing, but it would leave the counter here */
-        if (state->numbers == PLB__NUMBERS_COUNT)
-            plb__fetch_add_relaxed(&state->counter, (uintptr_t)limit + 1);
-        return PLB_NONE;
-    }
-    number = plb__weighted_first(state, reader, key, key_length);
-    index = plb__weighted_start(table, number);
-    if (PLB__LIKELY(plb__view_ready(view, index)))
-        return index;
     for (steps = 1; steps < (limit > 0 ? limit : PLB__WEIGHTED_PATIENCE); steps++) {
-        number = plb__weighted_next(state, reader, number);
+        number = plb__weighted_next(state, numbers, reader, number);
         index = plb__remainder(number, &table->count);
         if (plb__view_ready(view, index))
             return index;
     }
     if (limit == 0) {
-        index = plb_view_ready_nth(view, (uint32_t)(plb__weighted_next(state, reader, number) % ready));
+        index = plb_view_ready_nth(view, (uint32_t)(plb__weighted_next(state, numbers, reader, number) % ready));
         return index != PLB_NONE ? index : plb_view_ready_nth(view, 0); /* there are fewer by now */
     }
-    plb__weighted_next(state, reader, number); /* moved on once more by the time the limit is noticed */
+    plb__weighted_next(state, numbers, reader, number); /* moved on once more by the time the limit is noticed */
     return PLB_NONE;
+}
+
+/* Inlined for each kind of numbers. */
+PLB__INLINE uint32_t plb__weighted_pick(void *opaque, plb__numbers numbers, const void *opaque_table,
+                                        const plb_view *view, plb_reader *reader, const void *key, size_t key_length,
+                                        uint32_t limit)
+{
+    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
+    uint32_t index, ready = PLB__LOAD_RELAXED(&view->ready_count);
+    uint64_t number;
+    if (PLB__UNLIKELY(ready == 0)) { /* the walk would find nothing, but it would leave the counter here */
+        if (numbers == PLB__NUMBERS_COUNT)
+            plb__fetch_add_relaxed(&state->counter, (uintptr_t)limit + 1);
+        return PLB_NONE;
+    }
+    if (numbers == PLB__NUMBERS_COUNT) {
+        /* What the counter shows is nearly always what it will give: worked out while the locked addition waits. */
+        uint64_t shown = PLB__LOAD_RELAXED(&state->counter);
+        index = plb__weighted_start(table, shown);
+        number = plb__weighted_first(state, numbers, reader, key, key_length);
+        if (PLB__UNLIKELY(number != shown))
+            index = plb__weighted_start(table, number);
+    } else {
+        number = plb__weighted_first(state, numbers, reader, key, key_length);
+        index = plb__weighted_start(table, number);
+    }
+    if (PLB__LIKELY(plb__view_ready(view, index)))
+        return index;
+    return plb__weighted_rest(state, numbers, table, view, reader, number, limit, ready);
+}
+
+static uint32_t plb__round_robin_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                      const void *key, size_t key_length, uint32_t limit)
+{
+    return plb__weighted_pick(state, PLB__NUMBERS_COUNT, table, view, reader, key, key_length, limit);
+}
+
+static uint32_t plb__random_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                 const void *key, size_t key_length, uint32_t limit)
+{
+    return plb__weighted_pick(state, PLB__NUMBERS_RANDOM, table, view, reader, key, key_length, limit);
+}
+
+static uint32_t plb__fnv_pick(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                              size_t key_length, uint32_t limit)
+{
+    return plb__weighted_pick(state, PLB__NUMBERS_FNV, table, view, reader, key, key_length, limit);
 }
 
 static uint32_t plb__weighted_raw_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
                                         const void *key, size_t key_length, plb_cursor *cursor)
 {
+    plb__weighted_state *own = (plb__weighted_state *)state;
     (void)view;
-    cursor->words[0] = plb__weighted_first((plb__weighted_state *)state, reader, key, key_length);
+    cursor->words[0] = plb__weighted_first(own, own->numbers, reader, key, key_length);
     return plb__weighted_start((const plb__weighted_table *)table, cursor->words[0]);
 }
 
 static uint32_t plb__weighted_raw_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
                                        plb_cursor *cursor)
 {
+    plb__weighted_state *own = (plb__weighted_state *)state;
     (void)view;
-    cursor->words[0] = plb__weighted_next((plb__weighted_state *)state, reader, cursor->words[0]);
+    cursor->words[0] = plb__weighted_next(own, own->numbers, reader, cursor->words[0]);
     return plb__remainder(cursor->words[0], &((const plb__weighted_table *)table)->count);
 }
 
-#define PLB__WEIGHTED_OPS(name, open)                                                                                  \
+#define PLB__WEIGHTED_OPS(name, open, pick)                                                                            \
     {                                                                                                                  \
         name, sizeof(plb__weighted_state), open, NULL, plb__weighted_build, plb__weighted_discard,                     \
-            plb__weighted_raw_first, plb__weighted_raw_next, plb__weighted_pick, NULL, NULL                            \
+            plb__weighted_raw_first, plb__weighted_raw_next, pick, NULL, NULL                                          \
     }
 
-static const plb_strategy_ops plb__round_robin_ops = PLB__WEIGHTED_OPS("round robin", plb__round_robin_open);
-static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", plb__random_open);
-static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", plb__fnv_open);
+static const plb_strategy_ops plb__round_robin_ops =
+    PLB__WEIGHTED_OPS("round robin", plb__round_robin_open, plb__round_robin_pick);
+static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", plb__random_open, plb__random_pick);
+static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", plb__fnv_open, plb__fnv_pick);
 
 static plb_strategy plb__strategy(const plb_strategy_ops *ops, const void *desc)
 {
@@ -2994,7 +3087,7 @@ PLB_API plb_strategy plb_fnv(void)
         PLB__CRC_64(128, a, b, c, d, e, f, g, h), PLB__CRC_64(192, a, b, c, d, e, f, g, h)
 
 /* plb__crc_table[k][byte]: the byte, followed by k zero bytes. */
-static const uint32_t plb__crc_table[8][256] = {
+static const uint32_t plb__crc_table[16][256] = {
     {PLB__CRC_256(0x77073096, 0xee0e612c, 0x076dc419, 0x0edb8832, 0x1db71064, 0x3b6e20c8, 0x76dc4190, 0xedb88320)},
     {PLB__CRC_256(0x191b3141, 0x32366282, 0x646cc504, 0xc8d98a08, 0x4ac21251, 0x958424a2, 0xf0794f05, 0x3b83984b)},
     {PLB__CRC_256(0x01c26a37, 0x0384d46e, 0x0709a8dc, 0x0e1351b8, 0x1c26a370, 0x384d46e0, 0x709a8dc0, 0xe1351b80)},
@@ -3003,6 +3096,14 @@ static const uint32_t plb__crc_table[8][256] = {
     {PLB__CRC_256(0xcb5cd3a5, 0x4dc8a10b, 0x9b914216, 0xec53826d, 0x03d6029b, 0x07ac0536, 0x0f580a6c, 0x1eb014d8)},
     {PLB__CRC_256(0xa6770bb4, 0x979f1129, 0xf44f2413, 0x33ef4e67, 0x67de9cce, 0xcfbd399c, 0x440b7579, 0x8816eaf2)},
     {PLB__CRC_256(0xccaa009e, 0x4225077d, 0x844a0efa, 0xd3e51bb5, 0x7cbb312b, 0xf9766256, 0x299dc2ed, 0x533b85da)},
+    {PLB__CRC_256(0x177b1443, 0x2ef62886, 0x5dec510c, 0xbbd8a218, 0xacc04271, 0x82f182a3, 0xde920307, 0x6655004f)},
+    {PLB__CRC_256(0xefc26b3e, 0x04f5d03d, 0x09eba07a, 0x13d740f4, 0x27ae81e8, 0x4f5d03d0, 0x9eba07a0, 0xe6050901)},
+    {PLB__CRC_256(0xc18edfc0, 0x586cb9c1, 0xb0d97382, 0xbac3e145, 0xaef6c4cb, 0x869c8fd7, 0xd64819ef, 0x77e1359f)},
+    {PLB__CRC_256(0x9ba54c6f, 0xec3b9e9f, 0x03063b7f, 0x060c76fe, 0x0c18edfc, 0x1831dbf8, 0x3063b7f0, 0x60c76fe0)},
+    {PLB__CRC_256(0xdd96d985, 0x605cb54b, 0xc0b96a96, 0x5a03d36d, 0xb407a6da, 0xb37e4bf5, 0xbd8d91ab, 0xa06a2517)},
+    {PLB__CRC_256(0x9d0fe176, 0xe16ec4ad, 0x19ac8f1b, 0x33591e36, 0x66b23c6c, 0xcd6478d8, 0x41b9f7f1, 0x8373efe2)},
+    {PLB__CRC_256(0xb9fbdbe8, 0xa886b191, 0x8a7c6563, 0xcf89cc87, 0x44629f4f, 0x88c53e9e, 0xcafb7b7d, 0x4e87f0bb)},
+    {PLB__CRC_256(0xae689191, 0x87a02563, 0xd4314c87, 0x73139f4f, 0xe6273e9e, 0x173f7b7d, 0x2e7ef6fa, 0x5cfdedf4)},
 };
 
 PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
@@ -3010,28 +3111,24 @@ PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
     return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
 }
 
-/* A CRC register after four more bytes, which come as a number in little-endian order. */
-PLB__INLINE uint32_t plb__crc_word(uint32_t crc, uint32_t word)
+/* What a word in a CRC register becomes when it and 4 * words zero bytes more are shifted through; words is 0 to 3. */
+PLB__INLINE uint32_t plb__crc_shift(uint32_t crc, uint32_t words)
 {
-    crc ^= word;
-    return plb__crc_table[3][crc & 0xff] ^ plb__crc_table[2][crc >> 8 & 0xff] ^ plb__crc_table[1][crc >> 16 & 0xff] ^
-           plb__crc_table[0][crc >> 24];
+    const uint32_t(*table)[256] = &plb__crc_table[4 * words];
+    return table[3][crc & 0xff] ^ table[2][crc >> 8 & 0xff] ^ table[1][crc >> 16 & 0xff] ^ table[0][crc >> 24];
 }
 
 /* The register after `count` more bytes; the CRC-32 is its complement, and it starts at 0xffffffff. */
 PLB__INLINE uint32_t plb__crc_update(uint32_t crc, const void *bytes, size_t count)
 {
     const uint8_t *at = (const uint8_t *)bytes;
-    for (; count >= 8; count -= 8, at += 8) {
-        uint32_t low = crc ^ plb__load_le32(at), high = plb__load_le32(at + 4);
-        crc = plb__crc_table[7][low & 0xff] ^ plb__crc_table[6][low >> 8 & 0xff] ^ plb__crc_table[5][low >> 16 & 0xff] ^
-              plb__crc_table[4][low >> 24] ^ plb__crc_table[3][high & 0xff] ^ plb__crc_table[2][high >> 8 & 0xff] ^
-              plb__crc_table[1][high >> 16 & 0xff] ^ plb__crc_table[0][high >> 24];
-    }
-    if (count >= 4) {
-        crc = plb__crc_word(crc, plb__load_le32(at));
-        count -= 4;
-        at += 4;
+    for (; count >= 16; count -= 16, at += 16)
+        crc = plb__crc_shift(crc ^ plb__load_le32(at), 3) ^ plb__crc_shift(plb__load_le32(at + 4), 2) ^
+              plb__crc_shift(plb__load_le32(at + 8), 1) ^ plb__crc_shift(plb__load_le32(at + 12), 0);
+    if (count >= 8) {
+        crc = plb__crc_shift(crc ^ plb__load_le32(at), 1) ^ plb__crc_shift(plb__load_le32(at + 4), 0);
+        count -= 8;
+        at += 8;
     }
     for (; count > 0; count--)
         crc = plb__crc_table[0][(crc ^ *at++) & 0xff] ^ crc >> 8;
@@ -3043,23 +3140,36 @@ PLB__INLINE uint32_t plb__crc_update(uint32_t crc, const void *bytes, size_t cou
 
 #define PLB__POINTS_PER_WEIGHT  160u
 #define PLB__MAX_POINTS_DEFAULT (UINT32_C(1) << 24)
+#define PLB__MAX_POINTS_LIMIT   (UINT32_C(1) << 31) /* keeps positions and sizes within their types */
 
 typedef struct plb__ketama_state {
     plb_allocator allocator;
     uint32_t max_points;
 } plb__ketama_state;
 
-/* Points in ascending order and, apart from them, whose they are: 6 bytes a point, and one index entry for eight points
-   or more, by the upper bits of a hash. */
+/* A pick wants only the first point at or after a hash, so nothing needs to be sorted. The circle is divided into
+   groups of equal width; points are hashes, so some PLB__GROUP_POINTS of them fall into each. Where a point lies is a
+   fixed-point number, point * groups / 2^32: the whole part is its group, and the ring keeps the fraction. Within a
+   group fractions stand in no order, except that of equal ones the backend that comes first in the set stands first;
+   it counts, the others are never found. 6 bytes a point, fraction and owner side by side as one cache miss brings
+   both, and 4 bytes a group. */
 typedef struct plb__ring {
     size_t size; /* of this allocation */
-    uint32_t count;
-    uint32_t shift; /* index[hash >> shift] is the first point that can be at or after the hash */
-    uint32_t *points, *index;
-    uint16_t *owners16; /* up to 65 536 backends; above, owners32 */
-    uint32_t *owners32;
-    plb__divisor backends;
+    uint32_t points;
+    uint32_t groups;
+    uint32_t backends;
+    uint32_t stride;  /* bytes of a record: 4 of fraction, then 2 of owner, or 4 with more than 65 536 backends */
+    uint32_t *starts; /* the number of each group's first record, and where the last group ends */
+    uint8_t *records;
 } plb__ring;
+
+#define PLB__GROUP_POINTS 7u
+
+/* Where a point or a hash lies among the groups. */
+PLB__INLINE uint64_t plb__ring_position(uint32_t point, uint32_t groups)
+{
+    return (uint64_t)point * groups;
+}
 
 static plb_status plb__ketama_open(void *opaque, const void *opaque_desc, const plb_env *env)
 {
@@ -3067,155 +3177,256 @@ static plb_status plb__ketama_open(void *opaque, const void *opaque_desc, const 
     const plb_ketama_desc *desc = (const plb_ketama_desc *)opaque_desc;
     state->allocator = env->allocator;
     state->max_points = desc != NULL && desc->max_points > 0 ? desc->max_points : PLB__MAX_POINTS_DEFAULT;
+    if (state->max_points > PLB__MAX_POINTS_LIMIT)
+        state->max_points = PLB__MAX_POINTS_LIMIT;
     return PLB_OK;
 }
 
-/* The register after what all points of a backend start with: HOST NUL PORT; for a Unix path: PATH NUL, as nginx. */
-static uint32_t plb__ring_base(const plb_addr *addr)
-{
-    char buffer[PLB_ADDR_TEXT_MAX];
-    plb__text text = plb__text_in(buffer, sizeof buffer);
-    plb__put_host(&text, addr);
-    plb__put_char(&text, '\0');
-    if (addr->family != PLB_FAMILY_UNIX)
-        plb__put_number(&text, addr->port, 10);
-    return plb__crc_update(UINT32_MAX, buffer, text.length);
-}
-
-/* A point of the ring while it is sorted: the point above, its backend below, so that of equal points the backend that
-   comes first in the set wins. */
-typedef uint64_t plb__ring_key;
-
-#define PLB__LANES 4
-
-/* Computes all points. A point depends on the one before it, so four backends go side by side. */
-static void plb__ring_fill(const plb_view *view, plb__ring_key *keys)
-{
-    uint32_t base[PLB__LANES], point[PLB__LANES], left[PLB__LANES], owner[PLB__LANES];
-    uint32_t lanes = 0, next = 0;
-    for (;;) {
-        uint32_t lane, steps = UINT32_MAX;
-        for (lane = 0; lane < lanes; lane++)
-            if (left[lane] < steps)
-                steps = left[lane];
-        if (lanes == PLB__LANES) {
-            uint32_t p0 = point[0], p1 = point[1], p2 = point[2], p3 = point[3], i;
-            for (i = 0; i < steps; i++, keys += PLB__LANES) {
-                p0 = ~plb__crc_word(base[0], p0);
-                p1 = ~plb__crc_word(base[1], p1);
-                p2 = ~plb__crc_word(base[2], p2);
-                p3 = ~plb__crc_word(base[3], p3);
-                keys[0] = (plb__ring_key)p0 << 32 | owner[0];
-                keys[1] = (plb__ring_key)p1 << 32 | owner[1];
-                keys[2] = (plb__ring_key)p2 << 32 | owner[2];
-                keys[3] = (plb__ring_key)p3 << 32 | owner[3];
-            }
-            point[0] = p0, point[1] = p1, point[2] = p2, point[3] = p3;
-        } else if (next == view->count) {
-            for (lane = 0; lane < lanes; lane++) {
-                for (; left[lane] > 0; left[lane]--) {
-                    point[lane] = ~plb__crc_word(base[lane], point[lane]);
-                    *keys++ = (plb__ring_key)point[lane] << 32 | owner[lane];
-                }
-            }
-            return;
-        } else {
-            steps = 0;
-        }
-        for (lane = 0; lane < lanes;) {
-            left[lane] -= steps;
-            if (left[lane] > 0) {
-                lane++;
-                continue;
-            }
-            lanes--;
-            base[lane] = base[lanes], point[lane] = point[lanes], left[lane] = left[lanes], owner[lane] = owner[lanes];
-        }
-        for (; lanes < PLB__LANES && next < view->count; next++) {
-            if (view->weights[next] == 0)
-                continue;
-            base[lanes] = plb__ring_base(&view->slots[next]->addr);
-            point[lanes] = 0;
-            left[lanes] = view->weights[next] * PLB__POINTS_PER_WEIGHT;
-            owner[lanes] = next;
-            lanes++;
-        }
-    }
-}
-
-static uint32_t plb__log2(uint64_t number)
-{
-    uint32_t bits = 0;
-    while (number >>= 1)
-        bits++;
-    return bits;
-}
-
-/* Sorts by distributing the keys over as many buckets as there are keys (hashes fill them evenly) and mending the order
-   inside them. `work` has room for count keys and count + 2 numbers. */
-static void plb__ring_sort(plb__ring_key *keys, uint32_t count, plb__ring_key *sorted, uint32_t *starts)
-{
-    uint32_t bits = plb__log2(count), shift = 64 - bits, buckets = 1u << bits, i, sum = 0;
-    memset(starts, 0, buckets * sizeof *starts);
-    for (i = 0; i < count; i++)
-        starts[bits > 0 ? keys[i] >> shift : 0]++;
-    for (i = 0; i < buckets; i++) {
-        uint32_t here = starts[i];
-        starts[i] = sum;
-        sum += here;
-    }
-    for (i = 0; i < count; i++)
-        sorted[starts[bits > 0 ? keys[i] >> shift : 0]++] = keys[i];
-    for (i = 1; i < count; i++) {
-        plb__ring_key key = sorted[i];
-        uint32_t at = i;
-        for (; at > 0 && sorted[at - 1] > key; at--)
-            sorted[at] = sorted[at - 1];
-        sorted[at] = key;
-    }
-}
+enum { PLB__RECORD_NARROW = 6, PLB__RECORD_WIDE = 8 };
 
 static plb__ring *plb__ring_new(const plb_allocator *a, uint32_t points, uint32_t backends)
 {
-    bool narrow = backends <= 65536;
-    uint32_t index_bits = points >= 16 ? plb__log2(points) - 3 : 0;
-    size_t index_size = ((size_t)1 << index_bits) * sizeof(uint32_t);
-    size_t owners_size = points * (narrow ? sizeof(uint16_t) : sizeof(uint32_t));
-    size_t size = sizeof(plb__ring) + index_size + points * sizeof(uint32_t) + owners_size;
+    uint32_t groups = points / PLB__GROUP_POINTS + 1;
+    uint32_t stride = backends <= 65536 ? PLB__RECORD_NARROW : PLB__RECORD_WIDE;
+    size_t starts_size = ((size_t)groups + 1) * sizeof(uint32_t);
+    size_t size = sizeof(plb__ring) + starts_size + (size_t)points * stride;
     plb__ring *ring = (plb__ring *)a->alloc(a->user, size);
     if (ring == NULL)
         return NULL;
     ring->size = size;
-    ring->count = points;
-    ring->shift = 32 - index_bits;
-    ring->index = (uint32_t *)(ring + 1);
-    ring->points = ring->index + ((size_t)1 << index_bits);
-    ring->owners32 = narrow ? NULL : ring->points + points;
-    ring->owners16 = narrow ? (uint16_t *)(ring->points + points) : NULL;
-    ring->backends = plb__divisor_of(backends);
+    ring->points = points;
+    ring->groups = groups;
+    ring->backends = backends;
+    ring->stride = stride;
+    ring->starts = (uint32_t *)(ring + 1);
+    ring->records = (uint8_t *)(ring->starts + groups + 1);
+    memset(ring->starts, 0, starts_size);
     return ring;
 }
 
-/* Writes the sorted points down, of equal ones the first, and the index over them. */
-static void plb__ring_store(plb__ring *ring, const plb__ring_key *keys)
+/* A record; its stride tells how wide the owner is. */
+PLB__INLINE void plb__record_set(uint8_t *record, uint32_t stride, uint32_t fraction, uint32_t owner)
 {
-    uint32_t i, stored = 0, bucket = 0, buckets = 1u << (32 - ring->shift);
-    for (i = 0; i < ring->count; i++) {
-        uint32_t point = (uint32_t)(keys[i] >> 32), owner = (uint32_t)keys[i];
-        if (stored > 0 && ring->points[stored - 1] == point)
-            continue;
-        while (bucket <= (uint64_t)point >> ring->shift)
-            ring->index[bucket++] = stored;
-        ring->points[stored] = point;
-        if (ring->owners16 != NULL)
-            ring->owners16[stored] = (uint16_t)owner;
-        else
-            ring->owners32[stored] = owner;
-        stored++;
+    uint16_t low = (uint16_t)fraction, high = (uint16_t)(fraction >> 16), narrow = (uint16_t)owner;
+    if (stride == PLB__RECORD_NARROW) {
+        memcpy(record, &low, 2);
+        memcpy(record + 2, &high, 2);
+        memcpy(record + 4, &narrow, 2);
+    } else {
+        memcpy(record, &fraction, sizeof fraction);
+        memcpy(record + sizeof fraction, &owner, sizeof owner);
     }
-    while (bucket < buckets)
-        ring->index[bucket++] = stored;
-    ring->count = stored;
+}
+
+PLB__INLINE uint32_t plb__record_fraction(const uint8_t *record)
+{
+    uint32_t fraction;
+    memcpy(&fraction, record, sizeof fraction);
+    return fraction;
+}
+
+PLB__INLINE uint32_t plb__record_owner(const uint8_t *record, uint32_t stride)
+{
+    uint32_t owner;
+    uint16_t narrow;
+    if (PLB__LIKELY(stride == PLB__RECORD_NARROW)) {
+        memcpy(&narrow, record + sizeof owner, sizeof narrow);
+        return narrow;
+    }
+    memcpy(&owner, record + sizeof owner, sizeof owner);
+    return owner;
+}
+
+/* Points come in random order. Writing them all over a large ring would miss every cache, so they are first collected
+   by batches, which are runs of groups. Within a batch a point is one number: its group, 8 bits; its fraction, 32; its
+   owner, the rest. */
+#define PLB__BATCH_BITS     8
+#define PLB__BATCH_GROUPS   (1u << PLB__BATCH_BITS)
+#define PLB__OWNER_BITS     (32 - PLB__BATCH_BITS)
+#define PLB__BACKENDS_LIMIT (UINT32_C(1) << PLB__OWNER_BITS)
+
+/* Where the next point of a batch goes, and where the batch ends; it begins where the one before it ends. */
+typedef struct plb__ring_batch {
+    uint32_t next, limit;
+} plb__ring_batch;
+
+/* What a build needs until it is over. */
+typedef struct plb__ring_work {
+    size_t size; /* of this allocation */
+    uint32_t count;
+    plb__ring_batch *batches;
+    uint64_t *points;
+} plb__ring_work;
+
+/* A batch has room for eight standard deviations more than the mean. It is an odd number of cache lines, lest all
+   batches compete for the same sets of a cache. */
+#define PLB__POINTS_A_LINE ((uint32_t)(PLB__CACHE_LINE / sizeof(uint64_t)))
+#define PLB__POINTS_AHEAD  (4 * PLB__POINTS_A_LINE)
+#define PLB__BATCH_ROOM    ((PLB__GROUP_POINTS + 1) * PLB__BATCH_GROUPS + PLB__POINTS_A_LINE)
+
+static plb__ring_work *plb__ring_work_new(const plb_allocator *a, const plb__ring *ring)
+{
+    uint32_t count = (ring->groups - 1) / PLB__BATCH_GROUPS + 1, room = ring->points, i;
+    size_t size;
+    plb__ring_work *work;
+    if (count > 1)
+        room = PLB__BATCH_ROOM;
+    size =
+        sizeof *work + count * sizeof(plb__ring_batch) + ((size_t)count * room + PLB__POINTS_AHEAD) * sizeof(uint64_t);
+    work = (plb__ring_work *)a->alloc(a->user, size);
+    if (work == NULL)
+        return NULL;
+    work->size = size;
+    work->count = count;
+    work->batches = (plb__ring_batch *)(work + 1);
+    work->points = (uint64_t *)(void *)(work->batches + count);
+    for (i = 0; i < count; i++) {
+        work->batches[i].next = i * room;
+        work->batches[i].limit = (i + 1) * room;
+    }
+    return work;
+}
+
+/* Writes a number below 65536 and returns where its text ends. */
+static char *plb__ring_decimal(char *at, uint32_t number)
+{
+    if (number >= 10)
+        at = plb__ring_decimal(at, number / 10);
+    *at++ = (char)('0' + number % 10);
+    return at;
+}
+
+/* The CRC register after what all points of a backend start with: HOST NUL PORT; for a Unix path: PATH NUL, as nginx.
+   In a build of one weight each this is a tenth of the work, hence the short cut for IPv4. */
+static uint32_t plb__ring_base(const plb_addr *addr)
+{
+    char buffer[PLB_ADDR_TEXT_MAX], *at = buffer;
+    if (addr->family == PLB_FAMILY_IPV4) {
+        int i;
+        for (i = 0; i < 4; i++) {
+            at = plb__ring_decimal(at, addr->u.v4[i]);
+            *at++ = i < 3 ? '.' : '\0';
+        }
+    } else {
+        plb__text text = plb__text_in(buffer, sizeof buffer);
+        plb__put_host(&text, addr);
+        at += text.length + 1; /* the text ends with its NUL */
+    }
+    if (addr->family != PLB_FAMILY_UNIX)
+        at = plb__ring_decimal(at, addr->port);
+    return plb__crc_update(UINT32_MAX, buffer, (size_t)(at - buffer));
+}
+
+/* Past its limit a batch only counts. */
+PLB__INLINE void plb__ring_put(const plb__ring_work *work, uint32_t groups, uint32_t point, uint32_t owner)
+{
+    uint64_t position = plb__ring_position(point, groups);
+    plb__ring_batch *batch = &work->batches[position >> (32 + PLB__BATCH_BITS)];
+    uint32_t at = batch->next++;
+    if (PLB__LIKELY(at < batch->limit)) {
+        work->points[at] = position << PLB__OWNER_BITS | owner;
+        PLB__PREFETCH_LATER(&work->points[at + PLB__POINTS_A_LINE]);
+    }
+}
+
+/* Computes all points. Each is the CRC of the base and the point before it, from 0 on. CRCs are linear, so that is a
+   shift of the point before, plus the first point; and as well a longer shift of the point four steps before, plus the
+   fourth point. So four points are computed at once, from the fourth of the last ones. */
+static void plb__ring_fill(const plb_view *view, const plb__ring_work *work_, uint32_t groups)
+{
+    plb__ring_work work = *work_;
+    uint32_t i;
+    for (i = 0; i < view->count; i++) {
+        uint32_t fours = view->weights[i] * (PLB__POINTS_PER_WEIGHT / 4), point = 0, first, second, third, fourth;
+        if (fours == 0)
+            continue;
+        first = ~plb__crc_shift(plb__ring_base(&view->slots[i]->addr), 0);
+        second = plb__crc_shift(first, 0) ^ first;
+        third = plb__crc_shift(second, 0) ^ first;
+        fourth = plb__crc_shift(third, 0) ^ first;
+        for (; fours > 0; fours--) {
+            plb__ring_put(&work, groups, plb__crc_shift(point, 0) ^ first, i);
+            plb__ring_put(&work, groups, plb__crc_shift(point, 1) ^ second, i);
+            plb__ring_put(&work, groups, plb__crc_shift(point, 2) ^ third, i);
+            point = plb__crc_shift(point, 3) ^ fourth;
+            plb__ring_put(&work, groups, point, i);
+        }
+    }
+}
+
+/* Where a batch was too small (one address many times, with many weights), gives each the room that it turned out to
+   need. False if there was room. */
+static bool plb__ring_make_room(plb__ring_work *work)
+{
+    uint32_t i, start = 0, room = 0;
+    bool full = false;
+    for (i = 0; i < work->count; i++)
+        full = full || work->batches[i].next > work->batches[i].limit;
+    if (!full)
+        return false;
+    for (i = 0; i < work->count; i++) {
+        plb__ring_batch *batch = &work->batches[i];
+        uint32_t points = batch->next - start;
+        start = batch->limit;
+        batch->next = room;
+        batch->limit = room += points;
+    }
+    return true;
+}
+
+/* Puts the points of one batch into its groups, whose records start with number `start`: counts how many belong to
+   each, and then each group's end moves on from its start as its points come. Inlined for each stride. */
+PLB__INLINE void plb__ring_store_batch(plb__ring *ring, uint32_t *ends, uint32_t groups, uint32_t start,
+                                       const uint64_t *points, uint32_t count, uint32_t stride)
+{
+    uint8_t *records = ring->records;
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        PLB__PREFETCH(&points[i + PLB__POINTS_AHEAD]);
+        ends[points[i] >> (64 - PLB__BATCH_BITS)]++;
+    }
+    for (i = 0; i < groups; i++) {
+        uint32_t here = ends[i];
+        PLB__PREFETCH(records + (size_t)start * stride);
+        ends[i] = start;
+        start += here;
+    }
+    for (i = 0; i < count; i++) {
+        uint64_t point = points[i];
+        uint32_t at = ends[point >> (64 - PLB__BATCH_BITS)]++;
+        plb__record_set(records + (size_t)at * stride, stride, (uint32_t)(point >> PLB__OWNER_BITS),
+                        (uint32_t)point & (PLB__BACKENDS_LIMIT - 1));
+    }
+}
+
+static void plb__ring_store(plb__ring *ring, const plb__ring_work *work)
+{
+    uint32_t i, from = 0, stored = 0;
+    for (i = 0; i < work->count; i++) {
+        uint32_t group = i * PLB__BATCH_GROUPS, groups = ring->groups - group, *ends = ring->starts + 1 + group;
+        uint32_t count = work->batches[i].next - from;
+        if (groups > PLB__BATCH_GROUPS)
+            groups = PLB__BATCH_GROUPS;
+        if (ring->stride == PLB__RECORD_NARROW)
+            plb__ring_store_batch(ring, ends, groups, stored, work->points + from, count, PLB__RECORD_NARROW);
+        else
+            plb__ring_store_batch(ring, ends, groups, stored, work->points + from, count, PLB__RECORD_WIDE);
+        stored += count;
+        from = work->batches[i].limit;
+    }
+}
+
+static plb_status plb__ring_build(const plb_allocator *a, const plb_view *view, plb__ring *ring)
+{
+    plb__ring_work *work = plb__ring_work_new(a, ring);
+    if (work == NULL)
+        return PLB_ERR_MEMORY;
+    plb__ring_fill(view, work, ring->groups);
+    if (plb__ring_make_room(work))
+        plb__ring_fill(view, work, ring->groups);
+    plb__ring_store(ring, work);
+    plb__delete(a, work, work->size);
+    return PLB_OK;
 }
 
 static plb_status plb__ketama_build(void *opaque, const plb_view *view, void **out)
@@ -3223,27 +3434,20 @@ static plb_status plb__ketama_build(void *opaque, const plb_view *view, void **o
     const plb__ketama_state *state = (const plb__ketama_state *)opaque;
     const plb_allocator *a = &state->allocator;
     uint64_t points = (uint64_t)view->weight_sum * PLB__POINTS_PER_WEIGHT;
-    size_t work_size = (size_t)(points * (2 * sizeof(plb__ring_key) + sizeof(uint32_t)));
+    plb_status status = PLB_OK;
     plb__ring *ring;
-    plb__ring_key *work;
-    if (points > state->max_points)
+    if (points > state->max_points || view->count > PLB__BACKENDS_LIMIT)
         return PLB_ERR_POINTS;
-    ring = plb__ring_new(a, (uint32_t)points, view->count);
+    ring = points < SIZE_MAX / 16 ? plb__ring_new(a, (uint32_t)points, view->count) : NULL;
     if (ring == NULL)
         return PLB_ERR_MEMORY;
-    if (points > 0) {
-        work = (plb__ring_key *)a->alloc(a->user, work_size);
-        if (work == NULL) {
-            plb__delete(a, ring, ring->size);
-            return PLB_ERR_MEMORY;
-        }
-        plb__ring_fill(view, work);
-        plb__ring_sort(work, (uint32_t)points, work + points, (uint32_t *)(work + 2 * points));
-        plb__ring_store(ring, work + points);
-        plb__delete(a, work, work_size);
-    }
-    *out = ring;
-    return PLB_OK;
+    if (points > 0)
+        status = plb__ring_build(a, view, ring);
+    if (status == PLB_OK)
+        *out = ring;
+    else
+        plb__delete(a, ring, ring->size);
+    return status;
 }
 
 static void plb__ketama_discard(void *opaque, void *table)
@@ -3251,28 +3455,33 @@ static void plb__ketama_discard(void *opaque, void *table)
     plb__delete(&((plb__ketama_state *)opaque)->allocator, table, ((plb__ring *)table)->size);
 }
 
-PLB__INLINE uint32_t plb__ring_owner(const plb__ring *ring, uint32_t at)
+/* The owner of the first point at or after a position, wrapping, which becomes the position past that point. The ring
+   has points. Distances are modulo 2^32, so a fraction before the position is farther off than any behind it. */
+PLB__INLINE uint32_t plb__ring_find(const plb__ring *ring, uint64_t *position)
 {
-    if (PLB__UNLIKELY(ring->count == 0)) /* all weights are 0: a raw walk goes through the set */
-        return at;
-    return PLB__LIKELY(ring->owners16 != NULL) ? ring->owners16[at] : ring->owners32[at];
+    uint32_t group = (uint32_t)(*position >> 32), from = (uint32_t)*position, stride = ring->stride;
+    for (;; group++, from = 0) {
+        const uint8_t *at, *end, *nearest;
+        uint32_t distance = UINT32_MAX;
+        if (PLB__UNLIKELY(group == ring->groups))
+            group = from = 0;
+        at = nearest = ring->records + (size_t)ring->starts[group] * stride;
+        end = ring->records + (size_t)ring->starts[group + 1] * stride;
+        for (; at < end; at += stride) {
+            uint32_t here = plb__record_fraction(at) - from;
+            nearest = here < distance ? at : nearest;
+            distance = here < distance ? here : distance;
+        }
+        if (PLB__LIKELY(nearest < end && plb__record_fraction(nearest) >= from)) {
+            *position = ((uint64_t)group << 32 | plb__record_fraction(nearest)) + 1;
+            return plb__record_owner(nearest, stride);
+        }
+    }
 }
 
-PLB__INLINE uint32_t plb__ring_next(const plb__ring *ring, uint32_t at)
+PLB__INLINE uint64_t plb__ring_key_position(const plb__ring *ring, const void *key, size_t key_length)
 {
-    return ++at < (PLB__LIKELY(ring->count > 0) ? ring->count : ring->backends.value) ? at : 0;
-}
-
-/* The first point at or after a hash, wrapping. */
-PLB__INLINE uint32_t plb__ring_search(const plb__ring *ring, uint32_t hash)
-{
-    uint32_t at;
-    if (PLB__UNLIKELY(ring->count == 0))
-        return plb__remainder(hash, &ring->backends);
-    at = ring->index[(uint64_t)hash >> ring->shift];
-    while (at < ring->count && ring->points[at] < hash)
-        at++;
-    return at < ring->count ? at : 0;
+    return plb__ring_position(~plb__crc_update(UINT32_MAX, key, key_length), ring->groups);
 }
 
 /* Points that a pick without a limit looks at before it goes to the ready backends directly. */
@@ -3282,47 +3491,43 @@ static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view 
                                  const void *key, size_t key_length, uint32_t limit)
 {
     const plb__ring *ring = (const plb__ring *)table;
-    uint32_t hash, at, steps, ready = PLB__LOAD_RELAXED(&view->ready_count);
+    uint32_t steps = limit > 0 ? limit : PLB__RING_PATIENCE, ready = PLB__LOAD_RELAXED(&view->ready_count), at;
+    uint64_t position;
     (void)state;
     (void)reader;
     if (PLB__UNLIKELY(ready == 0))
         return PLB_NONE;
-    hash = ~plb__crc_update(UINT32_MAX, key, key_length);
-    at = plb__ring_search(ring, hash);
-    for (steps = 0; steps < (limit > 0 ? limit : PLB__RING_PATIENCE); steps++) {
-        uint32_t owner = plb__ring_owner(ring, at);
+    position = plb__ring_key_position(ring, key, key_length);
+    for (; steps > 0; steps--) {
+        uint32_t owner = plb__ring_find(ring, &position);
         if (PLB__LIKELY(plb__view_ready(view, owner)))
             return owner;
-        at = plb__ring_next(ring, at);
     }
     if (limit > 0)
         return PLB_NONE;
-    at = plb_view_ready_nth(view, hash % ready);
+    at = plb_view_ready_nth(view, (uint32_t)position % ready);
     return at != PLB_NONE ? at : plb_view_ready_nth(view, 0); /* there are fewer by now */
+}
+
+/* The position is all that a walk must remember. Where all weights are 0 there is no point, and it goes through the
+   set. */
+static uint32_t plb__ketama_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                 plb_cursor *cursor)
+{
+    const plb__ring *ring = (const plb__ring *)table;
+    (void)state;
+    (void)view;
+    (void)reader;
+    if (ring->points == 0)
+        return (uint32_t)(cursor->words[0]++ % ring->backends);
+    return plb__ring_find(ring, &cursor->words[0]);
 }
 
 static uint32_t plb__ketama_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
                                   const void *key, size_t key_length, plb_cursor *cursor)
 {
-    const plb__ring *ring = (const plb__ring *)table;
-    uint32_t at = plb__ring_search(ring, ~plb__crc_update(UINT32_MAX, key, key_length));
-    (void)state;
-    (void)reader;
-    (void)view;
-    cursor->words[0] = at;
-    return plb__ring_owner(ring, at);
-}
-
-static uint32_t plb__ketama_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                 plb_cursor *cursor)
-{
-    const plb__ring *ring = (const plb__ring *)table;
-    uint32_t at = plb__ring_next(ring, (uint32_t)cursor->words[0]);
-    (void)state;
-    (void)reader;
-    (void)view;
-    cursor->words[0] = at;
-    return plb__ring_owner(ring, at);
+    cursor->words[0] = plb__ring_key_position((const plb__ring *)table, key, key_length);
+    return plb__ketama_next(state, table, view, reader, cursor);
 }
 
 static const plb_strategy_ops plb__ketama_ops = {"ketama",
