@@ -122,10 +122,10 @@
    port's background thread.
 
    FORK
-   A balancer is memory only; after fork the child has a copy, which it may select from and destroy if its allocator's
-   memory was copied too. What was in flight (probes, names) belongs to the parent's port: a child that goes on polling
-   needs a port of its own, so it makes a balancer of its own. Threads do not survive fork: do not fork while another
-   thread is inside a call.
+   After fork the child has a copy of the balancer, frozen: it may select from it (its random numbers go on as the
+   parent's do), but neither poll nor destroy it, for both would act on the parent's port. A child that wants checks and
+   updates makes a port and a balancer of its own. Threads do not survive fork: do not fork while another one is inside a
+   call.
 
    HOW TO WRITE A PORT
    Fill in a plb_io (nine functions and a wake), and the tables you need: section PORT has the contract of each function.
