@@ -859,7 +859,7 @@ PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *
 PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info);
 PLB_API void plb_walk_end(plb_walk *walk);
 
-/* ==== HTTP/1 ======================================================================================================
+/* ==== HTTP/1 =========================================================================================================
    The wire format of HTTP/1.0 and HTTP/1.1 (RFC 9112): bytes in, slices of those bytes out. Nothing is copied, kept or
    allocated, and nothing is read past the size given. Strict where two readers of the same bytes might disagree, for
    that is how requests are smuggled: lines end in CR LF and nothing else, no folded lines, no space before a colon, no
@@ -2941,6 +2941,13 @@ PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint6
     return plb__weighted_owner(table, plb__remainder(number, &table->places));
 }
 
+/* One of the ready backends, of which there were `ready`; there may be fewer by now. */
+static uint32_t plb__any_ready(const plb_view *view, uint64_t number, uint32_t ready)
+{
+    uint32_t index = plb_view_ready_nth(view, (uint32_t)(number % ready));
+    return index != PLB_NONE ? index : plb_view_ready_nth(view, 0);
+}
+
 /* Steps that a pick without a limit walks, since that spreads the share of unready backends evenly, before it goes to
    the ready ones directly. */
 #define PLB__WEIGHTED_PATIENCE 16
@@ -2957,10 +2964,8 @@ PLB__INLINE uint32_t plb__weighted_rest(plb__weighted_state *state, plb__numbers
         if (plb__view_ready(view, index))
             return index;
     }
-    if (limit == 0) {
-        index = plb_view_ready_nth(view, (uint32_t)(plb__weighted_next(state, numbers, reader, number) % ready));
-        return index != PLB_NONE ? index : plb_view_ready_nth(view, 0); /* there are fewer by now */
-    }
+    if (limit == 0)
+        return plb__any_ready(view, plb__weighted_next(state, numbers, reader, number), ready);
     plb__weighted_next(state, numbers, reader, number); /* moved on once more by the time the limit is noticed */
     return PLB_NONE;
 }
@@ -2979,8 +2984,7 @@ PLB__INLINE uint32_t plb__weighted_pick(void *opaque, plb__numbers numbers, cons
             plb__fetch_add_relaxed(&state->counter, (uintptr_t)limit + 1);
         return PLB_NONE;
     }
-    if (numbers == PLB__NUMBERS_COUNT) {
-        /* What the counter shows is nearly always what it will give: worked out while the locked addition waits. */
+    if (numbers == PLB__NUMBERS_COUNT) { /* start from what the counter shows, while the locked addition waits */
         uint64_t shown = PLB__LOAD_RELAXED(&state->counter);
         index = plb__weighted_start(table, shown);
         number = plb__weighted_first(state, numbers, reader, key, key_length);
@@ -3066,7 +3070,7 @@ PLB_API plb_strategy plb_fnv(void)
 }
 
 /* ==== CRC-32 =========================================================================================================
-   zlib's, eight bytes at a time (Kounavis and Berry 2005, "slicing by 8"). CRCs are linear: an entry is the sum of the
+   zlib's, sixteen bytes at a time (Kounavis and Berry 2005, "slicing"). CRCs are linear: an entry is the sum of the
    entries of its bits, so eight constants spell out a table of 256. */
 
 #define PLB__CRC_BIT(i, bit, value) ((i) >> (bit)&1 ? UINT32_C(value) : 0)
@@ -3111,7 +3115,7 @@ PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
     return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
 }
 
-/* What a word in a CRC register becomes when it and 4 * words zero bytes more are shifted through; words is 0 to 3. */
+/* What a CRC register becomes after 4 zero bytes, and 4 * words more; words is 0 to 3. */
 PLB__INLINE uint32_t plb__crc_shift(uint32_t crc, uint32_t words)
 {
     const uint32_t(*table)[256] = &plb__crc_table[4 * words];
@@ -3151,16 +3155,16 @@ typedef struct plb__ketama_state {
    groups of equal width; points are hashes, so some PLB__GROUP_POINTS of them fall into each. Where a point lies is a
    fixed-point number, point * groups / 2^32: the whole part is its group, and the ring keeps the fraction. Within a
    group fractions stand in no order, except that of equal ones the backend that comes first in the set stands first;
-   it counts, the others are never found. 6 bytes a point, fraction and owner side by side as one cache miss brings
-   both, and 4 bytes a group. */
+   it counts, the others are never found. 6 bytes a point and 4 a group. */
 typedef struct plb__ring {
     size_t size; /* of this allocation */
     uint32_t points;
     uint32_t groups;
     uint32_t backends;
-    uint32_t stride;  /* bytes of a record: 4 of fraction, then 2 of owner, or 4 with more than 65 536 backends */
-    uint32_t *starts; /* the number of each group's first record, and where the last group ends */
-    uint8_t *records;
+    uint32_t *starts; /* of each group's fractions, and where the last group ends */
+    uint32_t *fractions;
+    uint16_t *owners16; /* whose they are, up to 65 536 backends; above, owners32 */
+    uint32_t *owners32;
 } plb__ring;
 
 #define PLB__GROUP_POINTS 7u
@@ -3182,14 +3186,13 @@ static plb_status plb__ketama_open(void *opaque, const void *opaque_desc, const 
     return PLB_OK;
 }
 
-enum { PLB__RECORD_NARROW = 6, PLB__RECORD_WIDE = 8 };
-
 static plb__ring *plb__ring_new(const plb_allocator *a, uint32_t points, uint32_t backends)
 {
+    bool narrow = backends <= 65536;
     uint32_t groups = points / PLB__GROUP_POINTS + 1;
-    uint32_t stride = backends <= 65536 ? PLB__RECORD_NARROW : PLB__RECORD_WIDE;
     size_t starts_size = ((size_t)groups + 1) * sizeof(uint32_t);
-    size_t size = sizeof(plb__ring) + starts_size + (size_t)points * stride;
+    size_t owners_size = points * (narrow ? sizeof(uint16_t) : sizeof(uint32_t));
+    size_t size = sizeof(plb__ring) + starts_size + points * sizeof(uint32_t) + owners_size;
     plb__ring *ring = (plb__ring *)a->alloc(a->user, size);
     if (ring == NULL)
         return NULL;
@@ -3197,44 +3200,12 @@ static plb__ring *plb__ring_new(const plb_allocator *a, uint32_t points, uint32_
     ring->points = points;
     ring->groups = groups;
     ring->backends = backends;
-    ring->stride = stride;
     ring->starts = (uint32_t *)(ring + 1);
-    ring->records = (uint8_t *)(ring->starts + groups + 1);
+    ring->fractions = ring->starts + groups + 1;
+    ring->owners16 = narrow ? (uint16_t *)(ring->fractions + points) : NULL;
+    ring->owners32 = narrow ? NULL : ring->fractions + points;
     memset(ring->starts, 0, starts_size);
     return ring;
-}
-
-/* A record; its stride tells how wide the owner is. */
-PLB__INLINE void plb__record_set(uint8_t *record, uint32_t stride, uint32_t fraction, uint32_t owner)
-{
-    uint16_t low = (uint16_t)fraction, high = (uint16_t)(fraction >> 16), narrow = (uint16_t)owner;
-    if (stride == PLB__RECORD_NARROW) {
-        memcpy(record, &low, 2);
-        memcpy(record + 2, &high, 2);
-        memcpy(record + 4, &narrow, 2);
-    } else {
-        memcpy(record, &fraction, sizeof fraction);
-        memcpy(record + sizeof fraction, &owner, sizeof owner);
-    }
-}
-
-PLB__INLINE uint32_t plb__record_fraction(const uint8_t *record)
-{
-    uint32_t fraction;
-    memcpy(&fraction, record, sizeof fraction);
-    return fraction;
-}
-
-PLB__INLINE uint32_t plb__record_owner(const uint8_t *record, uint32_t stride)
-{
-    uint32_t owner;
-    uint16_t narrow;
-    if (PLB__LIKELY(stride == PLB__RECORD_NARROW)) {
-        memcpy(&narrow, record + sizeof owner, sizeof narrow);
-        return narrow;
-    }
-    memcpy(&owner, record + sizeof owner, sizeof owner);
-    return owner;
 }
 
 /* Points come in random order. Writing them all over a large ring would miss every cache, so they are first collected
@@ -3250,41 +3221,37 @@ typedef struct plb__ring_batch {
     uint32_t next, limit;
 } plb__ring_batch;
 
-/* What a build needs until it is over. */
+/* What a build needs until it is over: an allocation with room for all batches. */
 typedef struct plb__ring_work {
-    size_t size; /* of this allocation */
-    uint32_t count;
-    plb__ring_batch *batches;
+    size_t size; /* of the allocation */
     uint64_t *points;
+    plb__ring_batch *batches;
+    uint32_t count;
 } plb__ring_work;
 
-/* A batch has room for eight standard deviations more than the mean. It is an odd number of cache lines, lest all
-   batches compete for the same sets of a cache. */
-#define PLB__POINTS_A_LINE ((uint32_t)(PLB__CACHE_LINE / sizeof(uint64_t)))
-#define PLB__POINTS_AHEAD  (4 * PLB__POINTS_A_LINE)
-#define PLB__BATCH_ROOM    ((PLB__GROUP_POINTS + 1) * PLB__BATCH_GROUPS + PLB__POINTS_A_LINE)
+#define PLB__LINE_POINTS  ((uint32_t)(PLB__CACHE_LINE / sizeof(uint64_t)))
+#define PLB__POINTS_AHEAD (4 * PLB__LINE_POINTS) /* how far ahead a batch is fetched; it must be in the array */
 
-static plb__ring_work *plb__ring_work_new(const plb_allocator *a, const plb__ring *ring)
+/* A batch has room for six standard deviations more than the mean. That is an odd number of cache lines, lest all
+   batches compete for the same sets of a cache. */
+#define PLB__BATCH_SPARE (PLB__BATCH_GROUPS + PLB__LINE_POINTS)
+#define PLB__BATCH_ROOM  (PLB__GROUP_POINTS * PLB__BATCH_GROUPS + PLB__BATCH_SPARE)
+
+static bool plb__ring_work_open(plb__ring_work *work, const plb_allocator *a, const plb__ring *ring)
 {
-    uint32_t count = (ring->groups - 1) / PLB__BATCH_GROUPS + 1, room = ring->points, i;
-    size_t size;
-    plb__ring_work *work;
-    if (count > 1)
-        room = PLB__BATCH_ROOM;
-    size =
-        sizeof *work + count * sizeof(plb__ring_batch) + ((size_t)count * room + PLB__POINTS_AHEAD) * sizeof(uint64_t);
-    work = (plb__ring_work *)a->alloc(a->user, size);
-    if (work == NULL)
-        return NULL;
-    work->size = size;
+    uint32_t count = (ring->groups - 1) / PLB__BATCH_GROUPS + 1, i;
+    uint32_t points = ring->points + (count > 1 ? count * PLB__BATCH_SPARE : 0);
+    work->size = ((size_t)points + PLB__POINTS_AHEAD) * sizeof(uint64_t) + count * sizeof(plb__ring_batch);
+    work->points = (uint64_t *)a->alloc(a->user, work->size);
+    if (work->points == NULL)
+        return false;
+    work->batches = (plb__ring_batch *)(work->points + points + PLB__POINTS_AHEAD);
     work->count = count;
-    work->batches = (plb__ring_batch *)(work + 1);
-    work->points = (uint64_t *)(void *)(work->batches + count);
     for (i = 0; i < count; i++) {
-        work->batches[i].next = i * room;
-        work->batches[i].limit = (i + 1) * room;
+        work->batches[i].next = i * PLB__BATCH_ROOM;
+        work->batches[i].limit = i + 1 < count ? (i + 1) * PLB__BATCH_ROOM : points;
     }
-    return work;
+    return true;
 }
 
 /* Writes a number below 65536 and returns where its text ends. */
@@ -3297,7 +3264,7 @@ static char *plb__ring_decimal(char *at, uint32_t number)
 }
 
 /* The CRC register after what all points of a backend start with: HOST NUL PORT; for a Unix path: PATH NUL, as nginx.
-   In a build of one weight each this is a tenth of the work, hence the short cut for IPv4. */
+   Where each weighs 1 this was a tenth of a build, hence the short cut for IPv4. */
 static uint32_t plb__ring_base(const plb_addr *addr)
 {
     char buffer[PLB_ADDR_TEXT_MAX], *at = buffer;
@@ -3317,7 +3284,7 @@ static uint32_t plb__ring_base(const plb_addr *addr)
     return plb__crc_update(UINT32_MAX, buffer, (size_t)(at - buffer));
 }
 
-/* Past its limit a batch only counts. */
+/* Adds a point to its batch; past its limit a batch only counts. */
 PLB__INLINE void plb__ring_put(const plb__ring_work *work, uint32_t groups, uint32_t point, uint32_t owner)
 {
     uint64_t position = plb__ring_position(point, groups);
@@ -3325,16 +3292,16 @@ PLB__INLINE void plb__ring_put(const plb__ring_work *work, uint32_t groups, uint
     uint32_t at = batch->next++;
     if (PLB__LIKELY(at < batch->limit)) {
         work->points[at] = position << PLB__OWNER_BITS | owner;
-        PLB__PREFETCH_LATER(&work->points[at + PLB__POINTS_A_LINE]);
+        PLB__PREFETCH_LATER(&work->points[at + PLB__LINE_POINTS]);
     }
 }
 
-/* Computes all points. Each is the CRC of the base and the point before it, from 0 on. CRCs are linear, so that is a
-   shift of the point before, plus the first point; and as well a longer shift of the point four steps before, plus the
-   fourth point. So four points are computed at once, from the fourth of the last ones. */
-static void plb__ring_fill(const plb_view *view, const plb__ring_work *work_, uint32_t groups)
+/* Computes all points. Each is the complement of the CRC register after the base and the point before it, from 0 on.
+   CRCs are linear, so that is the point before, shifted through, plus the first point; as well it is the point four
+   steps before, shifted through four times as far, plus the fourth point. So four points at once come from one. */
+static void plb__ring_fill(const plb__ring_work *target, const plb_view *view, uint32_t groups)
 {
-    plb__ring_work work = *work_;
+    plb__ring_work work = *target; /* a copy, which no store can change */
     uint32_t i;
     for (i = 0; i < view->count; i++) {
         uint32_t fours = view->weights[i] * (PLB__POINTS_PER_WEIGHT / 4), point = 0, first, second, third, fourth;
@@ -3374,28 +3341,33 @@ static bool plb__ring_make_room(plb__ring_work *work)
     return true;
 }
 
-/* Puts the points of one batch into its groups, whose records start with number `start`: counts how many belong to
-   each, and then each group's end moves on from its start as its points come. Inlined for each stride. */
+/* Puts the points of one batch into its groups, which start at point `start` of the ring: counts how many belong to
+   each, and then each group's end moves on from its start as its points come. */
 PLB__INLINE void plb__ring_store_batch(plb__ring *ring, uint32_t *ends, uint32_t groups, uint32_t start,
-                                       const uint64_t *points, uint32_t count, uint32_t stride)
+                                       const uint64_t *points, uint32_t count, bool narrow)
 {
-    uint8_t *records = ring->records;
-    uint32_t i;
+    uint32_t *fractions = ring->fractions, *owners32 = ring->owners32, i;
+    uint16_t *owners16 = ring->owners16;
     for (i = 0; i < count; i++) {
         PLB__PREFETCH(&points[i + PLB__POINTS_AHEAD]);
         ends[points[i] >> (64 - PLB__BATCH_BITS)]++;
     }
     for (i = 0; i < groups; i++) {
         uint32_t here = ends[i];
-        PLB__PREFETCH(records + (size_t)start * stride);
+        PLB__PREFETCH(fractions + start);
+        if (narrow)
+            PLB__PREFETCH(owners16 + start);
         ends[i] = start;
         start += here;
     }
     for (i = 0; i < count; i++) {
         uint64_t point = points[i];
         uint32_t at = ends[point >> (64 - PLB__BATCH_BITS)]++;
-        plb__record_set(records + (size_t)at * stride, stride, (uint32_t)(point >> PLB__OWNER_BITS),
-                        (uint32_t)point & (PLB__BACKENDS_LIMIT - 1));
+        fractions[at] = (uint32_t)(point >> PLB__OWNER_BITS);
+        if (narrow)
+            owners16[at] = (uint16_t)point;
+        else
+            owners32[at] = (uint32_t)point & (PLB__BACKENDS_LIMIT - 1);
     }
 }
 
@@ -3407,25 +3379,25 @@ static void plb__ring_store(plb__ring *ring, const plb__ring_work *work)
         uint32_t count = work->batches[i].next - from;
         if (groups > PLB__BATCH_GROUPS)
             groups = PLB__BATCH_GROUPS;
-        if (ring->stride == PLB__RECORD_NARROW)
-            plb__ring_store_batch(ring, ends, groups, stored, work->points + from, count, PLB__RECORD_NARROW);
+        if (ring->owners16 != NULL)
+            plb__ring_store_batch(ring, ends, groups, stored, work->points + from, count, true);
         else
-            plb__ring_store_batch(ring, ends, groups, stored, work->points + from, count, PLB__RECORD_WIDE);
+            plb__ring_store_batch(ring, ends, groups, stored, work->points + from, count, false);
         stored += count;
         from = work->batches[i].limit;
     }
 }
 
-static plb_status plb__ring_build(const plb_allocator *a, const plb_view *view, plb__ring *ring)
+static plb_status plb__ring_build(plb__ring *ring, const plb_allocator *a, const plb_view *view)
 {
-    plb__ring_work *work = plb__ring_work_new(a, ring);
-    if (work == NULL)
+    plb__ring_work work;
+    if (!plb__ring_work_open(&work, a, ring))
         return PLB_ERR_MEMORY;
-    plb__ring_fill(view, work, ring->groups);
-    if (plb__ring_make_room(work))
-        plb__ring_fill(view, work, ring->groups);
-    plb__ring_store(ring, work);
-    plb__delete(a, work, work->size);
+    plb__ring_fill(&work, view, ring->groups);
+    if (plb__ring_make_room(&work))
+        plb__ring_fill(&work, view, ring->groups);
+    plb__ring_store(ring, &work);
+    plb__delete(a, work.points, work.size);
     return PLB_OK;
 }
 
@@ -3442,7 +3414,7 @@ static plb_status plb__ketama_build(void *opaque, const plb_view *view, void **o
     if (ring == NULL)
         return PLB_ERR_MEMORY;
     if (points > 0)
-        status = plb__ring_build(a, view, ring);
+        status = plb__ring_build(ring, a, view);
     if (status == PLB_OK)
         *out = ring;
     else
@@ -3455,26 +3427,34 @@ static void plb__ketama_discard(void *opaque, void *table)
     plb__delete(&((plb__ketama_state *)opaque)->allocator, table, ((plb__ring *)table)->size);
 }
 
+PLB__INLINE void plb__ring_prefetch(const plb__ring *ring, uint32_t at)
+{
+    PLB__PREFETCH(ring->fractions + at);
+    if (PLB__LIKELY(ring->owners16 != NULL))
+        PLB__PREFETCH(ring->owners16 + at);
+}
+
 /* The owner of the first point at or after a position, wrapping, which becomes the position past that point. The ring
    has points. Distances are modulo 2^32, so a fraction before the position is farther off than any behind it. */
 PLB__INLINE uint32_t plb__ring_find(const plb__ring *ring, uint64_t *position)
 {
-    uint32_t group = (uint32_t)(*position >> 32), from = (uint32_t)*position, stride = ring->stride;
+    uint32_t group = (uint32_t)(*position >> 32), from = (uint32_t)*position;
     for (;; group++, from = 0) {
-        const uint8_t *at, *end, *nearest;
-        uint32_t distance = UINT32_MAX;
+        uint32_t at, nearest, end, distance = UINT32_MAX;
         if (PLB__UNLIKELY(group == ring->groups))
             group = from = 0;
-        at = nearest = ring->records + (size_t)ring->starts[group] * stride;
-        end = ring->records + (size_t)ring->starts[group + 1] * stride;
-        for (; at < end; at += stride) {
-            uint32_t here = plb__record_fraction(at) - from;
+        plb__ring_prefetch(ring, group * PLB__GROUP_POINTS); /* near it: in a large ring finding the page takes long */
+        at = nearest = ring->starts[group];
+        end = ring->starts[group + 1];
+        plb__ring_prefetch(ring, at);
+        for (; at < end; at++) {
+            uint32_t here = ring->fractions[at] - from;
             nearest = here < distance ? at : nearest;
             distance = here < distance ? here : distance;
         }
-        if (PLB__LIKELY(nearest < end && plb__record_fraction(nearest) >= from)) {
-            *position = ((uint64_t)group << 32 | plb__record_fraction(nearest)) + 1;
-            return plb__record_owner(nearest, stride);
+        if (PLB__LIKELY(nearest < end && ring->fractions[nearest] >= from)) {
+            *position = ((uint64_t)group << 32 | ring->fractions[nearest]) + 1;
+            return PLB__LIKELY(ring->owners16 != NULL) ? ring->owners16[nearest] : ring->owners32[nearest];
         }
     }
 }
@@ -3491,7 +3471,7 @@ static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view 
                                  const void *key, size_t key_length, uint32_t limit)
 {
     const plb__ring *ring = (const plb__ring *)table;
-    uint32_t steps = limit > 0 ? limit : PLB__RING_PATIENCE, ready = PLB__LOAD_RELAXED(&view->ready_count), at;
+    uint32_t steps = limit > 0 ? limit : PLB__RING_PATIENCE, ready = PLB__LOAD_RELAXED(&view->ready_count);
     uint64_t position;
     (void)state;
     (void)reader;
@@ -3503,10 +3483,7 @@ static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view 
         if (PLB__LIKELY(plb__view_ready(view, owner)))
             return owner;
     }
-    if (limit > 0)
-        return PLB_NONE;
-    at = plb_view_ready_nth(view, (uint32_t)position % ready);
-    return at != PLB_NONE ? at : plb_view_ready_nth(view, 0); /* there are fewer by now */
+    return limit > 0 ? PLB_NONE : plb__any_ready(view, position, ready);
 }
 
 /* The position is all that a walk must remember. Where all weights are 0 there is no point, and it goes through the
