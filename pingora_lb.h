@@ -1,8 +1,8 @@
 /* pingora_lb.h - a load balancer that drops into any C program. MIT license, see LICENSE.
 
    WHAT IT IS
-   It keeps a set of backends (addresses with weights), finds out which of them may be used now, and answers one question
-   from any thread in tens of nanoseconds: where does this request go? It does what Cloudflare's
+   It keeps a set of backends (addresses with weights), finds out which of them may be used now, and answers one
+   question from any thread in tens of nanoseconds: where does this request go? It does what Cloudflare's
    pingora-load-balancing crate does, with the same answers, in one header of C99 that compiles as C++11 too. It owns no
    socket, no thread, no clock and no heap: the program lends it those through small tables (a port). Ports for common
    platforms, and an HTTP reverse proxy built the same way, are in ports/.
@@ -74,21 +74,21 @@
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
 
    FAITHFUL, THEN BETTER
-   Sets are ordered, walked and limited exactly as by pingora-load-balancing 0.8, `max_iterations` included; the recorded
-   answers in tests/vectors/ show it. Where it falls down, this does not: a weight of 0 drains a backend; all weights 0,
-   or no backend, is a status; a failed or hung discovery leaves the last good set; a new weight keeps the health; an
-   update keeps the round-robin counter; `max_iterations` 0 finds a ready backend if there is one; a failure of this side
-   (no memory, no descriptors) is never held against a backend; newcomers are probed at once, not at the next round.
-   Probes run 64 side by side; parallel_checks = 1 has them one after another, as pingora's default.
+   Sets are ordered, walked and limited exactly as by pingora-load-balancing 0.8, `max_iterations` included; the
+   recorded answers in tests/vectors/ show it. Where it falls down, this does not: a weight of 0 drains a backend; all
+   weights 0, or no backend, is a status; a failed or hung discovery leaves the last good set; a new weight keeps the
+   health; an update keeps the round-robin counter; `max_iterations` 0 finds a ready backend if there is one; a failure
+   of this side (no memory, no descriptors) is never held against a backend; newcomers are probed at once, not at the
+   next round. Probes run 64 side by side; parallel_checks = 1 has them one after another, as pingora's default.
 
    THREADS
    One thread at a time calls plb_poll (plb_create and plb_destroy too). From any thread, meanwhile: plb_select and
-   plb_select_with, plb_begin and plb_end, plb_ready, plb_each, plb_walk_..., plb_set_enabled, plb_add, plb_remove,
-   plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done. None of them takes a lock, waits or
-   makes a system call, but for plb_add and its like, which allocate, and what plb_io.wake does. With the allocator from
-   several threads it must be thread-safe: malloc is, plb_arena is not.
-   Callbacks (on_..., log, summary, ext_release) come from the polling thread; they may call anything but plb_poll and
-   plb_destroy; during plb_destroy, nothing. An accept callback comes from the thread that picks.
+   plb_select_with, plb_begin and plb_end, plb_ready, plb_find, plb_each, plb_walk_..., plb_set_enabled, plb_add,
+   plb_remove, plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done. None of them takes a
+   lock, waits or makes a system call, but for plb_add and its like, which allocate, and what plb_io.wake does. With the
+   allocator from several threads it must be thread-safe: malloc is, plb_arena is not. Callbacks (on_..., log, summary,
+   ext_release) come from the polling thread; they may call anything but plb_poll and plb_destroy; during plb_destroy,
+   nothing. An accept callback comes from the thread that picks.
 
    HOW A SET STAYS ALIVE WHILE IT IS READ
    A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader claims a
@@ -124,13 +124,14 @@
    FORK
    After fork the child has a copy of the balancer, frozen: it may select from it (its random numbers go on as the
    parent's do), but neither poll nor destroy it, for both would act on the parent's port. A child that wants checks and
-   updates makes a port and a balancer of its own. Threads do not survive fork: do not fork while another one is inside a
-   call.
+   updates makes a port and a balancer of its own. Threads do not survive fork: do not fork while another one is inside
+   a call.
 
    HOW TO WRITE A PORT
-   Fill in a plb_io (nine functions and a wake), and the tables you need: section PORT has the contract of each function.
-   Then write a fixture (tests/io_fixture.h) and run tests/io_conformance.c over it. If all of it passes, checks and proxy
-   run on your platform. tests/sim.h, a port in memory, is one to read; ports/plb_posix.h is one to copy from. */
+   Fill in a plb_io (nine functions and a wake), and the tables you need: section PORT has the contract of each
+   function. Then write a fixture (tests/io_fixture.h) and run tests/io_conformance.c over it. If all of it passes,
+   checks and proxy run on your platform. tests/sim.h, a port in memory, is one to read; ports/plb_posix.h is one to
+   copy from. */
 #ifndef PINGORA_LB_H
 #define PINGORA_LB_H
 
@@ -154,7 +155,8 @@
 #define PLB_API extern
 #endif
 
-/* ==== VERSION ===================================================================================================== */
+/* ==== VERSION ========================================================================================================
+   Of the interface, and of the implementation that was linked. */
 
 #define PLB_VERSION        "0.1.0"
 #define PLB_VERSION_NUMBER 100 /* major * 10000 + minor * 100 + patch */
@@ -221,7 +223,8 @@ typedef struct plb_arena {
 /* Prepares `arena` over `bytes` bytes at `memory` (any alignment) and returns the allocator that serves from it. */
 PLB_API plb_allocator plb_arena_allocator(plb_arena *arena, void *memory, size_t bytes);
 
-/* ==== ADDRESS ===================================================================================================== */
+/* ==== ADDRESS ========================================================================================================
+   IPv4, IPv6 and Unix paths: read, written, ordered, hashed. */
 
 typedef enum plb_family {
     PLB_FAMILY_NONE = 0, /* no address: all zero bytes, or a name that is still to be resolved */
@@ -510,7 +513,8 @@ typedef struct plb_token {
    later. start and cancel are called from plb_poll (discovery's first start from plb_create), cancel from plb_destroy
    too. */
 
-/* ==== DISCOVERY =================================================================================================== */
+/* ==== DISCOVERY ======================================================================================================
+   Where sets come from. */
 
 typedef enum plb_change {
     PLB_CHANGE_ADD = 0,
@@ -688,7 +692,8 @@ typedef struct plb_ketama_desc {
 } plb_ketama_desc;
 PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc);
 
-/* ==== BALANCER ==================================================================================================== */
+/* ==== BALANCER =======================================================================================================
+   The whole: made, polled, observed, ended. */
 
 typedef enum plb_log_level { PLB_LOG_NONE = 0, PLB_LOG_ERROR, PLB_LOG_WARN, PLB_LOG_INFO, PLB_LOG_DEBUG } plb_log_level;
 
@@ -807,8 +812,8 @@ typedef struct plb_request {
     void *accept_user;
 } plb_request;
 
-/* Copies the address of the backend to use now (the bytes that its family uses); holds nothing. PLB_ERR_EMPTY, PLB_ERR_NOT_READY (also: not found within
-   max_iterations). */
+/* Copies the address of the backend to use now (the bytes that its family uses); holds nothing. PLB_ERR_EMPTY,
+   PLB_ERR_NOT_READY (also: not found within max_iterations). */
 PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
                               plb_addr *out);
 
@@ -976,7 +981,8 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
 #ifndef PLB__IMPLEMENTED
 #define PLB__IMPLEMENTED
 
-/* ==== COMPILER ==================================================================================================== */
+/* ==== COMPILER =======================================================================================================
+   Atomics, wide multiplication, bits. */
 
 #if defined(__GNUC__)
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
@@ -1122,7 +1128,8 @@ PLB__INLINE uint32_t plb__lowest_one(uintptr_t word)
 #endif
 }
 
-/* ==== VERSION AND STATUS ========================================================================================== */
+/* ==== VERSION AND STATUS =============================================================================================
+   Texts. */
 
 PLB_API const char *plb_version(void)
 {
@@ -1175,7 +1182,8 @@ PLB_API bool plb_status_is_local(plb_status status)
     }
 }
 
-/* ==== MEMORY ====================================================================================================== */
+/* ==== MEMORY =========================================================================================================
+   malloc and free as an allocator, and the arena. */
 
 #ifndef PLB_MALLOC
 #include <stdlib.h>
@@ -1309,7 +1317,8 @@ PLB_API plb_allocator plb_arena_allocator(plb_arena *arena, void *memory, size_t
     return allocator;
 }
 
-/* ==== TEXT ======================================================================================================== */
+/* ==== TEXT ===========================================================================================================
+   Lines for logs and addresses, cut where their buffer ends. */
 
 /* Text that is cut where its buffer ends; `length` goes on counting. */
 typedef struct plb__text {
@@ -1355,7 +1364,8 @@ static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
         plb__put_char(text, digits[--n]);
 }
 
-/* ==== ADDRESS ===================================================================================================== */
+/* ==== ADDRESS ========================================================================================================
+   Text to address and back. Reading is all or nothing: a scan moves on only over what it understood. */
 
 /* What is being read: `at` moves on only over what was understood. */
 typedef struct plb__scan {
@@ -1663,7 +1673,8 @@ PLB_API uint64_t plb_addr_hash(const plb_addr *addr)
     return plb__fnv1a(hash, &addr->family, sizeof addr->family);
 }
 
-/* ==== TIMER ======================================================================================================= */
+/* ==== TIMER ==========================================================================================================
+   The clock made steady, and the pairing heap. */
 
 PLB_API uint64_t plb_timers_update(plb_timers *timers, const plb_clock *clock)
 {
@@ -1779,7 +1790,8 @@ PLB_API uint32_t plb_timers_delay(const plb_timers *timers)
     return delay < PLB_FOREVER ? (uint32_t)delay : PLB_FOREVER - 1;
 }
 
-/* ==== RANDOM NUMBERS ============================================================================================== */
+/* ==== RANDOM NUMBERS =================================================================================================
+   For spreading load, not for secrets. */
 
 #define PLB__GOLDEN UINT64_C(0x9e3779b97f4a7c15)
 
@@ -1797,7 +1809,8 @@ PLB_API uint64_t plb_reader_random(plb_reader *reader)
     return plb__mix(reader->random);
 }
 
-/* ==== SLOT ======================================================================================================== */
+/* ==== SLOT ===========================================================================================================
+   What outlives sets: one backend's state, and who holds it. */
 
 enum {
     PLB__UNHEALTHY = 1u, /* checks say so */
@@ -1896,7 +1909,8 @@ static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_add
     return order != 0 || a_id == b_id ? order : a_id < b_id ? -1 : 1;
 }
 
-/* ==== SET AND VIEW ================================================================================================ */
+/* ==== SET AND VIEW ===================================================================================================
+   A set's memory, its readiness bits and how they follow the slots, and what strategies may see of it. */
 
 #define PLB__WORD_BITS ((uint32_t)(sizeof(uintptr_t) * 8))
 
@@ -2095,7 +2109,8 @@ static plb__mail *plb__mail_take(uintptr_t *box)
     return oldest;
 }
 
-/* ==== BALANCER MEMORY ============================================================================================= */
+/* ==== BALANCER MEMORY ================================================================================================
+   Everything that a balancer consists of, by who writes it. */
 
 /* Readers that can be told apart; one cache line each. More than that at the same moment share one counter. */
 #ifndef PLB_READERS
@@ -2212,7 +2227,8 @@ static uint64_t plb__since_us(const plb_balancer *lb, uint64_t start)
     return now >= start ? now - start : (uint32_t)(now - start);
 }
 
-/* ==== LOG ========================================================================================================= */
+/* ==== LOG ============================================================================================================
+   What is told to the program, a line at a time. */
 
 #define PLB__LINE_MAX 320
 
@@ -2395,7 +2411,8 @@ static void plb__fill_info(const plb_view *view, uint32_t index, plb_backend_inf
     info->enabled = (flags & PLB__DISABLED) == 0;
 }
 
-/* ==== PICKING ===================================================================================================== */
+/* ==== PICKING ========================================================================================================
+   The hot path, the general walk, and what a pick holds. */
 
 static bool plb__excluded(const plb_request *request, uint32_t slot)
 {
@@ -2801,8 +2818,8 @@ typedef struct plb__weighted_state {
 } plb__weighted_state;
 
 /* The list, without being one: ends[i] is where the last copy of backend i ends, and starts[b] the backend that owns
-   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are. Where
-   each backend weighs 1, the list is the set, and neither is there. */
+   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are.
+   Where each backend weighs 1, the list is the set, and neither is there. */
 typedef struct plb__weighted_table {
     plb__divisor count, places;
     uint32_t *ends, *starts;
@@ -3524,7 +3541,8 @@ PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc)
     return plb__strategy(&plb__ketama_ops, desc);
 }
 
-/* ==== OPS ========================================================================================================= */
+/* ==== OPS ============================================================================================================
+   Starts of discoveries and probes, and their completion from any thread, once. */
 
 static plb__op *plb__op_new(plb_balancer *lb)
 {
@@ -3593,7 +3611,8 @@ static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *use
     plb_timer_set(&lb->timers, &op->deadline, delay_ms);
 }
 
-/* ==== LISTS ======================================================================================================= */
+/* ==== LISTS ==========================================================================================================
+   Backends on their way: copied, checked, sorted. */
 
 static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *backends, size_t count)
 {
@@ -3662,7 +3681,8 @@ static size_t plb__run_end(const plb__list *list, const uint32_t *order, size_t 
     return at;
 }
 
-/* Natural merge sort (Knuth, volume 3, 5.2.4): linear for lists that are nearly in order, as most updates are. Stable. */
+/* Natural merge sort (Knuth, volume 3, 5.2.4): linear for lists that are nearly in order, as most
+   updates are. Stable. */
 static void plb__list_sort(plb__list *list)
 {
     uint32_t *order = list->order, *spare = order + list->count;
@@ -3722,7 +3742,8 @@ static bool plb__list_repeats_ext(const plb__list *list, size_t position)
     return false;
 }
 
-/* ==== UPDATE ====================================================================================================== */
+/* ==== UPDATE =========================================================================================================
+   From an answer to the published set, wholly or not at all; and what becomes of the old one. */
 
 /* One update under way: the answer in set order, each with the slot that it has already (NULL: a new one). */
 typedef struct plb__update {
@@ -3947,7 +3968,8 @@ static bool plb__reclaim(plb_balancer *lb)
     return lb->retired[0] != NULL || lb->retired[1] != NULL;
 }
 
-/* Publishes a set. A flip that came before the store finds the old set at best, so every slot is read again after it. */
+/* Publishes a set. A flip that came before the store finds the old set at best, so every slot is read again after
+   it. */
 static void plb__publish(plb_balancer *lb, plb__set *set)
 {
     plb_view *view = &set->view;
@@ -4036,7 +4058,8 @@ static void plb__update_refuse(plb_balancer *lb, plb__list *list)
         plb__release_strangers(lb, list);
 }
 
-/* ==== DISCOVERY =================================================================================================== */
+/* ==== DISCOVERY ======================================================================================================
+   The balancer's side: when a discovery starts, what becomes of its answer, changes from other threads. */
 
 /* After a failure of this side, which is no answer, the next try; and while an update waits for readers, or memory
    for them to leave. */
@@ -4305,7 +4328,8 @@ static void plb__changes_end(plb_balancer *lb)
     }
 }
 
-/* ==== STATIC DISCOVERY ============================================================================================ */
+/* ==== STATIC DISCOVERY ===============================================================================================
+   The program's list, and the names in it. */
 
 typedef struct plb__static plb__static;
 
@@ -4822,7 +4846,8 @@ PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t 
     return PLB_OK;
 }
 
-/* ==== HEALTH CHECK ================================================================================================ */
+/* ==== HEALTH CHECK ===================================================================================================
+   The balancer's side: the state machine, and rounds of probes. */
 
 PLB_API void plb_check_done(plb_token token, plb_status status)
 {
@@ -4998,7 +5023,8 @@ PLB_API void plb_check_now(plb_balancer *lb)
     plb__wake(lb);
 }
 
-/* ==== TCP CHECK =================================================================================================== */
+/* ==== TCP CHECK ======================================================================================================
+   A connection, closed as soon as it is there. */
 
 typedef struct plb__tcp_check {
     const plb_io *io;
@@ -5082,7 +5108,8 @@ PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
     return check;
 }
 
-/* ==== BALANCER ==================================================================================================== */
+/* ==== BALANCER =======================================================================================================
+   Creation, the schedule that plb_poll keeps, and the end. */
 
 /* Empties the mailbox. Changes join their queue; completions are returned, oldest first. */
 static plb__mail *plb__mail_sort(plb_balancer *lb)
@@ -5402,7 +5429,8 @@ PLB_API void plb_destroy(plb_balancer *lb)
     plb__delete(&allocator, lb, sizeof *lb);
 }
 
-/* ==== HTTP/1 ====================================================================================================== */
+/* ==== HTTP/1 =========================================================================================================
+   The wire codec. */
 
 /* RFC 9110 section 5.6.2, tchar: a bit for each of the first 128 bytes. */
 static const uint32_t plb__http1_tchar[4] = {0x00000000u, 0x03ff6cfau, 0xc7fffffeu, 0x57ffffffu};
