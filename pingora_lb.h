@@ -111,6 +111,7 @@
    Ketama                      6.6 bytes a point, 160 points for each unit of weight; 8.6 above 65 536 backends
    a probe in flight (TCP)     180 bytes and the port's stream
    an update                   for its duration: 170 bytes a backend and the new set; Ketama: 9.3 bytes a point
+   constant tables             16 KiB, of CRC-32
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
    as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
    there before goes on, and the balancer tries again after a second.
@@ -2172,7 +2173,7 @@ struct plb_balancer {
     void *strategy_state;
     const plb_strategy_ops *strategy;
     plb_port port;
-    char pad[PLB__CACHE_LINE];
+    char pad[2 * PLB__CACHE_LINE - 3 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
     plb__cell cells[PLB__READERS + 1];
     /* other threads now and then */
     uint32_t spilled; /* readers beyond those */
