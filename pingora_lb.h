@@ -404,6 +404,14 @@ typedef struct plb_names {
     void (*cancel)(void *self, plb_query *query); /* fn will not be called any more */
 } plb_names;
 
+/* A memory barrier for all threads at once: when issue returns, every thread of the process that runs has passed a full
+   barrier since the call (membarrier on Linux, FlushProcessWriteBuffers on Windows). With it, reading costs no locked
+   instruction; a balancer issues one for each set that it publishes. */
+typedef struct plb_barrier {
+    void *self;
+    void (*issue)(void *self); /* cannot fail: a port that is not sure of it has no plb_barrier. Any thread */
+} plb_barrier;
+
 /* What a program lends to a balancer or a proxy. Each may be NULL where nothing needs it: a balancer of literal
    addresses without checks needs nothing at all. The tables must outlive what they were lent to. */
 typedef struct plb_port {
@@ -411,6 +419,7 @@ typedef struct plb_port {
     const plb_clock *clock;
     const plb_random *random;
     const plb_names *names;
+    const plb_barrier *barrier;
 } plb_port;
 
 #define PLB_FOREVER UINT32_MAX /* as a delay: nothing is due */
@@ -459,7 +468,9 @@ PLB_API uint32_t plb_timers_delay(const plb_timers *timers);
 
 typedef struct plb_balancer plb_balancer;
 
-#define PLB_WEIGHT_MAX 65535u
+#define PLB_WEIGHT_MAX   65535u
+#define PLB_BACKUP       65536u /* as a priority: a backup, used only while no other backend is ready */
+#define PLB_PRIORITY_MAX 131071u
 
 typedef enum plb_enablement {
     PLB_ENABLEMENT_KEEP = 0, /* a discovery says nothing of it */
@@ -471,6 +482,8 @@ typedef struct plb_backend {
     plb_addr addr;      /* PLB_FAMILY_NONE with a port: `name` is still to be resolved (static discovery does) */
     uint32_t weight;    /* its share, 0 to 65535. It means what it says: 0 is draining, never picked. Usually 1 */
     uint32_t max_conns; /* requests in flight (plb_begin to plb_end) past which it is not ready; 0: no limit */
+    uint32_t priority;  /* its tier: those of a greater number are used only while none of a smaller one is ready. 0 to
+                           65535, as in DNS SRV (RFC 2782); PLB_BACKUP added: after all that are no backups */
     uint32_t id;        /* tells two services on one address apart; usually 0 */
     plb_enablement enablement; /* from a discovery: switch it on or off with this update */
     const char *name;          /* the host name it came from, or NULL. Copied. The first name of an address stays */
@@ -619,6 +632,15 @@ PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc);
 
 #define PLB_NONE UINT32_MAX /* as an index: no backend */
 
+/* How a request went, as plb_end is told. */
+typedef enum plb_outcome {
+    PLB_OUTCOME_SUCCESS = 0,
+    PLB_OUTCOME_CONNECT_ERROR, /* no connection could be had */
+    PLB_OUTCOME_BROKEN,        /* it broke, or timed out, before the answer was complete */
+    PLB_OUTCOME_SERVER_ERROR,  /* it answered that it failed (HTTP 5xx) */
+    PLB_OUTCOME_CANCELLED      /* the request was given up for reasons of this side: says nothing about the backend */
+} plb_outcome;
+
 typedef struct plb_view plb_view;
 PLB_API uint32_t plb_view_count(const plb_view *view);
 PLB_API uint32_t plb_view_weight(const plb_view *view, uint32_t index);
@@ -629,13 +651,28 @@ PLB_API uint32_t plb_view_ready_count(const plb_view *view);
 PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth);   /* in set order, from 0; or PLB_NONE */
 PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index); /* plb_begin without plb_end yet */
 PLB_API uint32_t plb_view_slot(const plb_view *view, uint32_t index);      /* a small number, the same in every set */
+PLB_API void *plb_view_data(const plb_view *view, uint32_t index);         /* the strategy's slot_size bytes, or NULL */
+PLB_API uint32_t plb_view_ready_weight(const plb_view *view);              /* of the ready backends together */
 
 /* What belongs to the calling thread for the time of a pick, so that it may be used without atomic operations. */
 typedef struct plb_reader {
-    uintptr_t set;   /* private */
-    uint64_t random; /* private */
+    uintptr_t set; /* private, like the rest */
+    uint64_t random;
+    uintptr_t turn;
+    bool own_turn;
 } plb_reader;
 PLB_API uint64_t plb_reader_random(plb_reader *reader); /* 64 random bits (SplitMix64), not for secrets */
+
+/* The next number of a count that goes up by one each time: the reader's own if it is a handle, else that at `shared`,
+   one for all threads. */
+PLB_API uintptr_t plb_reader_turn(plb_reader *reader, uintptr_t *shared);
+
+/* A ready backend at random, each as likely as its weight says; PLB_NONE if there is none. O(1), whatever the share of
+   those that are ready. */
+PLB_API uint32_t plb_view_draw(const plb_view *view, plb_reader *reader);
+
+/* The first ready backend at or after an index, wrapping; PLB_NONE if there is none. */
+PLB_API uint32_t plb_view_ready_after(const plb_view *view, uint32_t index);
 
 /* One call's hold on a set. */
 typedef struct plb_hold {
@@ -651,11 +688,16 @@ typedef struct plb_cursor {
 typedef struct plb_strategy_ops {
     const char *name;
     size_t state_size; /* outlives every set: counters, seeds. Shared by all threads that pick */
+    size_t slot_size;  /* zeroed bytes, aligned to 8, that each slot has for the strategy (plb_view_data); they outlive
+                          sets as slots do. Shared by all threads: atomic operations only */
+    bool keyed;        /* one key means one backend, as long as nothing changes */
     plb_status (*open)(void *state, const void *desc, const plb_env *env); /* may be NULL; an error fails plb_create */
     void (*close)(void *state);                                            /* may be NULL; also after a failed open */
-    /* Builds the table for one set, in *table, from plb_poll; an error keeps the old set. May be NULL: no table. Called
-       for sets with at least one backend. */
-    plb_status (*build)(void *state, const plb_view *view, void **table);
+    /* Builds the table for one view, in *table, from plb_poll; an error keeps the old set. May be NULL: no table.
+       Called for views with at least one backend. old_view and old_table are what is published at the time, for a
+       strategy that would rather amend than build, or NULL; both are read by other threads. */
+    plb_status (*build)(void *state, const plb_view *view, const plb_view *old_view, const void *old_table,
+                        void **table);
     void (*discard)(void *state, void *table); /* NULL when build is */
     /* The raw sequence for a key: the first backend, and each next one. It may repeat, it never ends. Any thread. */
     uint32_t (*first)(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
@@ -666,10 +708,16 @@ typedef struct plb_strategy_ops {
        allocation. NULL: the balancer walks with first and next. */
     uint32_t (*pick)(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
                      size_t key_length, uint32_t limit);
-    /* A request was given to the backend of that slot, and is over; for strategies that learn. May be NULL. Any thread;
-       ended is not called after plb_destroy. `outcome` is a plb_outcome. */
-    void (*began)(void *state, uint32_t slot);
-    void (*ended)(void *state, uint32_t slot, int outcome, uint64_t latency_us);
+    /* A backend of the view became ready, or ceased to be, after build (which sees how it is). May be NULL. Any thread;
+       two flips of one backend in a row may be told in either order. */
+    void (*flipped)(void *state, void *table, const plb_view *view, uint32_t index, bool ready);
+    /* A request was given to the backend of that slot, and is over; for strategies that learn. `data`: the slot's
+       slot_size bytes, or NULL. May be NULL. Any thread; ended is not called after plb_destroy. */
+    void (*began)(void *state, uint32_t slot, void *data);
+    void (*ended)(void *state, uint32_t slot, void *data, plb_outcome outcome, uint64_t latency_us);
+    /* Called from plb_poll for each view every tick_ms milliseconds, where there is a clock. May be NULL. */
+    void (*tick)(void *state, void *table, const plb_view *view);
+    uint32_t tick_ms;
 } plb_strategy_ops;
 
 typedef struct plb_strategy {
@@ -703,7 +751,9 @@ typedef struct plb_backend_info {
     plb_backend backend;
     uint32_t slot;      /* as plb_pick.slot */
     uint32_t in_flight; /* plb_begin without plb_end yet */
-    bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0 */
+    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly */
+    bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
+                           panics, an unhealthy one too */
     bool healthy;
     bool enabled;
 } plb_backend_info;
@@ -732,6 +782,10 @@ typedef struct plb_balancer_desc {
     uint32_t parallel_checks; /* probes in flight at most; 1: one after another, as pingora's default; 0: 64;
                                  PLB_UNLIMITED */
     bool start_unhealthy;     /* backends are unhealthy until checks say otherwise; needs a check */
+    uint32_t slow_start_ms;   /* a backend that becomes healthy gets its share bit by bit over this time, so that cold
+                                 caches can fill; needs port.clock; 0: at once */
+    uint32_t panic_percent;   /* a tier in which less than this share of the enabled backends is healthy ignores health:
+                                 failing some requests beats drowning the last ones. 0: never; up to 100 */
 
     void *user;                                                 /* handed to the callbacks below */
     void (*on_change)(void *user, plb_balancer *lb);            /* another set was published */
@@ -833,14 +887,6 @@ typedef struct plb_pick {
     void *held;             /* private; NULL when the pick holds nothing */
 } plb_pick;
 
-typedef enum plb_outcome {
-    PLB_OUTCOME_SUCCESS = 0,
-    PLB_OUTCOME_CONNECT_ERROR, /* no connection could be had */
-    PLB_OUTCOME_BROKEN,        /* it broke, or timed out, before the answer was complete */
-    PLB_OUTCOME_SERVER_ERROR,  /* it answered that it failed (HTTP 5xx) */
-    PLB_OUTCOME_CANCELLED      /* the request was given up for reasons of this side: says nothing about the backend */
-} plb_outcome;
-
 /* Picks and holds: the backend counts one more request in flight until plb_end. request may be NULL. Statuses as
    plb_select; on any but PLB_OK the pick holds nothing. A pick may outlive its set and the balancer. */
 PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_pick *pick);
@@ -849,12 +895,27 @@ PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_p
    thread. */
 PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us);
 
-/* Raw iteration: the strategy's sequence for a key, unready and repeated backends included. The caller's memory;
+/* One thread's own way in, for those who count nanoseconds: it has its own round-robin turn and random numbers, and
+   writes no cache line that another thread writes. The balancer's memory, a few cache lines; open allocates, or reuses
+   one that was closed: PLB_OK or PLB_ERR_MEMORY. One thread at a time uses a handle; any thread may open and close.
+   plb_destroy ends all of them. It pays most where the port has a barrier (plb_barrier). */
+typedef struct plb_handle plb_handle;
+PLB_API plb_status plb_handle_open(plb_balancer *lb, plb_handle **out);
+PLB_API void plb_handle_close(plb_handle *handle);
+
+/* As plb_select, plb_select_with and plb_begin; the pick is ended by plb_end, from any thread. */
+PLB_API plb_status plb_handle_select(plb_handle *handle, const void *key, size_t key_length, uint32_t max_iterations,
+                                     plb_addr *out);
+PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request *request, plb_addr *out);
+PLB_API plb_status plb_handle_begin(plb_handle *handle, const plb_request *request, plb_pick *pick);
+
+/* Raw iteration: the strategy's sequence for a key through the tier that is in use, unready and repeated backends
+   included. The caller's memory;
    between begin and end the set cannot be reclaimed, so keep it short. begin: PLB_OK or PLB_ERR_EMPTY, after which end
    need not be called. next: *info is valid until the next call. */
 typedef struct plb_walk {
     plb_balancer *balancer; /* private, like the rest */
-    void *set;
+    const void *tier;
     plb_hold hold;
     bool started;
     const void *key;
@@ -989,10 +1050,12 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define PLB__INLINE      static inline __attribute__((unused, always_inline))
+#define PLB__RARE        static __attribute__((noinline)) /* off the hot path, whose registers it shall not take */
 #else
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
 #define PLB__INLINE      static
+#define PLB__RARE        static
 #endif
 
 /* A cache line that will be needed soon, or so much later that it must not drive others from the first-level cache. */
@@ -1006,7 +1069,9 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
 
 #ifdef PLB_NO_THREADS
 #define PLB__LOAD_RELAXED(p)     (*(p))
+#define PLB__LOAD_ACQUIRE(p)     (*(p))
 #define PLB__LOAD(p)             (*(p))
+#define PLB__KEEP_ORDER()        ((void)0)
 #define PLB__STORE_RELAXED(p, v) ((void)(*(p) = (v)))
 #define PLB__STORE(p, v)         ((void)(*(p) = (v)))
 #define PLB__STORE_RELEASE(p, v) ((void)(*(p) = (v)))
@@ -1057,7 +1122,9 @@ PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
 #elif defined(__GNUC__)
 /* Sequentially consistent unless the name says otherwise: on the paths that matter the strong forms cost the same. */
 #define PLB__LOAD_RELAXED(p)     __atomic_load_n((p), __ATOMIC_RELAXED)
+#define PLB__LOAD_ACQUIRE(p)     __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define PLB__LOAD(p)             __atomic_load_n((p), __ATOMIC_SEQ_CST)
+#define PLB__KEEP_ORDER()        __atomic_signal_fence(__ATOMIC_SEQ_CST) /* the compiler's order; the processor's is free */
 #define PLB__STORE_RELAXED(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 #define PLB__STORE(p, v)         __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
 #define PLB__STORE_RELEASE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
@@ -1091,6 +1158,20 @@ PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
 }
 #else
 #error "pingora_lb.h knows no atomics for this compiler: define PLB_NO_THREADS for use from one thread"
+#endif
+
+/* A number that no other running thread has: where its copy of a thread-local byte lies. 0: unknown here. */
+#if !defined(PLB_NO_THREADS) && !defined(PLB_NO_THREAD_LOCAL)
+static __thread char plb__thread_byte;
+PLB__INLINE uintptr_t plb__thread(void)
+{
+    return (uintptr_t)&plb__thread_byte;
+}
+#else
+PLB__INLINE uintptr_t plb__thread(void)
+{
+    return 0;
+}
 #endif
 
 /* The upper 64 bits of a product. */
@@ -1630,12 +1711,9 @@ static size_t plb__addr_used(const plb_addr *addr)
 }
 
 /* Copies what is used: the source may be stored without the rest. */
-PLB__INLINE void plb__addr_copy(plb_addr *to, const plb_addr *from)
+static void plb__addr_copy(plb_addr *to, const plb_addr *from)
 {
-    if (PLB__LIKELY(from->family == PLB_FAMILY_IPV4))
-        memcpy(to, from, PLB__ADDR_HEAD + 4);
-    else
-        memcpy(to, from, plb__addr_used(from));
+    memcpy(to, from, plb__addr_used(from));
 }
 
 PLB_API int plb_addr_compare(const plb_addr *a, const plb_addr *b)
@@ -1804,10 +1882,29 @@ PLB__INLINE uint64_t plb__mix(uint64_t z)
     return z ^ (z >> 31);
 }
 
-PLB_API uint64_t plb_reader_random(plb_reader *reader)
+PLB__INLINE uint64_t plb__random(plb_reader *reader)
 {
     reader->random += PLB__GOLDEN;
     return plb__mix(reader->random);
+}
+
+PLB_API uint64_t plb_reader_random(plb_reader *reader)
+{
+    return plb__random(reader);
+}
+
+PLB__INLINE uintptr_t plb__turns_pass(plb_reader *reader, uintptr_t *shared, uintptr_t turns)
+{
+    uintptr_t turn = reader->turn;
+    if (!reader->own_turn)
+        return plb__fetch_add_relaxed(shared, turns);
+    reader->turn = turn + turns;
+    return turn;
+}
+
+PLB_API uintptr_t plb_reader_turn(plb_reader *reader, uintptr_t *shared)
+{
+    return plb__turns_pass(reader, shared, 1);
 }
 
 /* ==== SLOT ===========================================================================================================
@@ -1815,8 +1912,12 @@ PLB_API uint64_t plb_reader_random(plb_reader *reader)
 
 enum {
     PLB__UNHEALTHY = 1u, /* checks say so */
-    PLB__DISABLED = 2u   /* the program or the discovery says so */
+    PLB__DISABLED = 2u,  /* the program or the discovery says so */
+    PLB__FULL = 4u,      /* of plb__slot_state only: max_conns requests are in flight */
+    PLB__PARTIAL = 8u    /* of plb__slot_state only: it has less than its full share */
 };
+
+#define PLB__SHARE_ALL 255u
 
 /* The upper bits of plb__slot.in_flight. */
 #define PLB__DEPARTED   (UINT32_C(1) << 31) /* in no set any more: the last plb_end wakes poll, which frees the slot */
@@ -1824,7 +1925,8 @@ enum {
 #define PLB__LIMITED    (UINT32_C(1) << 29) /* max_conns is not 0: whoever counts up or down has the view told */
 #define PLB__COUNT_MASK (PLB__LIMITED - 1)
 
-/* One per (address, id). Allocated just as long as its address and name need. */
+/* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stands
+   what the strategy keeps for it, next to what is read with it. */
 typedef struct plb__slot {
     /* any thread */
     uint32_t in_flight;
@@ -1835,6 +1937,8 @@ typedef struct plb__slot {
     uint32_t id;
     uint32_t number;
     uint32_t size; /* of this allocation */
+    uint16_t lead; /* bytes of it before this struct */
+    uint8_t share; /* of its weight, in 255ths, as it starts slowly; any thread reads it */
     const char *name;
     void *ext;
     void (*ext_release)(void *ext);
@@ -1843,6 +1947,7 @@ typedef struct plb__slot {
             uint32_t holders; /* sets and probes */
             uint32_t streak;  /* results in a row that speak against the state */
             uint32_t round;   /* of checks, in which it was probed last */
+            uint32_t ramp_ms; /* when its share began to grow; the lower half of the timers' clock */
             struct plb__slot *next_departed;
         } control;
         plb_allocator estate; /* once the balancer is gone: where to give the memory back */
@@ -1861,15 +1966,24 @@ static void plb__release_ext(void *ext, void (*release)(void *ext))
         release(ext);
 }
 
-/* A slot without its ext: that is handed over when the update is certain. */
-static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backend)
+/* What the strategy keeps for a slot. */
+PLB__INLINE void *plb__slot_data(plb__slot *slot)
+{
+    return slot->lead > 0 ? (char *)slot - slot->lead : NULL;
+}
+
+/* A slot without its ext: that is handed over when the update is certain. `lead` keeps what follows aligned. */
+static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backend, size_t lead)
 {
     size_t addr_size = plb__addr_used(&backend->addr), name_size = plb__name_size(backend->name);
-    size_t size = offsetof(plb__slot, addr) + addr_size + name_size;
-    plb__slot *slot = (plb__slot *)plb__new(a, size);
-    if (slot == NULL)
+    size_t size = lead + offsetof(plb__slot, addr) + addr_size + name_size;
+    char *memory = (char *)plb__new(a, size);
+    plb__slot *slot = (plb__slot *)(void *)(memory + lead);
+    if (memory == NULL)
         return NULL;
     slot->size = (uint32_t)size;
+    slot->lead = (uint16_t)lead;
+    slot->share = PLB__SHARE_ALL;
     slot->id = backend->id;
     plb__addr_copy(&slot->addr, &backend->addr);
     if (name_size > 0) {
@@ -1883,15 +1997,18 @@ static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backe
 static void plb__slot_delete(const plb_allocator *a, plb__slot *slot)
 {
     plb__release_ext(slot->ext, slot->ext_release);
-    plb__delete(a, slot, slot->size);
+    plb__delete(a, (char *)slot - slot->lead, slot->size);
 }
 
-static bool plb__slot_ready(plb__slot *slot)
+/* Everything that a view shows of a slot, in one number: its flags, whether it is full, whether its share is partial. */
+static uint32_t plb__slot_state(plb__slot *slot)
 {
-    uint32_t max_conns = PLB__LOAD(&slot->max_conns);
-    if (PLB__LOAD(&slot->flags) != 0)
-        return false;
-    return max_conns == 0 || (PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) < max_conns;
+    uint32_t max_conns = PLB__LOAD(&slot->max_conns), state = PLB__LOAD(&slot->flags);
+    if (max_conns != 0 && (PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) >= max_conns)
+        state |= PLB__FULL;
+    if (PLB__LOAD(&slot->share) != PLB__SHARE_ALL)
+        state |= PLB__PARTIAL;
+    return state;
 }
 
 /* Changes the limit. The bit stands beside the count, so that a count that was changed without a look at the limit was
@@ -1915,46 +2032,200 @@ static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_add
 
 #define PLB__WORD_BITS ((uint32_t)(sizeof(uintptr_t) * 8))
 
-/* Fixed when built, but for the readiness: a bit a backend, and how many there are. */
+/* An IPv4 address in 8 bytes, so that copying it out does not fetch the slot: a plb_addr without its scope, which is 0.
+   Other families: all zero. */
+typedef struct plb__compact {
+    uint8_t family, path_len;
+    uint16_t port;
+    uint8_t v4[4];
+} plb__compact;
+
+/* One tier of a set as its strategy sees it. Fixed when built, but for the readiness: bits, and what follows from them.
+   The ready backends also stand in a list, in no order, so that one can be drawn in one step; the bits are the truth,
+   and the list may lag behind them. */
 struct plb_view {
     uint32_t count;
-    uint32_t words; /* of ready */
-    uint32_t weight_sum;
     uint32_t ready_count;
+    uint32_t ready_weight;
+    uint32_t partial_count; /* backends that have less than their full share */
+    uintptr_t *ready;
+    plb__compact *addrs;
     plb__slot **slots;
     uint16_t *weights;
-    uintptr_t *ready;
+    uint32_t *list;
+    uint32_t listed; /* backends in the list */
+    uint32_t list_changes;
+    uint32_t *places; /* in the list, by index, plus 1; 0: not there */
+    uint32_t words;   /* of each bitmap */
+    uint32_t weight_sum;
+    uint32_t weight_max;
 };
 
-/* Sets are published whole. One allocation holds the set and its arrays. */
-typedef struct plb__set {
+/* Which backends count in a tier: enabled and of a weight above 0; healthy too; of partial share. */
+enum { PLB__BITS_USABLE, PLB__BITS_HEALTHY, PLB__BITS_PARTIAL, PLB__BITMAPS };
+
+typedef struct plb__tier {
     plb_view view;
     void *table; /* the strategy's */
+    uint32_t priority;
+    uint32_t start;   /* its first backend in the set */
+    uint32_t usable;  /* how many bits there are */
+    uint32_t healthy; /* the same */
+    uint32_t panic;   /* 1: so few are healthy that health is ignored */
+    uint32_t cursor;  /* the polling thread's, while it compares the set with an answer */
+    uintptr_t *bits[PLB__BITMAPS];
+} plb__tier;
+
+/* Sets are published whole. One allocation holds the set, its tiers and their arrays. */
+typedef struct plb__set {
+    const plb_strategy_ops *strategy;
+    void *strategy_state;
+    bool simple; /* one tier, with backends, and a strategy that picks by itself */
+    uint32_t count;
+    uint32_t active; /* the tier that picks come from */
+    uint32_t tier_count;
+    uint32_t panic_percent;
     size_t size; /* of this allocation */
+    plb__slot **slots;
+    uint16_t *weights;
+    plb__tier tiers[1]; /* tier_count of them */
 } plb__set;
 
-static plb__set *plb__set_new(const plb_allocator *a, uint32_t count)
+static uint32_t plb__words(uint32_t bits)
 {
-    uint32_t words = (count + PLB__WORD_BITS - 1) / PLB__WORD_BITS;
-    size_t slots_size = count * sizeof(plb__slot *), ready_size = words * sizeof(uintptr_t);
-    size_t size = sizeof(plb__set) + slots_size + ready_size + count * sizeof(uint16_t);
-    plb__set *set = (plb__set *)plb__new(a, size);
+    return (bits + PLB__WORD_BITS - 1) / PLB__WORD_BITS;
+}
+
+/* Takes `count` things of `size` from the memory at *at. */
+static void *plb__carve(char **at, size_t count, size_t size)
+{
+    char *taken = *at;
+    *at += count * size;
+    return taken;
+}
+
+/* A set of `tier_count` tiers, one at least, whose sizes are `counts`. */
+static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, uint32_t tier_count)
+{
+    size_t count = 0, words = 0, size, each = sizeof(plb__slot *) + sizeof(plb__compact) + 2 * sizeof(uint32_t);
+    plb__compact *addrs;
+    plb__set *set;
+    uint32_t t;
     char *at;
+    for (t = 0; t < tier_count; t++) {
+        count += counts[t];
+        words += plb__words(counts[t]);
+    }
+    size = sizeof *set + (tier_count - 1) * sizeof(plb__tier) + words * (1 + PLB__BITMAPS) * sizeof(uintptr_t);
+    size += count * (each + sizeof(uint16_t));
+    set = (plb__set *)plb__new(a, size);
     if (set == NULL)
         return NULL;
-    at = (char *)(set + 1);
     set->size = size;
-    set->view.count = count;
-    set->view.words = words;
-    set->view.slots = (plb__slot **)(void *)at;
-    set->view.ready = (uintptr_t *)(void *)(at + slots_size);
-    set->view.weights = (uint16_t *)(void *)(at + slots_size + ready_size);
+    set->count = (uint32_t)count;
+    set->tier_count = tier_count;
+    at = (char *)(set->tiers + tier_count);
+    set->slots = (plb__slot **)plb__carve(&at, count, sizeof(plb__slot *));
+    addrs = (plb__compact *)plb__carve(&at, count, sizeof(plb__compact));
+    for (t = 0, count = 0; t < tier_count; count += counts[t++]) {
+        plb__tier *tier = &set->tiers[t];
+        plb_view *view = &tier->view;
+        int b;
+        tier->start = (uint32_t)count;
+        view->count = counts[t];
+        view->words = plb__words(counts[t]);
+        view->slots = set->slots + count;
+        view->addrs = addrs + count;
+        view->ready = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
+        for (b = 0; b < PLB__BITMAPS; b++)
+            tier->bits[b] = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
+    }
+    for (t = 0; t < tier_count; t++) {
+        set->tiers[t].view.list = (uint32_t *)plb__carve(&at, counts[t], sizeof(uint32_t));
+        set->tiers[t].view.places = (uint32_t *)plb__carve(&at, counts[t], sizeof(uint32_t));
+    }
+    set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t));
+    for (t = 0; t < tier_count; t++)
+        set->tiers[t].view.weights = set->weights + set->tiers[t].start;
     return set;
+}
+
+/* Puts a backend in its place, in a set that nobody sees yet. */
+static void plb__set_fill(plb__tier *tier, uint32_t index, plb__slot *slot, uint32_t weight)
+{
+    plb_view *view = &tier->view;
+    view->slots[index] = slot;
+    view->weights[index] = (uint16_t)weight;
+    view->weight_sum += weight;
+    if (weight > view->weight_max)
+        view->weight_max = weight;
+    if (slot->addr.family == PLB_FAMILY_IPV4 && slot->addr.scope == 0) {
+        plb__compact compact;
+        memset(&compact, 0, sizeof compact);
+        compact.family = PLB_FAMILY_IPV4;
+        compact.port = slot->addr.port;
+        memcpy(compact.v4, slot->addr.u.v4, sizeof compact.v4);
+        view->addrs[index] = compact;
+    }
+}
+
+static void plb__bit_fill(uintptr_t *words, uint32_t *count, uint32_t index, bool on)
+{
+    words[index / PLB__WORD_BITS] |= (uintptr_t)on << index % PLB__WORD_BITS;
+    *count += on;
+}
+
+static uint32_t plb__should_panic(const plb__set *set, const plb__tier *tier)
+{
+    uint64_t healthy = PLB__LOAD(&tier->healthy), usable = PLB__LOAD(&tier->usable);
+    return healthy * 100 < usable * set->panic_percent;
+}
+
+/* The readiness of a set that nobody sees yet, all at once. */
+static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
+{
+    plb_view *view = &tier->view;
+    uint32_t i;
+    for (i = 0; i < view->count; i++) {
+        uint32_t state = plb__slot_state(view->slots[i]);
+        bool usable = view->weights[i] > 0 && (state & PLB__DISABLED) == 0;
+        plb__bit_fill(tier->bits[PLB__BITS_USABLE], &tier->usable, i, usable);
+        plb__bit_fill(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, i, usable && (state & PLB__UNHEALTHY) == 0);
+        plb__bit_fill(tier->bits[PLB__BITS_PARTIAL], &view->partial_count, i, (state & PLB__PARTIAL) != 0);
+    }
+    tier->panic = plb__should_panic(set, tier);
+    for (i = 0; i < view->count; i++) {
+        const uintptr_t *bits = tier->bits[tier->panic != 0 ? PLB__BITS_USABLE : PLB__BITS_HEALTHY];
+        bool counts = (bits[i / PLB__WORD_BITS] >> i % PLB__WORD_BITS & 1) != 0;
+        if (!counts || (plb__slot_state(view->slots[i]) & PLB__FULL) != 0)
+            continue;
+        plb__bit_fill(view->ready, &view->ready_count, i, true);
+        view->ready_weight += view->weights[i];
+        view->places[i] = view->listed + 1;
+        view->list[view->listed++] = i;
+    }
 }
 
 PLB__INLINE bool plb__view_ready(const plb_view *view, uint32_t index)
 {
     return (PLB__LOAD_RELAXED(&view->ready[index / PLB__WORD_BITS]) >> index % PLB__WORD_BITS & 1) != 0;
+}
+
+PLB__RARE void plb__view_copy_slot_addr(const plb_view *view, uint32_t index, plb_addr *out)
+{
+    plb__addr_copy(out, &view->slots[index]->addr);
+}
+
+PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_addr *out)
+{
+    const plb__compact *compact = &view->addrs[index];
+    if (PLB__LIKELY(compact->family == PLB_FAMILY_IPV4)) {
+        memcpy(out, compact, offsetof(plb__compact, v4)); /* family, path_len, port */
+        out->scope = 0;
+        memcpy(out->u.v4, compact->v4, sizeof compact->v4);
+    } else {
+        plb__view_copy_slot_addr(view, index, out);
+    }
 }
 
 PLB_API uint32_t plb_view_count(const plb_view *view)
@@ -1974,7 +2245,7 @@ PLB_API uint32_t plb_view_weight_sum(const plb_view *view)
 
 PLB_API void plb_view_addr(const plb_view *view, uint32_t index, plb_addr *out)
 {
-    plb__addr_copy(out, &view->slots[index]->addr);
+    plb__view_copy_addr(view, index, out);
 }
 
 PLB_API bool plb_view_ready(const plb_view *view, uint32_t index)
@@ -1985,6 +2256,16 @@ PLB_API bool plb_view_ready(const plb_view *view, uint32_t index)
 PLB_API uint32_t plb_view_ready_count(const plb_view *view)
 {
     return PLB__LOAD_RELAXED(&view->ready_count);
+}
+
+PLB_API uint32_t plb_view_ready_weight(const plb_view *view)
+{
+    return PLB__LOAD_RELAXED(&view->ready_weight);
+}
+
+PLB_API void *plb_view_data(const plb_view *view, uint32_t index)
+{
+    return plb__slot_data(view->slots[index]);
 }
 
 PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth)
@@ -2004,6 +2285,43 @@ PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth)
     return PLB_NONE;
 }
 
+/* The first ready backend at or after an index, wrapping, or PLB_NONE. */
+PLB__INLINE uint32_t plb__view_ready_after(const plb_view *view, uint32_t index)
+{
+    uint32_t w = index / PLB__WORD_BITS, tries = view->words;
+    uintptr_t word = PLB__LOAD_RELAXED(&view->ready[w]) & ~(uintptr_t)0 << index % PLB__WORD_BITS;
+    for (;; tries--) {
+        if (PLB__LIKELY(word != 0))
+            return w * PLB__WORD_BITS + plb__lowest_one(word);
+        if (tries == 0)
+            return PLB_NONE;
+        w = w + 1 < view->words ? w + 1 : 0;
+        word = PLB__LOAD_RELAXED(&view->ready[w]);
+    }
+}
+
+PLB_API uint32_t plb_view_ready_after(const plb_view *view, uint32_t index)
+{
+    return plb__view_ready_after(view, index);
+}
+
+/* Draws that are taken back because a lighter backend shall come up more seldom; the next one stands. */
+#define PLB__DRAWS_MAX 16
+
+PLB_API uint32_t plb_view_draw(const plb_view *view, plb_reader *reader)
+{
+    uint32_t listed = PLB__LOAD_RELAXED(&view->listed), tries, index = 0;
+    for (tries = 0; tries < PLB__DRAWS_MAX && listed > 0; tries++) {
+        uint64_t random = plb__random(reader);
+        index = PLB__LOAD_RELAXED(&view->list[(random >> 32) * listed >> 32]);
+        if (PLB__UNLIKELY(!plb__view_ready(view, index)))
+            continue; /* the list is being changed */
+        if ((random & UINT32_MAX) * view->weight_max >> 32 < view->weights[index])
+            return index;
+    }
+    return plb__view_ready_after(view, index);
+}
+
 PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index)
 {
     return PLB__LOAD_RELAXED(&view->slots[index]->in_flight) & PLB__COUNT_MASK;
@@ -2014,39 +2332,126 @@ PLB_API uint32_t plb_view_slot(const plb_view *view, uint32_t index)
     return view->slots[index]->number;
 }
 
-/* The count goes up before the bits do, and down after them: a thread that is held up in between makes it too high for
-   that time, never too low, which would hide a backend that is ready. */
-static void plb__view_set_ready(plb_view *view, uint32_t index, bool ready)
+/* Puts a backend into the list or takes it out, as its bit says. */
+static void plb__list_follow(plb_view *view, uint32_t index)
 {
-    uintptr_t bit = (uintptr_t)1 << index % PLB__WORD_BITS, *word = &view->ready[index / PLB__WORD_BITS];
-    bool was = (PLB__LOAD(word) & bit) != 0;
-    if (was == ready)
+    uint32_t place = view->places[index], listed = view->listed;
+    if (plb__view_ready(view, index) == (place != 0))
         return;
-    if (ready) {
-        plb__fetch_add(&view->ready_count, 1);
-        was = (plb__fetch_or(word, bit) & bit) != 0;
-    } else {
-        was = (plb__fetch_and(word, ~bit) & bit) != 0;
+    if (place == 0) {
+        view->places[index] = listed + 1;
+        PLB__STORE_RELAXED(&view->list[listed], index);
+        PLB__STORE_RELAXED(&view->listed, listed + 1);
+    } else { /* the last one takes its place; for a moment it stands twice */
+        uint32_t last = view->list[listed - 1];
+        view->places[last] = place;
+        PLB__STORE_RELAXED(&view->list[place - 1], last);
+        PLB__STORE_RELAXED(&view->listed, listed - 1);
+        view->places[index] = 0;
     }
-    if (was)
-        plb__fetch_add(&view->ready_count, UINT32_MAX);
 }
 
-/* Makes the view say what the slot at `index` (the first of its duplicates) says. Several threads may be at it: who
-   writes last looks at the slot again afterwards, so the last word is right. Going round again means that another
-   thread got on with its work. */
-static void plb__view_sync(plb_view *view, uint32_t index)
+/* Brings the list up to date after the bit at `index` changed. One thread at a time does so; another that comes
+   meanwhile leaves word, and the one at work then goes over the whole list: nobody waits. */
+static void plb__list_changed(plb_view *view, uint32_t index)
 {
-    plb__slot *slot = view->slots[index];
-    for (; index < view->count && view->slots[index] == slot; index++) {
-        bool ready;
-        if (view->weights[index] == 0)
-            continue;
-        do {
-            ready = plb__slot_ready(slot);
-            plb__view_set_ready(view, index, ready);
-        } while (plb__slot_ready(slot) != ready);
+    uint32_t seen = 1, changes, i;
+    if (plb__fetch_add(&view->list_changes, 1) != 0)
+        return;
+    plb__list_follow(view, index);
+    while ((changes = plb__fetch_add(&view->list_changes, 0u - seen)) != seen) {
+        seen = changes - seen;
+        for (i = 0; i < view->count; i++)
+            plb__list_follow(view, i);
     }
+}
+
+/* Sets or clears a bit; did that change it? */
+static bool plb__bit_put(uintptr_t *words, uint32_t index, bool on)
+{
+    uintptr_t bit = (uintptr_t)1 << index % PLB__WORD_BITS, *word = &words[index / PLB__WORD_BITS];
+    if (((PLB__LOAD(word) & bit) != 0) == on)
+        return false;
+    return ((on ? plb__fetch_or(word, bit) : plb__fetch_and(word, ~bit)) & bit) == (on ? 0 : bit);
+}
+
+/* A bit, and the number of those that are set. */
+static void plb__bit_count(uintptr_t *words, uint32_t *count, uint32_t index, bool on)
+{
+    if (plb__bit_put(words, index, on))
+        plb__fetch_add(count, on ? 1 : UINT32_MAX);
+}
+
+/* The count goes up before the bits do, and down after them: a thread that is held up in between makes it too high for
+   that time, never too low, which would hide a backend that is ready. */
+static void plb__view_set_ready(const plb__set *set, plb__tier *tier, uint32_t index, bool ready)
+{
+    plb_view *view = &tier->view;
+    uint32_t weight = view->weights[index];
+    bool changed;
+    if (plb__view_ready(view, index) == ready)
+        return;
+    if (ready) {
+        plb__fetch_add(&view->ready_weight, weight);
+        plb__fetch_add(&view->ready_count, 1);
+    }
+    changed = plb__bit_put(view->ready, index, ready);
+    if (changed != ready) {
+        plb__fetch_add(&view->ready_count, UINT32_MAX);
+        plb__fetch_add(&view->ready_weight, 0u - weight);
+    }
+    if (!changed)
+        return;
+    plb__list_changed(view, index);
+    if (set->strategy->flipped != NULL)
+        set->strategy->flipped(set->strategy_state, tier->table, view, index, ready);
+}
+
+/* Makes one entry say what its slot says. Several threads may be at it: who writes last looks again afterwards, so the
+   last word is right. Going round again means that another thread got on with its work. */
+static void plb__entry_sync(const plb__set *set, plb__tier *tier, uint32_t index)
+{
+    plb__slot *slot = tier->view.slots[index];
+    uint32_t state, panic;
+    if (tier->view.weights[index] == 0)
+        return;
+    do {
+        bool usable, healthy;
+        state = plb__slot_state(slot);
+        panic = PLB__LOAD(&tier->panic);
+        usable = (state & PLB__DISABLED) == 0;
+        healthy = usable && (state & PLB__UNHEALTHY) == 0;
+        plb__bit_count(tier->bits[PLB__BITS_USABLE], &tier->usable, index, usable);
+        plb__bit_count(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, index, healthy);
+        plb__bit_count(tier->bits[PLB__BITS_PARTIAL], &tier->view.partial_count, index, (state & PLB__PARTIAL) != 0);
+        plb__view_set_ready(set, tier, index, (healthy || (usable && panic != 0)) && (state & PLB__FULL) == 0);
+    } while (plb__slot_state(slot) != state || PLB__LOAD(&tier->panic) != panic);
+}
+
+/* The first tier with a healthy backend that is ready; else the first that panics; else the first. */
+static uint32_t plb__choose_tier(const plb__set *set)
+{
+    uint32_t t, panicking = 0;
+    for (t = set->tier_count; t-- > 0;)
+        if (PLB__LOAD(&set->tiers[t].view.ready_count) > 0)
+            panicking = t;
+    for (t = 0; t < set->tier_count; t++)
+        if (PLB__LOAD(&set->tiers[t].view.ready_count) > 0 && PLB__LOAD(&set->tiers[t].healthy) > 0)
+            return t;
+    return panicking;
+}
+
+/* After entries were brought up to date: what follows from them for the tier, and for the set. */
+static void plb__tier_sync(plb__set *set, plb__tier *tier)
+{
+    uint32_t wanted, i;
+    while ((wanted = plb__should_panic(set, tier)) != PLB__LOAD(&tier->panic)) {
+        PLB__STORE(&tier->panic, wanted);
+        for (i = 0; i < tier->view.count; i++)
+            plb__entry_sync(set, tier, i);
+    }
+    while ((wanted = plb__choose_tier(set)) != PLB__LOAD(&set->active))
+        PLB__STORE(&set->active, wanted);
 }
 
 /* The first entry of (addr, id), or PLB_NONE. */
@@ -2069,13 +2474,63 @@ static uint32_t plb__view_find(const plb_view *view, const plb_addr *addr, uint3
     return PLB_NONE;
 }
 
-static uint32_t plb__view_find_slot(const plb_view *view, plb__slot *slot)
+/* The same in any tier: the first that has it. */
+static uint32_t plb__set_find(const plb__set *set, const plb_addr *addr, uint32_t id, const plb__tier **out)
 {
-    uint32_t index = PLB__LOAD_RELAXED(&slot->index);
+    uint32_t t, index = PLB_NONE;
+    for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
+        *out = &set->tiers[t];
+        index = plb__view_find(&set->tiers[t].view, addr, id);
+    }
+    return index;
+}
+
+/* The first entry of a slot in a tier, or PLB_NONE. */
+static uint32_t plb__tier_find_slot(const plb__tier *tier, plb__slot *slot)
+{
+    uint32_t index = PLB__LOAD_RELAXED(&slot->index) - tier->start;
+    const plb_view *view = &tier->view;
     if (index < view->count && view->slots[index] == slot && (index == 0 || view->slots[index - 1] != slot))
         return index;
     index = plb__view_find(view, &slot->addr, slot->id);
     return index != PLB_NONE && view->slots[index] == slot ? index : PLB_NONE;
+}
+
+/* The same in any tier: the first that has it. */
+static uint32_t plb__set_find_slot(const plb__set *set, plb__slot *slot, const plb__tier **out)
+{
+    uint32_t t, index = PLB_NONE;
+    for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
+        *out = &set->tiers[t];
+        index = plb__tier_find_slot(*out, slot);
+    }
+    return index;
+}
+
+/* Makes a set say what a slot says, wherever it stands in it. */
+static void plb__set_sync(plb__set *set, plb__slot *slot)
+{
+    uint32_t t, index;
+    for (t = 0; t < set->tier_count; t++) {
+        plb__tier *tier = &set->tiers[t];
+        index = plb__tier_find_slot(tier, slot);
+        if (index == PLB_NONE)
+            continue;
+        for (; index < tier->view.count && tier->view.slots[index] == slot; index++)
+            plb__entry_sync(set, tier, index);
+        plb__tier_sync(set, tier);
+    }
+}
+
+/* The same for all of them. */
+static void plb__set_sync_all(plb__set *set)
+{
+    uint32_t t, index;
+    for (t = 0; t < set->tier_count; t++) {
+        for (index = 0; index < set->tiers[t].view.count; index++)
+            plb__entry_sync(set, &set->tiers[t], index);
+        plb__tier_sync(set, &set->tiers[t]);
+    }
 }
 
 /* ==== MAILBOX ========================================================================================================
@@ -2125,11 +2580,22 @@ static plb__mail *plb__mail_take(uintptr_t *box)
 
 #define PLB__CACHE_LINE 64
 
-/* Where a reader says which set it reads (plb_reader.set; 0: free). */
+/* Where a reader says which set it reads (plb_reader.set; 0: none). */
 typedef struct plb__cell {
     plb_reader reader;
-    char pad[PLB__CACHE_LINE - sizeof(plb_reader)];
+    uintptr_t owner; /* the thread whose cell it is; 0: not taken, or common */
+    char pad[PLB__CACHE_LINE - sizeof(plb_reader) - sizeof(uintptr_t)];
 } plb__cell;
+
+/* Padded on both sides, for nobody knows what the allocator puts beside it. */
+struct plb_handle {
+    char before[PLB__CACHE_LINE];
+    plb_reader reader;
+    plb_balancer *balancer;
+    uintptr_t open;
+    plb_handle *next;
+    char after[PLB__CACHE_LINE];
+};
 
 /* A copied list of backends: the answer of a discovery, or the argument of plb_add and its kind. Room to sort it and
    the names follow. */
@@ -2137,7 +2603,9 @@ typedef struct plb__list {
     size_t size; /* of this allocation */
     size_t count;
     plb_backend *backends;
-    uint32_t *order; /* indices of backends; as many again are work space */
+    uint32_t *order;   /* indices of backends, by identity */
+    uint32_t *members; /* the same, as they stand in a set: by tier, then by identity */
+    uint32_t *spare;   /* room to sort */
 } plb__list;
 
 typedef struct plb__change {
@@ -2177,7 +2645,8 @@ struct plb_balancer {
     plb__cell cells[PLB__READERS + 1];
     /* other threads now and then */
     uint32_t spilled; /* readers beyond those */
-    uintptr_t spills; /* how many there were, for their seeds */
+    uintptr_t spills; /* seeds given to those, and to handles */
+    uintptr_t handles;
     uint64_t seed;
     uintptr_t mailbox;
     uintptr_t wanted; /* PLB__WANT_... */
@@ -2186,6 +2655,8 @@ struct plb_balancer {
     plb_env env;
     plb_task task;
     plb_timers timers;
+    plb_timer tick_timer; /* the strategy's */
+    plb_timer ramp_timer; /* of slow starts */
     plb__set *retired[2];
     plb__slot *departed;
     uint32_t *free_numbers; /* of slots; holds numbers_capacity */
@@ -2300,50 +2771,133 @@ static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const 
 }
 
 /* ==== READERS ========================================================================================================
-   Hazard pointers (Michael 2004), one to a reader, taken for the time of a call: a reader claims a free cell for the
-   set it found published, then looks whether it is still the published one. The writer publishes first and reads the
-   cells afterwards; both orders are sequentially consistent, so either the writer sees the cell or the reader sees the
-   new set. A set goes when no cell names it. A reader that finds all cells claimed counts itself in `spilled`; while
-   that is not 0 nothing goes. At most two retired sets wait; with both still held, an update waits too, so a stalled
-   reader costs two sets and delays updates, and nobody ever waits for a lock. */
+   Hazard pointers (Michael 2004), one to a reader, taken for the time of a call: a reader writes the set that it found
+   published into a cell of its own, then looks whether it is still the published one. The writer publishes first and
+   reads the cells afterwards. A set goes when no cell names it. At most two retired sets wait; with both still held, an
+   update waits too, so a stalled reader costs two sets and delays updates, and nobody ever waits for a lock.
 
-/* Threads run on stacks of their own, so a local's page spreads them over the cells without thread-local storage. */
-PLB__INLINE uint32_t plb__reader_hint(void)
+   That works only if neither side's store can be overtaken by its load. A port that has a barrier for all threads
+   (plb_barrier) lets the rare writer pay for both: the reader's store is then a plain one. Else it is sequentially
+   consistent, as the writer's always is.
+
+   A cell belongs to one thread for good: to that of a handle, or to the one whose thread-local byte it is named after.
+   Threads beyond those claim one of the common cells for the call by compare-and-swap, and if all are claimed they
+   count themselves in `spilled`; while that is not 0 nothing goes. */
+
+#if PLB__READERS > 0
+/* Announces a reader in a cell that nobody else writes, and returns the published set; NULL, and nothing to leave,
+   before the first one. */
+PLB__INLINE plb__set *plb__announce(plb_balancer *lb, plb_reader *reader)
 {
-    char here;
-    uint32_t page = (uint32_t)((uintptr_t)&here >> 12) * UINT32_C(2654435761);
-    return (uint32_t)((uint64_t)page * PLB__READERS >> 32);
+    uintptr_t set = PLB__LOAD_ACQUIRE(&lb->current), seen;
+    do {
+        seen = set;
+        if (PLB__LIKELY(lb->port.barrier != NULL))
+            PLB__STORE_RELAXED(&reader->set, seen);
+        else
+            PLB__STORE(&reader->set, seen);
+        PLB__KEEP_ORDER();
+        set = PLB__LOAD(&lb->current);
+    } while (PLB__UNLIKELY(set != seen));
+    return (plb__set *)set;
 }
 
 static plb__set *plb__enter_spilled(plb_balancer *lb, plb_hold *hold)
 {
+    plb__set *set;
     plb__fetch_add(&lb->spilled, 1);
     hold->reader = &hold->own;
+    hold->own.own_turn = false;
     hold->own.random = plb__mix(lb->seed + plb__fetch_add_relaxed(&lb->spills, 1) * PLB__GOLDEN);
-    return (plb__set *)PLB__LOAD(&lb->current);
+    set = (plb__set *)PLB__LOAD(&lb->current);
+    if (set == NULL)
+        plb__fetch_add(&lb->spilled, UINT32_MAX);
+    return set;
 }
 
-/* Announces a reader and returns the current set; NULL, and nothing to leave, before the first one is published. */
-PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
+PLB__INLINE void plb__withdraw(plb_reader *reader)
+{
+    PLB__STORE_RELEASE(&reader->set, 0);
+}
+
+#define PLB__OWNED_CELLS  ((PLB__READERS + 1) / 2)
+#define PLB__COMMON_CELLS (PLB__READERS - PLB__OWNED_CELLS)
+#define PLB__HOMES        4u /* cells that a thread tries to own */
+
+/* Threads run on stacks of their own, so where one stands tells them apart where there is no thread-local storage. */
+PLB__INLINE uint32_t plb__spread(uintptr_t place, uint32_t cells)
+{
+    return (uint32_t)((uint64_t)((uint32_t)(place >> 6) * UINT32_C(2654435761)) * cells >> 32);
+}
+
+/* The cell that this thread owns, or owns from now on; NULL: none is left for it, or it is in use further up. */
+static plb__cell *plb__own_cell(plb_balancer *lb, uintptr_t me)
+{
+    uint32_t i, home = plb__spread(me, PLB__OWNED_CELLS);
+    for (i = 0; i < PLB__HOMES && me != 0; i++) {
+        plb__cell *cell = &lb->cells[(home + i) % PLB__OWNED_CELLS];
+        uintptr_t owner = PLB__LOAD_RELAXED(&cell->owner);
+        if (owner == me || (owner == 0 && plb__cas(&cell->owner, 0, me)))
+            return PLB__LOAD_ACQUIRE(&cell->reader.set) == 0 ? cell : NULL;
+    }
+    return NULL;
+}
+
+static plb__set *plb__enter_common(plb_balancer *lb, plb_hold *hold)
 {
     uintptr_t set = PLB__LOAD(&lb->current);
-    const uint32_t cells = PLB__READERS;
-    uint32_t tries, cell = plb__reader_hint();
-    if (set == 0)
-        return NULL;
-    for (tries = cells; tries > 0; tries--, cell = cell + 1 < cells ? cell + 1 : 0) {
-        uintptr_t *claim = &lb->cells[cell].reader.set;
-        if (PLB__LOAD_RELAXED(claim) == 0 && plb__cas(claim, 0, set)) {
+    uint32_t tries, at = plb__spread((uintptr_t)hold >> 6, PLB__COMMON_CELLS);
+    for (tries = set != 0 ? PLB__COMMON_CELLS : 0; tries > 0; tries--, at = at + 1 < PLB__COMMON_CELLS ? at + 1 : 0) {
+        plb_reader *reader = &lb->cells[PLB__OWNED_CELLS + at].reader;
+        if (PLB__LOAD_RELAXED(&reader->set) == 0 && plb__cas(&reader->set, 0, set)) {
             uintptr_t now;
             while (PLB__UNLIKELY((now = PLB__LOAD(&lb->current)) != set)) {
                 set = now;
-                PLB__STORE(claim, set);
+                PLB__STORE(&reader->set, set);
             }
-            hold->reader = &lb->cells[cell].reader;
+            hold->reader = reader;
             return (plb__set *)set;
         }
     }
     return plb__enter_spilled(lb, hold);
+}
+
+PLB__RARE plb__set *plb__enter_elsewhere(plb_balancer *lb, plb_hold *hold, uintptr_t me)
+{
+    plb__cell *cell = plb__own_cell(lb, me);
+    if (cell == NULL)
+        return plb__enter_common(lb, hold);
+    hold->reader = &cell->reader;
+    return plb__announce(lb, &cell->reader);
+}
+
+/* The cell where this thread looks first, if it owns it and does not use it further up; else NULL. */
+PLB__INLINE plb_reader *plb__home_reader(plb_balancer *lb)
+{
+    uintptr_t me = plb__thread();
+    plb__cell *home = &lb->cells[plb__spread(me, PLB__OWNED_CELLS)];
+    if (PLB__UNLIKELY(me == 0 || PLB__LOAD_RELAXED(&home->owner) != me || PLB__LOAD_ACQUIRE(&home->reader.set) != 0))
+        return NULL;
+    return &home->reader;
+}
+
+/* Announces a reader and returns the published set; NULL, and nothing to leave, before the first one. */
+PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
+{
+    plb_reader *reader = plb__home_reader(lb);
+    if (PLB__UNLIKELY(reader == NULL))
+        return plb__enter_elsewhere(lb, hold, plb__thread());
+    hold->reader = reader;
+    return plb__announce(lb, reader);
+}
+
+/* As plb__enter, by a handle. An accept callback may pick by the handle that is picking: then as anybody. */
+PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
+{
+    if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&handle->reader.set) != 0))
+        return plb__enter(handle->balancer, hold);
+    hold->reader = &handle->reader;
+    return plb__announce(handle->balancer, &handle->reader);
 }
 
 PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
@@ -2351,16 +2905,58 @@ PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
     if (PLB__UNLIKELY(hold->reader == &hold->own))
         plb__fetch_add(&lb->spilled, UINT32_MAX);
     else
-        PLB__STORE_RELEASE(&hold->reader->set, 0);
+        plb__withdraw(hold->reader);
 }
+#else
+/* With one thread the count is all that is needed, and not even that by a pick that calls nobody back. */
+PLB__INLINE plb__set *plb__announce(plb_balancer *lb, plb_reader *reader)
+{
+    (void)reader;
+    return (plb__set *)lb->current;
+}
+
+PLB__INLINE void plb__withdraw(plb_reader *reader)
+{
+    (void)reader;
+}
+
+PLB__INLINE plb_reader *plb__home_reader(plb_balancer *lb)
+{
+    return &lb->cells[0].reader;
+}
+
+PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
+{
+    hold->reader = &lb->cells[0].reader;
+    lb->spilled += lb->current != 0;
+    return (plb__set *)lb->current;
+}
+
+PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
+{
+    plb__set *set = plb__enter(handle->balancer, hold);
+    hold->reader = &handle->reader;
+    return set;
+}
+
+PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
+{
+    (void)hold;
+    lb->spilled--;
+}
+#endif
 
 static bool plb__is_read(plb_balancer *lb, const plb__set *set)
 {
+    const plb_handle *handle = (const plb_handle *)PLB__LOAD(&lb->handles);
     uint32_t i = PLB__READERS;
     if (PLB__LOAD(&lb->spilled) != 0)
         return true;
     while (i-- > 0)
         if (PLB__LOAD(&lb->cells[i].reader.set) == (uintptr_t)set)
+            return true;
+    for (; handle != NULL; handle = handle->next)
+        if (PLB__LOAD(&handle->reader.set) == (uintptr_t)set)
             return true;
     return false;
 }
@@ -2370,12 +2966,9 @@ static void plb__slot_changed(plb_balancer *lb, plb__slot *slot)
 {
     plb_hold hold;
     plb__set *set = plb__enter(lb, &hold);
-    uint32_t index;
     if (set == NULL)
         return;
-    index = plb__view_find_slot(&set->view, slot);
-    if (index != PLB_NONE)
-        plb__view_sync(&set->view, index);
+    plb__set_sync(set, slot);
     plb__leave(lb, &hold);
 }
 
@@ -2386,6 +2979,55 @@ static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, boo
         flags = PLB__LOAD(&slot->flags);
     while (!plb__cas32(&slot->flags, flags, on ? flags | flag : flags & ~flag));
     plb__slot_changed(lb, slot);
+}
+
+/* Handles are never given back before plb_destroy, so that the list of them can be read at any time; one that was
+   closed is opened again. */
+static plb_handle *plb__handle_reuse(plb_balancer *lb)
+{
+    plb_handle *handle = (plb_handle *)PLB__LOAD(&lb->handles);
+    while (handle != NULL && !plb__cas(&handle->open, 0, 1))
+        handle = handle->next;
+    return handle;
+}
+
+PLB_API plb_status plb_handle_open(plb_balancer *lb, plb_handle **out)
+{
+    plb_handle *handle = plb__handle_reuse(lb);
+    uintptr_t head;
+    *out = handle;
+    if (handle != NULL)
+        return PLB_OK;
+    handle = (plb_handle *)plb__new(&lb->env.allocator, sizeof *handle);
+    if (handle == NULL)
+        return PLB_ERR_MEMORY;
+    handle->balancer = lb;
+    handle->open = 1;
+    handle->reader.own_turn = true;
+    handle->reader.random = plb__mix(lb->seed + plb__fetch_add_relaxed(&lb->spills, 1) * PLB__GOLDEN);
+    handle->reader.turn = (uintptr_t)plb__random(&handle->reader);
+    do {
+        head = PLB__LOAD(&lb->handles);
+        handle->next = (plb_handle *)head;
+    } while (!plb__cas(&lb->handles, head, (uintptr_t)handle));
+    *out = handle;
+    return PLB_OK;
+}
+
+PLB_API void plb_handle_close(plb_handle *handle)
+{
+    if (handle != NULL)
+        PLB__STORE_RELEASE(&handle->open, 0);
+}
+
+static void plb__handles_free(plb_balancer *lb)
+{
+    plb_handle *handle = (plb_handle *)lb->handles;
+    while (handle != NULL) {
+        plb_handle *next = handle->next;
+        plb__delete(&lb->env.allocator, handle, sizeof *handle);
+        handle = next;
+    }
 }
 
 static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backend *out)
@@ -2400,13 +3042,16 @@ static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backen
     out->ext_release = slot->ext_release;
 }
 
-static void plb__fill_info(const plb_view *view, uint32_t index, plb_backend_info *info)
+static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_info *info)
 {
+    const plb_view *view = &tier->view;
     plb__slot *slot = view->slots[index];
     uint32_t flags = PLB__LOAD(&slot->flags);
     plb__fill_backend(slot, view->weights[index], &info->backend);
+    info->backend.priority = tier->priority;
     info->slot = slot->number;
     info->in_flight = PLB__LOAD_RELAXED(&slot->in_flight) & PLB__COUNT_MASK;
+    info->share = PLB__LOAD_RELAXED(&slot->share);
     info->ready = plb__view_ready(view, index);
     info->healthy = (flags & PLB__UNHEALTHY) == 0;
     info->enabled = (flags & PLB__DISABLED) == 0;
@@ -2424,18 +3069,18 @@ static bool plb__excluded(const plb_request *request, uint32_t slot)
     return false;
 }
 
-/* A slot, perhaps gone by now, has got room: says so in the current set, if it is there. `index` is where it stood. */
+/* A slot, perhaps gone by now, has got room: says so in the current set, wherever it stands there. */
 static void plb__slot_has_room(plb_balancer *lb, const plb__slot *slot, uint32_t index)
 {
     plb_hold hold;
     plb__set *set = plb__enter(lb, &hold);
     if (set == NULL)
         return;
-    if (index >= set->view.count || set->view.slots[index] != slot || (index > 0 && set->view.slots[index - 1] == slot))
-        for (index = 0; index < set->view.count && set->view.slots[index] != slot;)
+    if (index >= set->count || set->slots[index] != slot) /* else it is there, so it may be looked at */
+        for (index = 0; index < set->count && set->slots[index] != slot;)
             index++;
-    if (index < set->view.count)
-        plb__view_sync(&set->view, index);
+    if (index < set->count)
+        plb__set_sync(set, set->slots[index]);
     plb__leave(lb, &hold);
 }
 
@@ -2444,14 +3089,14 @@ static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t index = PLB__LOAD_RELAXED(&slot->index);
     uint32_t before = plb__fetch_add(&slot->in_flight, UINT32_MAX); /* from here on the slot may be gone */
-    if ((before & PLB__LIMITED) != 0)
+    if (PLB__UNLIKELY((before & PLB__LIMITED) != 0))
         plb__slot_has_room(lb, slot, index);
-    if ((before & ~PLB__LIMITED) == (PLB__DEPARTED | 1))
+    if (PLB__UNLIKELY((before & ~PLB__LIMITED) == (PLB__DEPARTED | 1)))
         plb__wake(lb);
 }
 
 /* Takes one request more, or nothing if that would be more than max_conns. The set is held by the caller. */
-static bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
+PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t before = plb__fetch_add(&slot->in_flight, 1), count = (before & PLB__COUNT_MASK) + 1, max_conns;
     if (PLB__LIKELY((before & PLB__LIMITED) == 0))
@@ -2466,20 +3111,39 @@ static bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
     return count <= max_conns;
 }
 
-/* Is it this one? For `taker`, a balancer, only if it could be taken then: accept does not reach past max_conns. */
-static bool plb__accepts(plb_balancer *taker, const plb_request *request, const plb_view *view, uint32_t index)
+/* A walk under way: the request, and for whom. */
+typedef struct plb__walk {
+    const plb_request *request;
+    plb_reader *reader;
+    plb_balancer *taker; /* NULL unless the backend is to be taken: accept does not reach past max_conns */
+    uint64_t luck;       /* of the key, or of this walk: decides about partial shares */
+    bool shares;         /* are partial shares to be looked at? */
+} plb__walk;
+
+/* A backend that starts slowly refuses those whose luck is above its share. One luck for each key and backend: as the
+   share grows, keys come and none goes. */
+static bool plb__admits(const plb__walk *walk, plb__slot *slot)
 {
+    uint32_t share = PLB__LOAD_RELAXED(&slot->share);
+    return share == PLB__SHARE_ALL || plb__mix(walk->luck + slot->number * PLB__GOLDEN) % PLB__SHARE_ALL < share;
+}
+
+/* Is it this one? */
+static bool plb__accepts(const plb__walk *walk, const plb__tier *tier, uint32_t index)
+{
+    const plb_request *request = walk->request;
+    plb__slot *slot = tier->view.slots[index];
     plb_backend_info info;
-    bool excluded = plb__excluded(request, view->slots[index]->number), accepted;
+    bool excluded = plb__excluded(request, slot->number), accepted;
     if (request->accept == NULL) {
-        accepted = !excluded && plb__view_ready(view, index);
+        accepted = !excluded && plb__view_ready(&tier->view, index) && (!walk->shares || plb__admits(walk, slot));
     } else {
-        plb__fill_info(view, index, &info);
+        plb__fill_info(tier, index, &info);
         if (excluded)
             info.ready = false;
         accepted = request->accept(request->accept_user, &info);
     }
-    return accepted && (taker == NULL || plb__slot_take(taker, view->slots[index]));
+    return accepted && (walk->taker == NULL || plb__slot_take(walk->taker, slot));
 }
 
 /* What one walk has asked already. */
@@ -2497,17 +3161,16 @@ static bool plb__seen_has(const plb__seen *seen, uint32_t index)
     return false;
 }
 
-/* Asks every backend that was not asked yet, in set order, within `steps` of them. */
-static uint32_t plb__sweep(plb_balancer *taker, const plb_request *request, const plb_view *view, const plb__seen *seen,
-                           uint32_t steps)
+/* Asks every backend that was not asked yet, in set order, within *left of them. */
+static uint32_t plb__sweep(const plb__walk *walk, const plb__tier *tier, const plb__seen *seen, uint32_t *left)
 {
     uint32_t i;
-    for (i = 0; i < view->count && steps > 0; i++) {
+    for (i = 0; i<tier->view.count && * left> 0; i++) {
         if (plb__seen_has(seen, i))
             continue;
-        if (plb__accepts(taker, request, view, i))
+        if (plb__accepts(walk, tier, i))
             return i;
-        steps--;
+        --*left;
     }
     return PLB_NONE;
 }
@@ -2516,126 +3179,255 @@ static uint32_t plb__sweep(plb_balancer *taker, const plb_request *request, cons
 #define PLB__PATIENCE (4 * PLB_SEEN_MAX)
 
 /* pingora's UniqueIterator: every step counts, a backend is asked once, and the sequence has moved on once more when
-   the limit is noticed. */
-static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
-                               plb_balancer *taker)
+   the limit is noticed. *left: the steps that may still be taken. */
+static uint32_t plb__walk_tier(const plb_balancer *lb, const plb__walk *walk, const plb__tier *tier, uint32_t *left)
 {
-    const plb_view *view = &set->view;
-    uint32_t steps = 0, limit = request->max_iterations > 0 ? request->max_iterations : UINT32_MAX;
+    const plb_request *request = walk->request;
+    const plb_view *view = &tier->view;
+    uint32_t steps = 0, index;
     plb_cursor cursor;
     plb__seen seen;
-    uint32_t index =
-        lb->strategy->first(lb->strategy_state, set->table, view, reader, request->key, request->key_length, &cursor);
+    index = lb->strategy->first(lb->strategy_state, tier->table, view, walk->reader, request->key, request->key_length,
+                                &cursor);
     seen.count = 0;
-    while (steps < limit) {
-        steps++;
+    for (; *left > 0; --*left, steps++) {
         if (!plb__seen_has(&seen, index)) {
             if (seen.count == PLB_SEEN_MAX)
-                return plb__sweep(taker, request, view, &seen, limit - steps + 1);
+                return plb__sweep(walk, tier, &seen, left);
             seen.index[seen.count++] = index;
-            if (plb__accepts(taker, request, view, index))
+            if (plb__accepts(walk, tier, index))
                 return index;
         }
         if (request->max_iterations == 0 && (seen.count == view->count || steps == PLB__PATIENCE))
-            return plb__sweep(taker, request, view, &seen, limit);
-        index = lb->strategy->next(lb->strategy_state, set->table, view, reader, &cursor);
+            return plb__sweep(walk, tier, &seen, left);
+        index = lb->strategy->next(lb->strategy_state, tier->table, view, walk->reader, &cursor);
     }
     return PLB_NONE;
 }
 
-/* Any ready backend will do, and the strategy finds one by itself. */
-PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb_request *request)
+/* Through the tier that picks come from, then through the others. */
+static uint32_t plb__walk_tiers(const plb_balancer *lb, const plb__walk *walk, const plb__set *set,
+                                const plb__tier **tier)
 {
-    return PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL);
+    uint32_t t, index, left = walk->request->max_iterations > 0 ? walk->request->max_iterations : UINT32_MAX;
+    const plb__tier *active = *tier;
+    index = plb__walk_tier(lb, walk, active, &left);
+    for (t = 0; t < set->tier_count && index == PLB_NONE && left > 0; t++) {
+        *tier = &set->tiers[t];
+        if (*tier != active && (*tier)->view.count > 0)
+            index = plb__walk_tier(lb, walk, *tier, &left);
+    }
+    return index;
 }
 
-PLB__INLINE uint32_t plb__plain_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader,
-                                     const plb_request *request)
+/* Some backends start slowly: those that refuse are passed over, unless that leaves none. */
+static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
+                               plb_balancer *taker, const plb__tier **tier)
 {
-    return lb->strategy->pick(lb->strategy_state, set->table, &set->view, reader, request->key, request->key_length,
-                              request->max_iterations);
+    plb__walk walk;
+    uint32_t index;
+    walk.request = request;
+    walk.reader = reader;
+    walk.taker = taker;
+    walk.shares = PLB__LOAD_RELAXED(&(*tier)->view.partial_count) > 0;
+    walk.luck = 0;
+    if (walk.shares)
+        walk.luck =
+            lb->strategy->keyed ? plb__fnv1a(PLB__FNV_BASIS, request->key, request->key_length) : plb__random(reader);
+    index = plb__walk_tiers(lb, &walk, set, tier);
+    if (index != PLB_NONE || !walk.shares || request->accept != NULL)
+        return index;
+    walk.shares = false;
+    *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
+    return plb__walk_tiers(lb, &walk, set, tier);
+}
+
+/* Any ready backend will do, and the strategy finds one by itself. */
+PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb__tier *tier, const plb_request *request)
+{
+    return PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL &&
+                       PLB__LOAD_RELAXED(&tier->view.partial_count) == 0);
+}
+
+PLB__INLINE uint32_t plb__tier_pick(const plb_balancer *lb, const plb__tier *tier, plb_reader *reader, const void *key,
+                                    size_t key_length, uint32_t limit)
+{
+    return lb->strategy->pick(lb->strategy_state, tier->table, &tier->view, reader, key, key_length, limit);
+}
+
+/* The active tier has just run out, and the one that follows it is not active yet. */
+static uint32_t plb__pick_from_others(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
+                                      size_t key_length, const plb__tier **tier)
+{
+    uint32_t t, index = PLB_NONE;
+    for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
+        *tier = &set->tiers[t];
+        if ((*tier)->view.count > 0)
+            index = plb__tier_pick(lb, *tier, reader, key, key_length, 0);
+    }
+    return index;
+}
+
+PLB__INLINE uint32_t plb__plain_pick(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
+                                     size_t key_length, uint32_t limit, const plb__tier **tier)
+{
+    uint32_t index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
+    if (PLB__UNLIKELY(index == PLB_NONE && limit == 0 && set->tier_count > 1))
+        return plb__pick_from_others(lb, set, reader, key, key_length, tier);
+    return index;
 }
 
 /* Copies the address that was picked, and leaves. */
-PLB__INLINE plb_status plb__select_end(plb_balancer *lb, plb_hold *hold, const plb__set *set, uint32_t index,
-                                       plb_addr *out)
+PLB__INLINE plb_status plb__select_end(plb_balancer *lb, plb_hold *hold, const plb__set *set, const plb__tier *tier,
+                                       uint32_t index, plb_addr *out)
 {
     plb_status status = PLB_OK;
     if (PLB__LIKELY(index != PLB_NONE))
-        plb__addr_copy(out, &set->view.slots[index]->addr);
+        plb__view_copy_addr(&tier->view, index, out);
     else
-        status = set->view.count > 0 ? PLB_ERR_NOT_READY : PLB_ERR_EMPTY;
+        status = set->count > 0 ? PLB_ERR_NOT_READY : PLB_ERR_EMPTY;
     plb__leave(lb, hold);
     return status;
+}
+
+/* Selects for a full request, from a set that was entered. */
+static plb_status plb__select_full(plb_balancer *lb, plb_hold *hold, const plb__set *set, const plb_request *request,
+                                   plb_addr *out)
+{
+    const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
+    uint32_t index = PLB_NONE;
+    if (set->count > 0)
+        index = plb__is_plain(lb, tier, request) ? plb__plain_pick(lb, set, hold->reader, request->key,
+                                                                   request->key_length, request->max_iterations, &tier)
+                                                 : plb__walk_pick(lb, set, hold->reader, request, NULL, &tier);
+    return plb__select_end(lb, hold, set, tier, index, out);
+}
+
+/* Selects for a key in any set, whoever the reader is. */
+PLB__RARE plb_status plb__select_entered(plb_balancer *lb, plb_hold *hold, const plb__set *set, const void *key,
+                                         size_t key_length, uint32_t max_iterations, plb_addr *out)
+{
+    plb_request request;
+    if (set == NULL)
+        return PLB_ERR_EMPTY;
+    memset(&request, 0, sizeof request);
+    request.key = key;
+    request.key_length = key_length;
+    request.max_iterations = max_iterations;
+    return plb__select_full(lb, hold, set, &request, out);
+}
+
+/* Nothing to look at but the one tier's pick? */
+PLB__INLINE bool plb__is_simple(const plb__set *set)
+{
+    return PLB__LIKELY(set != NULL && set->simple && PLB__LOAD_RELAXED(&set->tiers[0].view.partial_count) == 0);
+}
+
+/* The hot path: as few instructions as can be between the call and the strategy, and after it. */
+PLB__INLINE plb_status plb__select_simple(const plb__set *set, plb_reader *reader, const void *key, size_t key_length,
+                                          uint32_t max_iterations, plb_addr *out)
+{
+    const plb__tier *tier = &set->tiers[0];
+    uint32_t index =
+        set->strategy->pick(set->strategy_state, tier->table, &tier->view, reader, key, key_length, max_iterations);
+    if (PLB__UNLIKELY(index == PLB_NONE)) {
+        plb__withdraw(reader);
+        return PLB_ERR_NOT_READY;
+    }
+    plb__view_copy_addr(&tier->view, index, out);
+    plb__withdraw(reader);
+    return PLB_OK;
+}
+
+PLB__RARE plb_status plb__select_elsewhere(plb_balancer *lb, const void *key, size_t key_length,
+                                           uint32_t max_iterations, plb_addr *out)
+{
+    plb_hold hold;
+    plb__set *set = plb__enter(lb, &hold);
+    return plb__select_entered(lb, &hold, set, key, key_length, max_iterations, out);
 }
 
 PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
                               plb_addr *out)
 {
-    const plb_strategy_ops *strategy = lb->strategy;
-    void *state = lb->strategy_state;
-    uint32_t index = PLB_NONE;
-    plb_hold hold;
-    plb__set *set;
-    if (PLB__UNLIKELY(strategy->pick == NULL)) {
-        plb_request request;
-        memset(&request, 0, sizeof request);
-        request.key = key;
-        request.key_length = key_length;
-        request.max_iterations = max_iterations;
-        return plb_select_with(lb, &request, out);
+    plb_reader *reader = plb__home_reader(lb);
+    if (PLB__LIKELY(reader != NULL)) {
+        const plb__set *set = plb__announce(lb, reader);
+        if (plb__is_simple(set))
+            return plb__select_simple(set, reader, key, key_length, max_iterations, out);
+        plb__withdraw(reader);
     }
-    set = plb__enter(lb, &hold);
-    if (PLB__UNLIKELY(set == NULL))
-        return PLB_ERR_EMPTY;
-    if (PLB__LIKELY(set->view.count > 0))
-        index = strategy->pick(state, set->table, &set->view, hold.reader, key, key_length, max_iterations);
-    return plb__select_end(lb, &hold, set, index, out);
+    return plb__select_elsewhere(lb, key, key_length, max_iterations, out);
+}
+
+PLB__RARE plb_status plb__handle_select_elsewhere(plb_handle *handle, const void *key, size_t key_length,
+                                                  uint32_t max_iterations, plb_addr *out)
+{
+    plb_hold hold;
+    plb__set *set = plb__enter_by(handle, &hold);
+    return plb__select_entered(handle->balancer, &hold, set, key, key_length, max_iterations, out);
+}
+
+PLB_API plb_status plb_handle_select(plb_handle *handle, const void *key, size_t key_length, uint32_t max_iterations,
+                                     plb_addr *out)
+{
+    plb_reader *reader = &handle->reader;
+    if (PLB__LIKELY(PLB__LOAD_RELAXED(&reader->set) == 0)) {
+        const plb__set *set = plb__announce(handle->balancer, reader);
+        if (plb__is_simple(set))
+            return plb__select_simple(set, reader, key, key_length, max_iterations, out);
+        plb__withdraw(reader);
+    }
+    return plb__handle_select_elsewhere(handle, key, key_length, max_iterations, out);
 }
 
 PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request, plb_addr *out)
 {
-    uint32_t index = PLB_NONE;
     plb_hold hold;
     plb__set *set = plb__enter(lb, &hold);
-    if (set == NULL)
-        return PLB_ERR_EMPTY;
-    if (set->view.count > 0)
-        index = plb__is_plain(lb, request) ? plb__plain_pick(lb, set, hold.reader, request)
-                                           : plb__walk_pick(lb, set, hold.reader, request, NULL);
-    return plb__select_end(lb, &hold, set, index, out);
+    return set != NULL ? plb__select_full(lb, &hold, set, request, out) : PLB_ERR_EMPTY;
+}
+
+PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request *request, plb_addr *out)
+{
+    plb_hold hold;
+    plb__set *set = plb__enter_by(handle, &hold);
+    return set != NULL ? plb__select_full(handle->balancer, &hold, set, request, out) : PLB_ERR_EMPTY;
 }
 
 /* How often plb_begin picks again when other threads were faster to fill a backend up to max_conns. */
 #define PLB__TAKE_TRIES 16
 
 /* Picks a backend and takes it. */
-static uint32_t plb__take_index(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request)
+PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, const plb__set *set, plb_reader *reader,
+                                     const plb_request *request, const plb__tier **tier)
 {
     int tries;
-    if (!plb__is_plain(lb, request))
-        return plb__walk_pick(lb, set, reader, request, lb);
+    if (PLB__UNLIKELY(!plb__is_plain(lb, *tier, request)))
+        return plb__walk_pick(lb, set, reader, request, lb, tier);
     for (tries = 0; tries < PLB__TAKE_TRIES; tries++) {
-        uint32_t index = plb__plain_pick(lb, set, reader, request);
-        if (index == PLB_NONE || plb__slot_take(lb, set->view.slots[index]))
+        uint32_t index =
+            plb__plain_pick(lb, set, reader, request->key, request->key_length, request->max_iterations, tier);
+        if (index == PLB_NONE || PLB__LIKELY(plb__slot_take(lb, (*tier)->view.slots[index])))
             return index;
     }
     return PLB_NONE;
 }
 
-static plb_status plb__begin_in(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
-                                plb_pick *pick)
+PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, const plb__set *set, plb_reader *reader,
+                                     const plb_request *request, plb_pick *pick)
 {
+    const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
     plb__slot *slot;
     uint32_t index;
-    if (set->view.count == 0)
+    if (set->count == 0)
         return PLB_ERR_EMPTY;
-    index = plb__take_index(lb, set, reader, request);
+    index = plb__take_index(lb, set, reader, request, &tier);
     if (index == PLB_NONE)
         return PLB_ERR_NOT_READY;
-    slot = set->view.slots[index];
-    plb__addr_copy(&pick->addr, &slot->addr);
-    pick->weight = set->view.weights[index];
+    slot = tier->view.slots[index];
+    plb__view_copy_addr(&tier->view, index, &pick->addr);
+    pick->weight = tier->view.weights[index];
     pick->id = slot->id;
     pick->slot = slot->number;
     pick->name = slot->name;
@@ -2643,26 +3435,38 @@ static plb_status plb__begin_in(plb_balancer *lb, const plb__set *set, plb_reade
     pick->balancer = lb;
     pick->held = slot;
     if (lb->strategy->began != NULL)
-        lb->strategy->began(lb->strategy_state, slot->number);
+        lb->strategy->began(lb->strategy_state, slot->number, plb__slot_data(slot));
     return PLB_OK;
+}
+
+/* No key, no limit, any ready backend. */
+static const plb_request plb__any_request = {NULL, 0, 0, NULL, 0, NULL, NULL};
+
+/* Begins in a set that was entered, if there is one, and leaves it. */
+PLB__INLINE plb_status plb__begin_and_leave(plb_balancer *lb, plb_hold *hold, const plb__set *set,
+                                            const plb_request *request, plb_pick *pick)
+{
+    plb_status status;
+    pick->held = NULL;
+    if (set == NULL)
+        return PLB_ERR_EMPTY;
+    status = plb__begin_in(lb, set, hold->reader, request != NULL ? request : &plb__any_request, pick);
+    plb__leave(lb, hold);
+    return status;
 }
 
 PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_pick *pick)
 {
-    plb_request any;
-    plb_status status = PLB_ERR_EMPTY;
     plb_hold hold;
     plb__set *set = plb__enter(lb, &hold);
-    pick->held = NULL;
-    if (set == NULL)
-        return status;
-    if (request == NULL) {
-        memset(&any, 0, sizeof any);
-        request = &any;
-    }
-    status = plb__begin_in(lb, set, hold.reader, request, pick);
-    plb__leave(lb, &hold);
-    return status;
+    return plb__begin_and_leave(lb, &hold, set, request, pick);
+}
+
+PLB_API plb_status plb_handle_begin(plb_handle *handle, const plb_request *request, plb_pick *pick)
+{
+    plb_hold hold;
+    plb__set *set = plb__enter_by(handle, &hold);
+    return plb__begin_and_leave(handle->balancer, &hold, set, request, pick);
 }
 
 PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
@@ -2672,7 +3476,7 @@ PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
     if (slot == NULL)
         return;
     pick->held = NULL;
-    if ((PLB__LOAD(&slot->in_flight) & PLB__ORPHANED) != 0) {
+    if (PLB__UNLIKELY((PLB__LOAD(&slot->in_flight) & PLB__ORPHANED) != 0)) {
         if ((plb__fetch_add(&slot->in_flight, UINT32_MAX) & PLB__COUNT_MASK) == 1) {
             plb_allocator allocator = slot->u.estate;
             plb__slot_delete(&allocator, slot);
@@ -2680,20 +3484,21 @@ PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
         return;
     }
     if (lb->strategy->ended != NULL)
-        lb->strategy->ended(lb->strategy_state, slot->number, (int)outcome, latency_us);
+        lb->strategy->ended(lb->strategy_state, slot->number, plb__slot_data(slot), outcome, latency_us);
     plb__slot_drop(lb, slot);
 }
 
 PLB_API plb_status plb_set_enabled(plb_balancer *lb, const plb_addr *addr, uint32_t id, bool enabled)
 {
+    const plb__tier *tier;
     plb_hold hold;
     plb__set *set = plb__enter(lb, &hold);
     uint32_t index;
     if (set == NULL)
         return PLB_ERR_ADDRESS;
-    index = plb__view_find(&set->view, addr, id);
+    index = plb__set_find(set, addr, id, &tier);
     if (index != PLB_NONE)
-        plb__slot_flag(lb, set->view.slots[index], PLB__DISABLED, !enabled);
+        plb__slot_flag(lb, tier->view.slots[index], PLB__DISABLED, !enabled);
     plb__leave(lb, &hold);
     return index != PLB_NONE ? PLB_OK : PLB_ERR_ADDRESS;
 }
@@ -2703,15 +3508,17 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id)
     plb_hold hold;
     plb__set *set = plb__enter(lb, &hold);
     bool ready = false;
-    uint32_t index;
+    uint32_t t, index;
     if (set == NULL)
         return false;
-    index = plb__view_find(&set->view, addr, id);
-    for (; index < set->view.count && !ready; index++) {
-        plb__slot *slot = set->view.slots[index];
-        if (plb__identity_compare(&slot->addr, slot->id, addr, id) != 0)
-            break;
-        ready = plb__view_ready(&set->view, index);
+    for (t = 0; t < set->tier_count; t++) {
+        const plb_view *view = &set->tiers[t].view;
+        for (index = plb__view_find(view, addr, id); index < view->count && !ready; index++) {
+            const plb__slot *slot = view->slots[index];
+            if (plb__identity_compare(&slot->addr, slot->id, addr, id) != 0)
+                break;
+            ready = plb__view_ready(view, index);
+        }
     }
     plb__leave(lb, &hold);
     return ready;
@@ -2719,14 +3526,15 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id)
 
 PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info)
 {
+    const plb__tier *tier;
     plb_hold hold;
     plb__set *set = plb__enter(lb, &hold);
     uint32_t index;
     if (set == NULL)
         return PLB_ERR_ADDRESS;
-    index = plb__view_find(&set->view, addr, id);
+    index = plb__set_find(set, addr, id, &tier);
     if (index != PLB_NONE)
-        plb__fill_info(&set->view, index, info);
+        plb__fill_info(tier, index, info);
     plb__leave(lb, &hold);
     return index != PLB_NONE ? PLB_OK : PLB_ERR_ADDRESS;
 }
@@ -2735,14 +3543,16 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
 {
     plb_hold hold;
     plb__set *set = plb__enter(lb, &hold);
-    uint32_t i;
+    bool more = true;
+    uint32_t t, i;
     if (set == NULL)
         return;
-    for (i = 0; i < set->view.count; i++) {
-        plb_backend_info info;
-        plb__fill_info(&set->view, i, &info);
-        if (!fn(user, &info))
-            break;
+    for (t = 0; t < set->tier_count && more; t++) {
+        for (i = 0; i < set->tiers[t].view.count && more; i++) {
+            plb_backend_info info;
+            plb__fill_info(&set->tiers[t], i, &info);
+            more = fn(user, &info);
+        }
     }
     plb__leave(lb, &hold);
 }
@@ -2751,39 +3561,39 @@ PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *
 {
     plb__set *set = plb__enter(lb, &walk->hold);
     walk->balancer = lb;
-    walk->set = set;
+    walk->tier = NULL;
     walk->started = false;
     walk->key = key;
     walk->key_length = key_length;
     if (set == NULL)
         return PLB_ERR_EMPTY;
-    if (set->view.count == 0) {
+    if (set->count == 0) {
         plb__leave(lb, &walk->hold);
-        walk->set = NULL;
         return PLB_ERR_EMPTY;
     }
+    walk->tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
     return PLB_OK;
 }
 
 PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info)
 {
     const plb_balancer *lb = walk->balancer;
-    const plb__set *set = (const plb__set *)walk->set;
+    const plb__tier *tier = (const plb__tier *)walk->tier;
     uint32_t index;
     if (walk->started)
-        index = lb->strategy->next(lb->strategy_state, set->table, &set->view, walk->hold.reader, &walk->cursor);
+        index = lb->strategy->next(lb->strategy_state, tier->table, &tier->view, walk->hold.reader, &walk->cursor);
     else
-        index = lb->strategy->first(lb->strategy_state, set->table, &set->view, walk->hold.reader, walk->key,
+        index = lb->strategy->first(lb->strategy_state, tier->table, &tier->view, walk->hold.reader, walk->key,
                                     walk->key_length, &walk->cursor);
     walk->started = true;
-    plb__fill_info(&set->view, index, info);
+    plb__fill_info(tier, index, info);
 }
 
 PLB_API void plb_walk_end(plb_walk *walk)
 {
-    if (walk->set != NULL)
+    if (walk->tier != NULL)
         plb__leave(walk->balancer, &walk->hold);
-    walk->set = NULL;
+    walk->tier = NULL;
 }
 
 /* ==== ROUND ROBIN RANDOM FNV =========================================================================================
@@ -2874,13 +3684,16 @@ static void plb__weighted_fill(plb__weighted_table *table, const plb_view *view,
     table->starts[starts] = view->count - 1;
 }
 
-static plb_status plb__weighted_build(void *state, const plb_view *view, void **out)
+static plb_status plb__weighted_build(void *state, const plb_view *view, const plb_view *old_view,
+                                      const void *old_table, void **out)
 {
     const plb_allocator *a = &((plb__weighted_state *)state)->allocator;
     uint32_t places = view->weight_sum, shift = 0, starts;
-    bool listed = !plb__weighs_one_each(view);
+    bool listed = places > 0 && !plb__weighs_one_each(view);
     plb__weighted_table *table;
     size_t size = sizeof *table;
+    (void)old_view;
+    (void)old_table;
     while (places > 0 && ((places - 1) >> shift) + 1 > view->count)
         shift++;
     starts = places > 0 ? ((places - 1) >> shift) + 1 : 0;
@@ -2891,7 +3704,7 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, void **
         return PLB_ERR_MEMORY;
     table->size = size;
     table->count = plb__divisor_of(view->count);
-    table->places = plb__divisor_of(places);
+    table->places = plb__divisor_of(places > 0 ? places : view->count); /* none ready then; it is only walked */
     table->shift = shift;
     if (listed) {
         table->ends = (uint32_t *)(table + 1);
@@ -2907,14 +3720,9 @@ static void plb__weighted_discard(void *state, void *table)
     plb__delete(&((plb__weighted_state *)state)->allocator, table, ((plb__weighted_table *)table)->size);
 }
 
-/* Which backend stands at a place of the list. */
-PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint32_t place)
+PLB__INLINE uint32_t plb__weighted_search(const plb__weighted_table *table, uint32_t place)
 {
-    uint32_t low, high;
-    if (PLB__LIKELY(table->ends == NULL))
-        return place;
-    low = table->starts[place >> table->shift];
-    high = table->starts[(place >> table->shift) + 1];
+    uint32_t low = table->starts[place >> table->shift], high = table->starts[(place >> table->shift) + 1];
     while (PLB__UNLIKELY(high - low > 8)) {
         uint32_t middle = low + (high - low) / 2;
         if (table->ends[middle] <= place)
@@ -2927,142 +3735,199 @@ PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint3
     return low;
 }
 
-PLB__INLINE uint64_t plb__weighted_first(plb__weighted_state *state, plb__numbers numbers, plb_reader *reader,
-                                         const void *key, size_t key_length)
+/* Which backend stands at a place of the list. */
+PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint32_t place)
 {
-    switch (numbers) {
-    case PLB__NUMBERS_COUNT:
-        return plb__fetch_add_relaxed(&state->counter, 1);
-    case PLB__NUMBERS_RANDOM:
-        return plb_reader_random(reader);
-    default:
-        return plb__fnv1a(PLB__FNV_BASIS, key, key_length);
-    }
+    return PLB__LIKELY(table->ends == NULL) ? place : plb__weighted_search(table, place);
 }
 
-PLB__INLINE uint64_t plb__weighted_next(plb__weighted_state *state, plb__numbers numbers, plb_reader *reader,
-                                        uint64_t number)
+PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint64_t number)
+{
+    return plb__weighted_owner(table, plb__remainder(number, &table->places));
+}
+
+/* The walk goes on from a number that is one more each time, so to the next ready backend: what it would have counted
+   on the way is added at once. */
+PLB__RARE uint32_t plb__round_robin_rest(plb__weighted_state *state, const plb__weighted_table *table,
+                                         const plb_view *view, plb_reader *reader, uintptr_t number, uint32_t limit)
+{
+    uint32_t from = plb__remainder(number + 1, &table->count), index = PLB_NONE;
+    uintptr_t steps;
+    if (PLB__LOAD_RELAXED(&view->ready_count) > 0)
+        index = plb__view_ready_after(view, from);
+    steps = index >= from ? (uintptr_t)index - from : (uintptr_t)view->count - from + index;
+    if (index == PLB_NONE || (limit > 0 && steps + 2 > limit)) {
+        steps = limit > 0 ? limit - 1 : 0; /* moved on once more by the time the limit is noticed */
+        index = PLB_NONE;
+    }
+    plb__turns_pass(reader, &state->counter, steps + 1);
+    return index;
+}
+
+/* Where weights differ, or the turn is everybody's. */
+PLB__RARE uint32_t plb__round_robin_listed(plb__weighted_state *state, const plb__weighted_table *table,
+                                           const plb_view *view, plb_reader *reader, uint32_t limit)
+{
+    uintptr_t number;
+    uint32_t index;
+    if (reader->own_turn) {
+        number = reader->turn++;
+        index = plb__weighted_start(table, number);
+    } else { /* starts from what is shown, while the locked addition waits */
+        uintptr_t shown = PLB__LOAD_RELAXED(&state->counter);
+        index = plb__weighted_start(table, shown);
+        number = plb__fetch_add_relaxed(&state->counter, 1);
+        if (PLB__UNLIKELY(number != shown))
+            index = plb__weighted_start(table, number);
+    }
+    if (PLB__LIKELY(plb__view_ready(view, index)))
+        return index;
+    return plb__round_robin_rest(state, table, view, reader, number, limit);
+}
+
+static uint32_t plb__round_robin_pick(void *opaque, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                      const void *key, size_t key_length, uint32_t limit)
+{
+    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
+    uintptr_t number = reader->turn;
+    uint32_t index;
+    (void)key;
+    (void)key_length;
+    if (PLB__UNLIKELY(!reader->own_turn || table->ends != NULL))
+        return plb__round_robin_listed(state, table, view, reader, limit);
+    reader->turn = number + 1;
+    index = plb__remainder(number, &table->places);
+    if (PLB__LIKELY(plb__view_ready(view, index)))
+        return index;
+    return plb__round_robin_rest(state, table, view, reader, number, limit);
+}
+
+PLB__RARE uint32_t plb__random_rest(const plb__weighted_table *table, const plb_view *view, plb_reader *reader,
+                                    uint32_t limit)
+{
+    uint32_t index;
+    if (PLB__LOAD_RELAXED(&view->ready_count) == 0)
+        return PLB_NONE;
+    if (limit == 0)
+        return plb_view_draw(view, reader);
+    for (; limit > 1; limit--) {
+        index = plb__remainder(plb__random(reader), &table->count);
+        if (plb__view_ready(view, index))
+            return index;
+    }
+    return PLB_NONE;
+}
+
+PLB__RARE uint32_t plb__random_listed(const plb__weighted_table *table, const plb_view *view, plb_reader *reader,
+                                      uint32_t limit, uint64_t number)
+{
+    uint32_t index = plb__weighted_start(table, number);
+    return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(table, view, reader, limit);
+}
+
+static uint32_t plb__random_pick(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                 const void *key, size_t key_length, uint32_t limit)
+{
+    const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
+    uint64_t number = plb__random(reader);
+    uint32_t index;
+    (void)state;
+    (void)key;
+    (void)key_length;
+    if (PLB__UNLIKELY(table->ends != NULL))
+        return plb__random_listed(table, view, reader, limit, number);
+    index = plb__remainder(number, &table->places);
+    return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(table, view, reader, limit);
+}
+
+/* The hash of a hash's 8 bytes, from the lowest on. */
+PLB__INLINE uint64_t plb__fnv_again(uint64_t number)
 {
     uint64_t hash = PLB__FNV_BASIS;
     int i;
-    if (numbers != PLB__NUMBERS_FNV)
-        return plb__weighted_first(state, numbers, reader, NULL, 0);
     for (i = 0; i < 8; i++, number >>= 8)
         hash = (hash ^ (number & 0xff)) * PLB__FNV_PRIME;
     return hash;
 }
 
-PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint64_t number)
-{
-    if (PLB__UNLIKELY(table->places.value == 0))
-        return plb__remainder(number, &table->count);
-    return plb__weighted_owner(table, plb__remainder(number, &table->places));
-}
+/* Places that a key without a limit tries, each as likely as any other, before it takes the next ready backend. Hashing
+   a hash again takes six times as long as mixing it, so the faithful sequence is kept for those who set a limit. */
+#define PLB__KEYED_TRIES 16
 
-/* One of the ready backends, of which there were `ready`; there may be fewer by now. */
-static uint32_t plb__any_ready(const plb_view *view, uint64_t number, uint32_t ready)
+/* A ready backend for the hash of a key, the same as long as nothing changes. */
+static uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
 {
-    uint32_t index = plb_view_ready_nth(view, (uint32_t)(number % ready));
-    return index != PLB_NONE ? index : plb_view_ready_nth(view, 0);
-}
-
-/* Steps that a pick without a limit walks, since that spreads the share of unready backends evenly, before it goes to
-   the ready ones directly. */
-#define PLB__WEIGHTED_PATIENCE 16
-
-/* The walk on from a first backend that was not ready. */
-PLB__INLINE uint32_t plb__weighted_rest(plb__weighted_state *state, plb__numbers numbers,
-                                        const plb__weighted_table *table, const plb_view *view, plb_reader *reader,
-                                        uint64_t number, uint32_t limit, uint32_t ready)
-{
-    uint32_t index, steps;
-    for (steps = 1; steps < (limit > 0 ? limit : PLB__WEIGHTED_PATIENCE); steps++) {
-        number = plb__weighted_next(state, numbers, reader, number);
-        index = plb__remainder(number, &table->count);
+    uint32_t tries, index = 0;
+    for (tries = 0; tries < PLB__KEYED_TRIES; tries++) {
+        hash += PLB__GOLDEN;
+        index = (uint32_t)(((plb__mix(hash) >> 32) * view->count) >> 32);
         if (plb__view_ready(view, index))
             return index;
     }
+    return plb__view_ready_after(view, index);
+}
+
+static uint32_t plb__fnv_pick(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                              const void *key, size_t key_length, uint32_t limit)
+{
+    const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
+    uint64_t hash;
+    uint32_t index;
+    (void)state;
+    (void)reader;
+    if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
+        return PLB_NONE;
+    hash = plb__fnv1a(PLB__FNV_BASIS, key, key_length);
+    index = plb__weighted_start(table, hash);
+    if (PLB__LIKELY(plb__view_ready(view, index)))
+        return index;
     if (limit == 0)
-        return plb__any_ready(view, plb__weighted_next(state, numbers, reader, number), ready);
-    plb__weighted_next(state, numbers, reader, number); /* moved on once more by the time the limit is noticed */
+        return plb__keyed_rest(view, hash);
+    for (; limit > 1; limit--) {
+        hash = plb__fnv_again(hash);
+        index = plb__remainder(hash, &table->count);
+        if (plb__view_ready(view, index))
+            return index;
+    }
     return PLB_NONE;
 }
 
-/* Inlined for each kind of numbers. */
-PLB__INLINE uint32_t plb__weighted_pick(void *opaque, plb__numbers numbers, const void *opaque_table,
-                                        const plb_view *view, plb_reader *reader, const void *key, size_t key_length,
-                                        uint32_t limit)
+PLB__INLINE uint64_t plb__weighted_number(plb__weighted_state *state, plb_reader *reader)
 {
-    plb__weighted_state *state = (plb__weighted_state *)opaque;
-    const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
-    uint32_t index, ready = PLB__LOAD_RELAXED(&view->ready_count);
-    uint64_t number;
-    if (PLB__UNLIKELY(ready == 0)) { /* the walk would find nothing, but it would leave the counter here */
-        if (numbers == PLB__NUMBERS_COUNT)
-            plb__fetch_add_relaxed(&state->counter, (uintptr_t)limit + 1);
-        return PLB_NONE;
-    }
-    if (numbers == PLB__NUMBERS_COUNT) { /* start from what the counter shows, while the locked addition waits */
-        uint64_t shown = PLB__LOAD_RELAXED(&state->counter);
-        index = plb__weighted_start(table, shown);
-        number = plb__weighted_first(state, numbers, reader, key, key_length);
-        if (PLB__UNLIKELY(number != shown))
-            index = plb__weighted_start(table, number);
-    } else {
-        number = plb__weighted_first(state, numbers, reader, key, key_length);
-        index = plb__weighted_start(table, number);
-    }
-    if (PLB__LIKELY(plb__view_ready(view, index)))
-        return index;
-    return plb__weighted_rest(state, numbers, table, view, reader, number, limit, ready);
+    return state->numbers == PLB__NUMBERS_COUNT ? plb__turns_pass(reader, &state->counter, 1) : plb__random(reader);
 }
 
-static uint32_t plb__round_robin_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                      const void *key, size_t key_length, uint32_t limit)
-{
-    return plb__weighted_pick(state, PLB__NUMBERS_COUNT, table, view, reader, key, key_length, limit);
-}
-
-static uint32_t plb__random_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                 const void *key, size_t key_length, uint32_t limit)
-{
-    return plb__weighted_pick(state, PLB__NUMBERS_RANDOM, table, view, reader, key, key_length, limit);
-}
-
-static uint32_t plb__fnv_pick(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
-                              size_t key_length, uint32_t limit)
-{
-    return plb__weighted_pick(state, PLB__NUMBERS_FNV, table, view, reader, key, key_length, limit);
-}
-
-static uint32_t plb__weighted_raw_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
+static uint32_t plb__weighted_raw_first(void *opaque, const void *table, const plb_view *view, plb_reader *reader,
                                         const void *key, size_t key_length, plb_cursor *cursor)
 {
-    plb__weighted_state *own = (plb__weighted_state *)state;
+    plb__weighted_state *state = (plb__weighted_state *)opaque;
     (void)view;
-    cursor->words[0] = plb__weighted_first(own, own->numbers, reader, key, key_length);
+    cursor->words[0] = state->numbers == PLB__NUMBERS_FNV ? plb__fnv1a(PLB__FNV_BASIS, key, key_length)
+                                                          : plb__weighted_number(state, reader);
     return plb__weighted_start((const plb__weighted_table *)table, cursor->words[0]);
 }
 
-static uint32_t plb__weighted_raw_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
+static uint32_t plb__weighted_raw_next(void *opaque, const void *table, const plb_view *view, plb_reader *reader,
                                        plb_cursor *cursor)
 {
-    plb__weighted_state *own = (plb__weighted_state *)state;
+    plb__weighted_state *state = (plb__weighted_state *)opaque;
     (void)view;
-    cursor->words[0] = plb__weighted_next(own, own->numbers, reader, cursor->words[0]);
+    cursor->words[0] =
+        state->numbers == PLB__NUMBERS_FNV ? plb__fnv_again(cursor->words[0]) : plb__weighted_number(state, reader);
     return plb__remainder(cursor->words[0], &((const plb__weighted_table *)table)->count);
 }
 
-#define PLB__WEIGHTED_OPS(name, open, pick)                                                                            \
+#define PLB__WEIGHTED_OPS(name, keyed, open, pick)                                                                     \
     {                                                                                                                  \
-        name, sizeof(plb__weighted_state), open, NULL, plb__weighted_build, plb__weighted_discard,                     \
-            plb__weighted_raw_first, plb__weighted_raw_next, pick, NULL, NULL                                          \
+        name, sizeof(plb__weighted_state), 0, keyed, open, NULL, plb__weighted_build, plb__weighted_discard,           \
+            plb__weighted_raw_first, plb__weighted_raw_next, pick, NULL, NULL, NULL, NULL, 0                           \
     }
 
 static const plb_strategy_ops plb__round_robin_ops =
-    PLB__WEIGHTED_OPS("round robin", plb__round_robin_open, plb__round_robin_pick);
-static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", plb__random_open, plb__random_pick);
-static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", plb__fnv_open, plb__fnv_pick);
+    PLB__WEIGHTED_OPS("round robin", false, plb__round_robin_open, plb__round_robin_pick);
+static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", false, plb__random_open, plb__random_pick);
+static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", true, plb__fnv_open, plb__fnv_pick);
 
 static plb_strategy plb__strategy(const plb_strategy_ops *ops, const void *desc)
 {
@@ -3419,13 +4284,16 @@ static plb_status plb__ring_build(plb__ring *ring, const plb_allocator *a, const
     return PLB_OK;
 }
 
-static plb_status plb__ketama_build(void *opaque, const plb_view *view, void **out)
+static plb_status plb__ketama_build(void *opaque, const plb_view *view, const plb_view *old_view, const void *old_table,
+                                    void **out)
 {
     const plb__ketama_state *state = (const plb__ketama_state *)opaque;
     const plb_allocator *a = &state->allocator;
     uint64_t points = (uint64_t)view->weight_sum * PLB__POINTS_PER_WEIGHT;
     plb_status status = PLB_OK;
     plb__ring *ring;
+    (void)old_view;
+    (void)old_table;
     if (points > state->max_points || view->count > PLB__BACKENDS_LIMIT)
         return PLB_ERR_POINTS;
     ring = points < SIZE_MAX / 16 ? plb__ring_new(a, (uint32_t)points, view->count) : NULL;
@@ -3501,7 +4369,7 @@ static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view 
         if (PLB__LIKELY(plb__view_ready(view, owner)))
             return owner;
     }
-    return limit > 0 ? PLB_NONE : plb__any_ready(view, position, ready);
+    return limit > 0 ? PLB_NONE : plb__keyed_rest(view, position);
 }
 
 /* The position is all that a walk must remember. Where all weights are 0 there is no point, and it goes through the
@@ -3527,6 +4395,8 @@ static uint32_t plb__ketama_first(void *state, const void *table, const plb_view
 
 static const plb_strategy_ops plb__ketama_ops = {"ketama",
                                                  sizeof(plb__ketama_state),
+                                                 0,
+                                                 true,
                                                  plb__ketama_open,
                                                  NULL,
                                                  plb__ketama_build,
@@ -3535,7 +4405,10 @@ static const plb_strategy_ops plb__ketama_ops = {"ketama",
                                                  plb__ketama_next,
                                                  plb__ketama_pick,
                                                  NULL,
-                                                 NULL};
+                                                 NULL,
+                                                 NULL,
+                                                 NULL,
+                                                 0};
 
 PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc)
 {
@@ -3617,7 +4490,7 @@ static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *use
 
 static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *backends, size_t count)
 {
-    size_t i, size = sizeof(plb__list) + count * (sizeof(plb_backend) + 2 * sizeof(uint32_t));
+    size_t i, size = sizeof(plb__list) + count * (sizeof(plb_backend) + 3 * sizeof(uint32_t));
     plb__list *list;
     char *names;
     for (i = 0; i < count; i++)
@@ -3629,7 +4502,9 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
     list->count = count;
     list->backends = (plb_backend *)(list + 1);
     list->order = (uint32_t *)(void *)(list->backends + count);
-    names = (char *)(list->order + 2 * count);
+    list->members = list->order + count;
+    list->spare = list->members + count;
+    names = (char *)(list->spare + count);
     for (i = 0; i < count; i++) {
         size_t name_size = plb__name_size(backends[i].name);
         list->order[i] = (uint32_t)i;
@@ -3653,6 +4528,8 @@ static plb_status plb__backend_check(const plb_backend *backend, bool names)
 {
     if (backend->weight > PLB_WEIGHT_MAX)
         return PLB_ERR_WEIGHT;
+    if (backend->priority > PLB_PRIORITY_MAX)
+        return PLB_ERR_ARGUMENT;
     switch (backend->addr.family) {
     case PLB_FAMILY_IPV4:
     case PLB_FAMILY_IPV6:
@@ -3668,47 +4545,60 @@ static plb_status plb__backend_check(const plb_backend *backend, bool names)
     }
 }
 
+/* The order of a tier: address, id, weight. */
 static int plb__backend_compare(const plb_backend *a, const plb_backend *b)
 {
     int order = plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
-    return order != 0 || a->weight == b->weight ? order : a->weight < b->weight ? -1 : 1;
+    if (order == 0 && a->weight != b->weight)
+        order = a->weight < b->weight ? -1 : 1;
+    if (order == 0 && a->priority != b->priority)
+        order = a->priority < b->priority ? -1 : 1;
+    return order;
 }
 
-static size_t plb__run_end(const plb__list *list, const uint32_t *order, size_t at)
+static int plb__tier_compare(const plb_backend *a, const plb_backend *b)
+{
+    return a->priority == b->priority ? 0 : a->priority < b->priority ? -1 : 1;
+}
+
+typedef int (*plb__compare_fn)(const plb_backend *a, const plb_backend *b);
+
+static size_t plb__run_end(const plb__list *list, const uint32_t *order, size_t at, plb__compare_fn compare)
 {
     for (at++; at < list->count; at++)
-        if (plb__backend_compare(&list->backends[order[at - 1]], &list->backends[order[at]]) > 0)
+        if (compare(&list->backends[order[at - 1]], &list->backends[order[at]]) > 0)
             break;
     return at;
 }
 
-/* Natural merge sort (Knuth, volume 3, 5.2.4): linear for lists that are nearly in order, as most
-   updates are. Stable. */
-static void plb__list_sort(plb__list *list)
+/* Natural merge sort (Knuth, volume 3, 5.2.4): linear for lists that are nearly in order, as most updates are.
+   Stable. */
+static void plb__list_sort_by(const plb__list *list, uint32_t *to_sort, plb__compare_fn compare)
 {
-    uint32_t *order = list->order, *spare = order + list->count;
-    for (;;) {
-        size_t at = 0, to = 0, runs = 0;
+    uint32_t *order = to_sort, *spare = list->spare;
+    while (plb__run_end(list, order, 0, compare) < list->count) {
+        size_t at = 0, to = 0;
         uint32_t *swap = order;
         while (at < list->count) {
-            size_t left = at, middle = plb__run_end(list, order, at), right = middle;
-            size_t end = middle < list->count ? plb__run_end(list, order, middle) : middle;
+            size_t left = at, middle = plb__run_end(list, order, at, compare), right = middle;
+            size_t end = middle < list->count ? plb__run_end(list, order, middle, compare) : middle;
             while (left < middle || right < end) {
-                bool from_left =
-                    right == end || (left < middle && plb__backend_compare(&list->backends[order[left]],
+                bool from_left = right == end || (left < middle && compare(&list->backends[order[left]],
                                                                            &list->backends[order[right]]) <= 0);
                 spare[to++] = from_left ? order[left++] : order[right++];
             }
             at = end;
-            runs++;
         }
         order = spare;
         spare = swap;
-        if (runs <= 1)
-            break;
     }
-    if (order != list->order)
-        memcpy(list->order, order, list->count * sizeof *order);
+    if (order != to_sort)
+        memcpy(to_sort, order, list->count * sizeof *order);
+}
+
+static void plb__list_sort(plb__list *list)
+{
+    plb__list_sort_by(list, list->order, plb__backend_compare);
 }
 
 static const plb_backend *plb__list_at(const plb__list *list, size_t position)
@@ -3727,12 +4617,6 @@ static bool plb__list_continues(const plb__list *list, size_t position)
     return plb__identity_compare(&x->addr, x->id, &y->addr, y->id) == 0;
 }
 
-/* In a sorted list: is it equal to the one before, the weight too? */
-static bool plb__list_is_duplicate(const plb__list *list, size_t position)
-{
-    return position > 0 && plb__backend_compare(plb__list_at(list, position - 1), plb__list_at(list, position)) == 0;
-}
-
 /* In a sorted list: does one before, for the same (address, id), bring the same ext? */
 static bool plb__list_repeats_ext(const plb__list *list, size_t position)
 {
@@ -3746,13 +4630,14 @@ static bool plb__list_repeats_ext(const plb__list *list, size_t position)
 /* ==== UPDATE =========================================================================================================
    From an answer to the published set, wholly or not at all; and what becomes of the old one. */
 
-/* One update under way: the answer in set order, each with the slot that it has already (NULL: a new one). */
+/* One update under way: the answer, each backend with the slot that it has already (NULL: a new one). */
 typedef struct plb__update {
     plb__list *list;
-    plb__slot **slots; /* by position in list->order */
+    plb__slot **slots; /* by index in list->backends */
     size_t slots_size;
-    uint32_t entries; /* without exact duplicates */
     bool changed;
+    uint32_t *counts; /* backends of each tier */
+    uint32_t tiers;
     plb__slot *created; /* new slots, through next_departed */
     plb__set *set;
 } plb__update;
@@ -3775,39 +4660,85 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
     return PLB_ERR_WEIGHT;
 }
 
-/* Finds the slots that are there already; says whether the set would change. */
-static plb_status plb__update_compare(plb_balancer *lb, plb__update *u)
+/* The slot that the current set has for a backend, or NULL. Asked for one after another in order of identity, so each
+   tier is gone through once. */
+static plb__slot *plb__update_find(plb__set *current, const plb_backend *backend)
+{
+    uint32_t t;
+    for (t = 0; current != NULL && t < current->tier_count; t++) {
+        plb__tier *tier = &current->tiers[t];
+        for (; tier->cursor < tier->view.count; tier->cursor++) {
+            plb__slot *slot = tier->view.slots[tier->cursor];
+            int order = plb__identity_compare(&slot->addr, slot->id, &backend->addr, backend->id);
+            if (order == 0)
+                return slot;
+            if (order > 0)
+                break;
+        }
+    }
+    return NULL;
+}
+
+static plb_status plb__update_match(plb_balancer *lb, plb__update *u)
 {
     const plb_allocator *a = &lb->env.allocator;
-    const plb__set *current = (const plb__set *)lb->current;
-    uint32_t old = 0, old_count = current != NULL ? current->view.count : 0;
+    plb__set *current = (plb__set *)lb->current;
     size_t i, count = u->list->count;
+    uint32_t t;
     u->slots_size = count * sizeof(plb__slot *);
     if (count > 0) {
         u->slots = (plb__slot **)a->alloc(a->user, u->slots_size);
         if (u->slots == NULL)
             return PLB_ERR_MEMORY;
     }
-    for (i = 0; i < count; i++) {
-        const plb_backend *backend = plb__list_at(u->list, i);
-        plb__slot *slot = NULL;
-        while (old < old_count && plb__identity_compare(&current->view.slots[old]->addr, current->view.slots[old]->id,
-                                                        &backend->addr, backend->id) < 0)
-            old++;
-        if (old < old_count && plb__identity_compare(&current->view.slots[old]->addr, current->view.slots[old]->id,
-                                                     &backend->addr, backend->id) == 0)
-            slot = current->view.slots[old];
-        u->slots[i] = slot;
-        if (plb__list_is_duplicate(u->list, i))
-            continue;
-        if (u->entries >= old_count || current->view.slots[u->entries] != slot ||
-            current->view.weights[u->entries] != backend->weight)
-            u->changed = true;
-        u->entries++;
-    }
-    if (u->entries != old_count || current == NULL)
-        u->changed = true;
+    for (t = 0; current != NULL && t < current->tier_count; t++)
+        current->tiers[t].cursor = 0;
+    for (i = 0; i < count; i++)
+        u->slots[u->list->order[i]] = plb__update_find(current, plb__list_at(u->list, i));
     return PLB_OK;
+}
+
+static const plb_backend *plb__list_member(const plb__list *list, size_t position)
+{
+    return &list->backends[list->members[position]];
+}
+
+/* Puts the backends in the order of a set, without exact duplicates, which end up behind; counts the tiers. */
+static size_t plb__update_arrange(plb__update *u)
+{
+    plb__list *list = u->list;
+    size_t i, members = 0;
+    memcpy(list->members, list->order, list->count * sizeof *list->members);
+    plb__list_sort_by(list, list->members, plb__tier_compare);
+    u->tiers = 1;
+    for (i = 0; i < list->count; i++) {
+        const plb_backend *backend = plb__list_member(list, i);
+        if (members > 0 && plb__backend_compare(plb__list_member(list, members - 1), backend) == 0)
+            continue;
+        if (members > 0 && plb__list_member(list, members - 1)->priority != backend->priority)
+            u->tiers++;
+        list->members[members++] = list->members[i];
+    }
+    return members;
+}
+
+/* Is it the set that is there already? */
+static bool plb__update_differs(const plb_balancer *lb, const plb__update *u, size_t members)
+{
+    const plb__set *current = (const plb__set *)lb->current;
+    uint32_t t = 0;
+    size_t i;
+    if (current == NULL || current->count != members || current->tier_count != u->tiers)
+        return true;
+    for (i = 0; i < members; i++) {
+        const plb_backend *backend = plb__list_member(u->list, i);
+        while (i >= current->tiers[t].start + current->tiers[t].view.count)
+            t++;
+        if (current->slots[i] != u->slots[u->list->members[i]] || current->weights[i] != backend->weight ||
+            current->tiers[t].priority != backend->priority)
+            return true;
+    }
+    return false;
 }
 
 /* Makes sure of one number more. They are small and used again, so that strategies may keep arrays by them. */
@@ -3829,55 +4760,106 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
     return PLB_OK;
 }
 
+static size_t plb__slot_lead(const plb_balancer *lb)
+{
+    const size_t unit = 2 * sizeof(uint64_t); /* what malloc and the slot itself are aligned to, or more */
+    return (lb->strategy->slot_size + unit - 1) / unit * unit;
+}
+
 static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
 {
     size_t i;
     for (i = 0; i < u->list->count; i++) {
-        plb__slot *slot = u->slots[i];
+        plb__slot **slots = u->slots, *slot = slots[u->list->order[i]];
         if (slot != NULL)
             continue;
         if (plb__list_continues(u->list, i)) {
-            u->slots[i] = u->slots[i - 1];
+            slots[u->list->order[i]] = slots[u->list->order[i - 1]];
             continue;
         }
         if (plb__numbers_reserve(lb) == PLB_OK)
-            slot = plb__slot_new(&lb->env.allocator, plb__list_at(u->list, i));
+            slot = plb__slot_new(&lb->env.allocator, plb__list_at(u->list, i), plb__slot_lead(lb));
         if (slot == NULL)
             return PLB_ERR_MEMORY;
         slot->number = lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
         slot->flags = lb->desc.start_unhealthy ? PLB__UNHEALTHY : 0;
+        if (plb__list_at(u->list, i)->enablement == PLB_ENABLEMENT_OFF)
+            slot->flags |= PLB__DISABLED;
+        plb__slot_limit(slot, plb__list_at(u->list, i)->max_conns);
         slot->u.control.next_departed = u->created;
         u->created = slot;
-        u->slots[i] = slot;
+        slots[u->list->order[i]] = slot;
     }
     return PLB_OK;
 }
 
-/* The new set, complete but for its readiness. */
-static plb_status plb__update_build(plb_balancer *lb, plb__update *u)
+/* The tier of the current set that has this priority, or NULL. */
+static const plb__tier *plb__update_old_tier(const plb_balancer *lb, uint32_t priority)
 {
-    plb_status status = plb__update_create_slots(lb, u);
-    plb_view *view;
-    uint32_t entry = 0;
-    size_t i;
-    if (status != PLB_OK)
-        return status;
-    u->set = plb__set_new(&lb->env.allocator, u->entries);
-    if (u->set == NULL)
-        return PLB_ERR_MEMORY;
-    view = &u->set->view;
-    for (i = 0; i < u->list->count; i++) {
-        const plb_backend *backend = plb__list_at(u->list, i);
-        if (plb__list_is_duplicate(u->list, i))
-            continue;
-        view->slots[entry] = u->slots[i];
-        view->weights[entry] = (uint16_t)backend->weight;
-        view->weight_sum += backend->weight;
-        entry++;
+    const plb__set *old = (const plb__set *)lb->current;
+    uint32_t t;
+    for (t = 0; old != NULL && t < old->tier_count; t++)
+        if (old->tiers[t].priority == priority && old->tiers[t].table != NULL)
+            return &old->tiers[t];
+    return NULL;
+}
+
+/* A tier's backends, readiness and table. */
+static plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__tier *tier)
+{
+    plb_view *view = &tier->view;
+    const plb__tier *old;
+    uint32_t i;
+    for (i = 0; i < view->count; i++) {
+        uint32_t index = u->list->members[tier->start + i];
+        plb__set_fill(tier, i, u->slots[index], u->list->backends[index].weight);
     }
+    plb__set_fill_ready(u->set, tier);
+    if (view->count > 0)
+        tier->priority = plb__list_member(u->list, tier->start)->priority;
     if (view->count == 0 || lb->strategy->build == NULL)
         return PLB_OK;
-    return lb->strategy->build(lb->strategy_state, view, &u->set->table);
+    old = plb__update_old_tier(lb, tier->priority);
+    return lb->strategy->build(lb->strategy_state, view, old != NULL ? &old->view : NULL,
+                               old != NULL ? old->table : NULL, &tier->table);
+}
+
+static plb_status plb__update_count_tiers(plb_balancer *lb, plb__update *u, size_t members)
+{
+    const plb_allocator *a = &lb->env.allocator;
+    uint32_t t = 0;
+    size_t i;
+    u->counts = (uint32_t *)plb__new(a, u->tiers * sizeof *u->counts);
+    if (u->counts == NULL)
+        return PLB_ERR_MEMORY;
+    for (i = 0; i < members; i++) {
+        if (i > 0 && plb__list_member(u->list, i)->priority != plb__list_member(u->list, i - 1)->priority)
+            t++;
+        u->counts[t]++;
+    }
+    return PLB_OK;
+}
+
+/* The new set. */
+static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t members)
+{
+    plb_status status = plb__update_create_slots(lb, u);
+    uint32_t t;
+    if (status == PLB_OK)
+        status = plb__update_count_tiers(lb, u, members);
+    if (status != PLB_OK)
+        return status;
+    u->set = plb__set_new(&lb->env.allocator, u->counts, u->tiers);
+    if (u->set == NULL)
+        return PLB_ERR_MEMORY;
+    u->set->strategy = lb->strategy;
+    u->set->strategy_state = lb->strategy_state;
+    u->set->panic_percent = lb->desc.panic_percent;
+    u->set->simple = u->tiers == 1 && members > 0 && lb->strategy->pick != NULL;
+    for (t = 0; t < u->tiers && status == PLB_OK; t++)
+        status = plb__update_fill_tier(lb, u, &u->set->tiers[t]);
+    u->set->active = plb__choose_tier(u->set);
+    return status;
 }
 
 /* Hands over what the answer says beside addresses and weights: ext, max_conns, enablement. */
@@ -3886,7 +4868,7 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
     size_t i;
     for (i = 0; i < u->list->count; i++) {
         const plb_backend *backend = plb__list_at(u->list, i);
-        plb__slot *slot = u->slots[i];
+        plb__slot *slot = u->slots[u->list->order[i]];
         if (!plb__list_continues(u->list, i)) {
             if (PLB__LOAD_RELAXED(&slot->max_conns) != backend->max_conns) {
                 plb__slot_limit(slot, backend->max_conns);
@@ -3906,14 +4888,11 @@ static void plb__update_adopt(plb__update *u)
     size_t i;
     for (i = 0; i < u->list->count; i++) {
         const plb_backend *backend = plb__list_at(u->list, i);
-        plb__slot *slot = u->slots[i];
+        plb__slot *slot = u->slots[u->list->order[i]];
         if (slot->u.control.holders > 0 || plb__list_continues(u->list, i))
             continue;
         slot->ext = backend->ext;
         slot->ext_release = backend->ext_release;
-        plb__slot_limit(slot, backend->max_conns);
-        if (backend->enablement == PLB_ENABLEMENT_OFF)
-            slot->flags |= PLB__DISABLED;
     }
 }
 
@@ -3936,14 +4915,22 @@ static void plb__slot_let_go(plb_balancer *lb, plb__slot *slot)
     lb->departed = slot;
 }
 
+/* A set whose slots are not its own, or not any more. */
+static void plb__set_free(plb_balancer *lb, plb__set *set)
+{
+    uint32_t t;
+    for (t = 0; t < set->tier_count; t++)
+        if (set->tiers[t].table != NULL)
+            lb->strategy->discard(lb->strategy_state, set->tiers[t].table);
+    plb__delete(&lb->env.allocator, set, set->size);
+}
+
 static void plb__set_delete(plb_balancer *lb, plb__set *set)
 {
     uint32_t i;
-    if (set->table != NULL)
-        lb->strategy->discard(lb->strategy_state, set->table);
-    for (i = 0; i < set->view.count; i++)
-        plb__slot_let_go(lb, set->view.slots[i]);
-    plb__delete(&lb->env.allocator, set, set->size);
+    for (i = 0; i < set->count; i++)
+        plb__slot_let_go(lb, set->slots[i]);
+    plb__set_free(lb, set);
 }
 
 /* Frees what nobody reads or holds any more; says whether something is left. */
@@ -3973,23 +4960,17 @@ static bool plb__reclaim(plb_balancer *lb)
    it. */
 static void plb__publish(plb_balancer *lb, plb__set *set)
 {
-    plb_view *view = &set->view;
     plb__set *old = (plb__set *)lb->current;
     uint32_t i;
-    for (i = 0; i < view->count; i++) {
-        view->slots[i]->u.control.holders++;
-        if (view->weights[i] > 0 && plb__slot_ready(view->slots[i])) {
-            view->ready[i / PLB__WORD_BITS] |= (uintptr_t)1 << i % PLB__WORD_BITS;
-            view->ready_count++;
-        }
+    for (i = 0; i < set->count; i++) {
+        set->slots[i]->u.control.holders++;
+        if (i == 0 || set->slots[i - 1] != set->slots[i])
+            PLB__STORE_RELAXED(&set->slots[i]->index, i);
     }
     PLB__STORE(&lb->current, (uintptr_t)set);
-    for (i = 0; i < view->count; i++) {
-        if (i > 0 && view->slots[i - 1] == view->slots[i])
-            continue;
-        PLB__STORE_RELAXED(&view->slots[i]->index, i);
-        plb__view_sync(view, i);
-    }
+    if (lb->port.barrier != NULL)
+        lb->port.barrier->issue(lb->port.barrier->self);
+    plb__set_sync_all(set);
     if (old != NULL)
         lb->retired[lb->retired[0] != NULL] = old;
     plb__reclaim(lb);
@@ -4004,7 +4985,8 @@ static void plb__update_free(plb_balancer *lb, plb__update *u)
         plb__slot_free(lb, slot);
     }
     if (u->set != NULL)
-        plb__delete(a, u->set, u->set->size);
+        plb__set_free(lb, u->set);
+    plb__delete(a, u->counts, u->tiers * sizeof *u->counts);
     plb__delete(a, u->slots, u->slots_size);
 }
 
@@ -4013,14 +4995,19 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
 {
     plb__update u;
     plb_status status;
+    size_t members = 0;
     memset(&u, 0, sizeof u);
     u.list = list;
     plb__list_sort(list);
     status = plb__update_check(lb, list);
     if (status == PLB_OK)
-        status = plb__update_compare(lb, &u);
+        status = plb__update_match(lb, &u);
+    if (status == PLB_OK) {
+        members = plb__update_arrange(&u);
+        u.changed = plb__update_differs(lb, &u, members);
+    }
     if (status == PLB_OK && u.changed)
-        status = plb__update_build(lb, &u);
+        status = plb__update_build(lb, &u, members);
     if (status == PLB_OK) {
         plb__set *set = u.set;
         u.set = NULL;
@@ -4044,8 +5031,9 @@ static void plb__release_strangers(plb_balancer *lb, plb__list *list)
     plb__list_sort(list);
     for (i = 0; i < list->count; i++) {
         const plb_backend *backend = plb__list_at(list, i);
-        uint32_t at = current != NULL ? plb__view_find(&current->view, &backend->addr, backend->id) : PLB_NONE;
-        if (at != PLB_NONE && current->view.slots[at]->ext == backend->ext)
+        const plb__tier *tier = NULL;
+        uint32_t at = current != NULL ? plb__set_find(current, &backend->addr, backend->id, &tier) : PLB_NONE;
+        if (at != PLB_NONE && tier->view.slots[at]->ext == backend->ext)
             continue;
         if (!plb__list_repeats_ext(list, i))
             plb__release_ext(backend->ext, backend->ext_release);
@@ -4113,7 +5101,7 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
     lb->update.status = status;
     lb->update.updates += status == PLB_OK;
     lb->update.changes += changed;
-    lb->update.backends = current != NULL ? current->view.count : 0;
+    lb->update.backends = current != NULL ? current->count : 0;
     if (lb->desc.discovery.ops->applied != NULL)
         lb->desc.discovery.ops->applied(lb->discovery_state, status);
     if (status != PLB_OK)
@@ -4857,10 +5845,58 @@ PLB_API void plb_check_done(plb_token token, plb_status status)
         plb__op_complete(op, status);
 }
 
-/* The state machine of pingora-load-balancing's Health::observe_health. */
-static void plb__health_observe(plb_balancer *lb, const plb_view *view, uint32_t index, plb_status status)
+/* Slow start: a share grows in so many steps, so that what wakes up for it is bounded. */
+#define PLB__RAMP_STEPS 64u
+
+static void plb__ramp_wait(plb_balancer *lb)
 {
-    plb__slot *slot = view->slots[index];
+    if (!plb_timer_is_set(&lb->ramp_timer))
+        plb_timer_set(&lb->timers, &lb->ramp_timer, lb->desc.slow_start_ms / PLB__RAMP_STEPS);
+}
+
+/* The slot is about to become healthy. The share comes first, so that nobody sees it healthy with all of it. */
+static void plb__ramp_start(plb_balancer *lb, plb__slot *slot)
+{
+    if (lb->desc.slow_start_ms == 0)
+        return;
+    slot->u.control.ramp_ms = (uint32_t)lb->timers.now_ms;
+    PLB__STORE(&slot->share, 1);
+    plb__ramp_wait(lb);
+}
+
+static void plb__ramp_slot(plb_balancer *lb, plb__slot *slot)
+{
+    uint32_t elapsed = (uint32_t)lb->timers.now_ms - slot->u.control.ramp_ms;
+    uint64_t share = (uint64_t)elapsed * PLB__SHARE_ALL / lb->desc.slow_start_ms;
+    if (share < PLB__SHARE_ALL) {
+        PLB__STORE(&slot->share, (uint8_t)(share > 0 ? share : 1));
+        plb__ramp_wait(lb);
+    } else {
+        PLB__STORE(&slot->share, PLB__SHARE_ALL);
+        plb__slot_changed(lb, slot);
+    }
+}
+
+/* Lets the shares grow that are still partial. */
+static void plb__ramp_go_on(void *user)
+{
+    plb_balancer *lb = (plb_balancer *)user;
+    const plb__set *set = (const plb__set *)lb->current;
+    uint32_t t, w;
+    for (t = 0; set != NULL && t < set->tier_count; t++) {
+        const plb__tier *tier = &set->tiers[t];
+        for (w = 0; w < tier->view.words; w++) {
+            uintptr_t word = PLB__LOAD(&tier->bits[PLB__BITS_PARTIAL][w]);
+            for (; word != 0; word &= word - 1)
+                plb__ramp_slot(lb, tier->view.slots[w * PLB__WORD_BITS + plb__lowest_one(word)]);
+        }
+    }
+}
+
+/* The state machine of pingora-load-balancing's Health::observe_health. */
+static void plb__health_observe(plb_balancer *lb, const plb__tier *tier, uint32_t index, plb_status status)
+{
+    plb__slot *slot = tier->view.slots[index];
     bool success = status == PLB_OK, healthy = (PLB__LOAD(&slot->flags) & PLB__UNHEALTHY) == 0;
     const plb_check *check = &lb->desc.check;
     plb_backend_info info;
@@ -4871,8 +5907,10 @@ static void plb__health_observe(plb_balancer *lb, const plb_view *view, uint32_t
     if (++slot->u.control.streak < (success ? check->consecutive_success : check->consecutive_failure))
         return;
     slot->u.control.streak = 0;
+    if (success)
+        plb__ramp_start(lb, slot);
     plb__slot_flag(lb, slot, PLB__UNHEALTHY, !success);
-    plb__fill_info(view, index, &info);
+    plb__fill_info(tier, index, &info);
     plb__log_backend(lb, success ? PLB_LOG_INFO : PLB_LOG_WARN,
                      success ? "healthy again:" : "unhealthy:", &info.backend, status);
     if (lb->desc.on_flip != NULL)
@@ -4901,9 +5939,9 @@ static void plb__log_probe(const plb_balancer *lb, const plb__slot *slot, plb_st
 
 static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
 {
-    const plb_view *view = &((const plb__set *)lb->current)->view;
+    const plb__tier *tier = NULL;
     plb__slot *slot = op->slot;
-    uint32_t index = plb__view_find_slot(view, slot);
+    uint32_t index = plb__set_find_slot((const plb__set *)lb->current, slot, &tier);
     plb__delete(&lb->env.allocator, op->probe, lb->desc.check.ops->probe_size);
     plb__op_free(lb, op);
     lb->probes--;
@@ -4911,7 +5949,7 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
     if (plb_status_is_local(status))
         plb__probe_postpone(lb, slot, status);
     else if (index != PLB_NONE) /* else it has left meanwhile */
-        plb__health_observe(lb, view, index, status);
+        plb__health_observe(lb, tier, index, status);
     plb__slot_let_go(lb, slot);
 }
 
@@ -4976,7 +6014,7 @@ static bool plb__round_can_go_on(const plb_balancer *lb)
     const plb__set *set = (const plb__set *)lb->current;
     if (!lb->round_running)
         return false;
-    if (set == NULL || lb->cursor == set->view.count)
+    if (set == NULL || lb->cursor == set->count)
         return lb->probes == 0;
     return lb->probes < lb->desc.parallel_checks;
 }
@@ -4985,14 +6023,14 @@ static bool plb__round_can_go_on(const plb_balancer *lb)
 static void plb__round_go_on(plb_balancer *lb)
 {
     const plb__set *set = (const plb__set *)lb->current;
-    uint32_t count = set != NULL ? set->view.count : 0, starts = 0;
+    uint32_t count = set != NULL ? set->count : 0, starts = 0;
     while (lb->cursor < count && plb__round_can_go_on(lb)) {
-        plb__slot *slot = set->view.slots[lb->cursor];
+        plb__slot *slot = set->slots[lb->cursor];
         if (slot->u.control.round != lb->round) {
             if (starts++ == PLB__STARTS_PER_POLL)
                 return;
             slot->u.control.round = lb->round;
-            plb__probe_start(lb, slot, set->view.weights[lb->cursor]);
+            plb__probe_start(lb, slot, set->weights[lb->cursor]);
         }
         lb->cursor++;
     }
@@ -5239,9 +6277,13 @@ static plb_status plb__desc_check(const plb_balancer *lb)
         plb__log(lb, PLB_LOG_ERROR, "start_unhealthy needs a check, or no backend would ever be ready", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (lb->port.clock == NULL && (desc->update_every_ms > 0 || desc->check_every_ms > 0)) {
-        plb__log(lb, PLB_LOG_ERROR, "update_every_ms and check_every_ms need port.clock", PLB_OK);
+    if (lb->port.clock == NULL && (desc->update_every_ms > 0 || desc->check_every_ms > 0 || desc->slow_start_ms > 0)) {
+        plb__log(lb, PLB_LOG_ERROR, "update_every_ms, check_every_ms and slow_start_ms need port.clock", PLB_OK);
         return PLB_ERR_UNSUPPORTED;
+    }
+    if (desc->panic_percent > 100) {
+        plb__log(lb, PLB_LOG_ERROR, "panic_percent is above 100", PLB_OK);
+        return PLB_ERR_ARGUMENT;
     }
     return PLB_OK;
 }
@@ -5293,6 +6335,20 @@ static plb_status plb__open_all(plb_balancer *lb)
     return status;
 }
 
+/* Lets the strategy do what it does from time to time. */
+static void plb__strategy_tick(void *user)
+{
+    plb_balancer *lb = (plb_balancer *)user;
+    plb__set *set = (plb__set *)lb->current;
+    uint32_t t;
+    if (lb->strategy->tick == NULL || lb->port.clock == NULL)
+        return;
+    plb_timer_set(&lb->timers, &lb->tick_timer, lb->strategy->tick_ms);
+    for (t = 0; set != NULL && t < set->tier_count; t++)
+        if (set->tiers[t].view.count > 0)
+            lb->strategy->tick(lb->strategy_state, set->tiers[t].table, &set->tiers[t].view);
+}
+
 static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
 {
     timer->fn = fn;
@@ -5331,6 +6387,8 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     plb__timer_init(&lb->update_timer, plb__update_due, lb);
     plb__timer_init(&lb->round_timer, plb__round_due, lb);
     plb__timer_init(&lb->retry_timer, plb__round_retry, lb);
+    plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
+    plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb);
     if (lb->port.clock != NULL)
         plb_timers_update(&lb->timers, lb->port.clock);
     plb__seed_readers(lb);
@@ -5341,6 +6399,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     }
     *out = lb;
     lb->round_due = true;
+    plb__strategy_tick(lb);
     plb__discovery_start(lb);
     plb__mail_read(lb);
     return PLB_OK;
@@ -5425,6 +6484,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     lb->retired[0] = lb->retired[1] = NULL;
     plb__reclaim(lb);
     plb__orphan_departed(lb);
+    plb__handles_free(lb);
     plb__free_ops(lb);
     plb__delete(&allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
     plb__delete(&allocator, lb, sizeof *lb);

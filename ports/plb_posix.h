@@ -175,6 +175,7 @@ PLB_API int plb_posix_timeout(plb_posix *px);
 
 #ifdef __linux__
 #include <sys/random.h>
+#include <sys/syscall.h>
 #endif
 
 #ifndef PLB_NO_THREADS
@@ -267,6 +268,7 @@ struct plb_posix {
     plb_clock clock;
     plb_random random;
     plb_names names;
+    plb_barrier barrier; /* issue is NULL where the system has none */
 
     plb__px_slot *slots;
     uint32_t slot_count, slot_capacity, free_slot;
@@ -466,6 +468,28 @@ static void plb__px_fill_random(void *self, void *bytes, size_t count)
         ((uint8_t *)bytes)[done] = (uint8_t)(state >> 56);
     }
 }
+
+/* membarrier(2), since Linux 4.14. The C library has no function for it, nor need its headers have the numbers. */
+#if defined(__linux__) && defined(SYS_membarrier) && !defined(PLB_NO_THREADS)
+enum { PLB__PX_BARRIER = 1 << 3, PLB__PX_BARRIER_REGISTER = 1 << 4 }; /* the private, expedited one */
+
+static void plb__px_issue_barrier(void *self)
+{
+    (void)self;
+    syscall(SYS_membarrier, PLB__PX_BARRIER, 0, 0); /* cannot fail once it is registered */
+}
+
+static void plb__px_open_barrier(plb_barrier *barrier)
+{
+    if (syscall(SYS_membarrier, PLB__PX_BARRIER_REGISTER, 0, 0) == 0)
+        barrier->issue = plb__px_issue_barrier;
+}
+#else
+static void plb__px_open_barrier(plb_barrier *barrier)
+{
+    barrier->issue = NULL;
+}
+#endif
 
 /* ==== MEMORY ====================================================================================================== */
 
@@ -1924,6 +1948,7 @@ static void plb__px_fill_tables(plb_posix *px)
     px->random.fill = plb__px_fill_random;
     px->names.resolve = plb__px_resolve;
     px->names.cancel = plb__px_cancel;
+    plb__px_open_barrier(&px->barrier);
 }
 
 PLB_API plb_status plb_posix_create(const plb_posix_desc *desc, plb_posix **out)
@@ -1978,6 +2003,7 @@ PLB_API plb_port plb_posix_port(plb_posix *px)
     port.clock = &px->clock;
     port.random = &px->random;
     port.names = &px->names;
+    port.barrier = px->barrier.issue != NULL ? &px->barrier : NULL;
     return port;
 }
 

@@ -1567,6 +1567,7 @@ plb_port sim_port(sim *s)
     port.clock = &s->clock;
     port.random = &s->random;
     port.names = &s->names;
+    port.barrier = NULL;
     return port;
 }
 

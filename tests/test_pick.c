@@ -1305,13 +1305,16 @@ static void custom_close(void *state)
 }
 
 /* The table is the list of slots, by index. */
-static plb_status custom_build(void *state, const plb_view *view, void **table)
+static plb_status custom_build(void *state, const plb_view *view, const plb_view *old_view, const void *old_table,
+                               void **table)
 {
     uint32_t count = plb_view_count(view), i, k, sum = 0;
     uint32_t *slots = (uint32_t *)malloc((count + 1) * sizeof *slots);
     custom_state *self = (custom_state *)state;
     if (slots == NULL)
         return PLB_ERR_MEMORY;
+    if (old_table != NULL && (old_view == NULL || plb_view_slot(old_view, 0) != *(const uint32_t *)old_table))
+        self->lied = true;
     if (count == 0)
         self->lied = true;
     for (i = 0; i < count; i++) {
@@ -1382,28 +1385,44 @@ static uint32_t custom_pick(void *state, const void *table, const plb_view *view
     return best;
 }
 
-static void custom_began(void *state, uint32_t slot)
+static void custom_began(void *state, uint32_t slot, void *data)
 {
     custom_state *self = (custom_state *)state;
     self->began++;
+    (*(uint64_t *)data)++;
     self->last_slot = slot;
 }
 
-static void custom_ended(void *state, uint32_t slot, int outcome, uint64_t latency_us)
+static void custom_ended(void *state, uint32_t slot, void *data, plb_outcome outcome, uint64_t latency_us)
 {
     custom_state *self = (custom_state *)state;
     self->ended++;
     self->last_slot = slot;
     self->last_outcome = outcome;
+    self->lied = self->lied || (*(uint64_t *)data)-- == 0;
     self->last_latency_us = latency_us;
 }
 
-static const plb_strategy_ops walking_ops = {
-    "walking",    sizeof(custom_state), custom_open, custom_close, custom_build, custom_discard,
-    custom_first, custom_next,          NULL,        NULL,         NULL};
-static const plb_strategy_ops picking_ops = {"picking",    sizeof(custom_state), custom_open,  custom_close,
-                                             custom_build, custom_discard,       custom_first, custom_next,
-                                             custom_pick,  custom_began,         custom_ended};
+static const plb_strategy_ops walking_ops = {.name = "walking",
+                                             .state_size = sizeof(custom_state),
+                                             .open = custom_open,
+                                             .close = custom_close,
+                                             .build = custom_build,
+                                             .discard = custom_discard,
+                                             .first = custom_first,
+                                             .next = custom_next};
+static const plb_strategy_ops picking_ops = {.name = "picking",
+                                             .state_size = sizeof(custom_state),
+                                             .slot_size = sizeof(uint64_t),
+                                             .open = custom_open,
+                                             .close = custom_close,
+                                             .build = custom_build,
+                                             .discard = custom_discard,
+                                             .first = custom_first,
+                                             .next = custom_next,
+                                             .pick = custom_pick,
+                                             .began = custom_began,
+                                             .ended = custom_ended};
 
 static uint32_t first_index(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
                             size_t key_length, plb_cursor *cursor)
@@ -1424,8 +1443,7 @@ static uint32_t next_index(void *state, const void *table, const plb_view *view,
     return (uint32_t)(++cursor->words[0] % plb_view_count(view));
 }
 
-static const plb_strategy_ops minimal_ops = {"minimal",   0,          NULL, NULL, NULL, NULL,
-                                             first_index, next_index, NULL, NULL, NULL};
+static const plb_strategy_ops minimal_ops = {.name = "minimal", .first = first_index, .next = next_index};
 
 static plb_strategy own_strategy(const plb_strategy_ops *ops)
 {

@@ -181,8 +181,8 @@ static bool found_from(const plb__ring *ring, const naive_ring *naive, uint32_t 
 TEST equals_the_sorted_array(plb_balancer *lb)
 {
     const plb__set *set = set_of(lb);
-    const plb__ring *ring = (const plb__ring *)set->table;
-    naive_ring naive = naive_build(&set->view);
+    const plb__ring *ring = (const plb__ring *)set->tiers[0].table;
+    naive_ring naive = naive_build(&set->tiers[0].view);
     uint64_t position = 0;
     size_t i;
     ASSERT(naive.points != NULL && naive.count > 0);
@@ -264,7 +264,7 @@ TEST a_ring_is_no_larger_than_promised(void)
         backends[i].weight = 1;
     }
     lb = new_balancer(backends, count);
-    ring = (const plb__ring *)set_of(lb)->table;
+    ring = (const plb__ring *)set_of(lb)->tiers[0].table;
     ASSERT(ring->size * 10 <= (size_t)count * 160 * 66 + 10 * sizeof *ring);
     plb_destroy(lb);
     PASS();
@@ -305,16 +305,16 @@ TEST a_build_without_memory_leaves_nothing_behind(void)
     lb = new_balancer(backends, 20);
     for (i = 0; i < 2; i++) {
         allocations_left = i;
-        ASSERT_EQ(PLB_ERR_MEMORY, plb__ketama_build(&state, &set_of(lb)->view, &table));
+        ASSERT_EQ(PLB_ERR_MEMORY, plb__ketama_build(&state, &set_of(lb)->tiers[0].view, NULL, NULL, &table));
         ASSERT_EQ_FMT((size_t)0, bytes_out, "%zu");
     }
     allocations_left = 2;
-    ASSERT_EQ(PLB_OK, plb__ketama_build(&state, &set_of(lb)->view, &table));
+    ASSERT_EQ(PLB_OK, plb__ketama_build(&state, &set_of(lb)->tiers[0].view, NULL, NULL, &table));
     plb__ketama_discard(&state, table);
     ASSERT_EQ_FMT((size_t)0, bytes_out, "%zu");
     state.max_points = 20 * 160 - 1;
     allocations_left = 2;
-    ASSERT_EQ(PLB_ERR_POINTS, plb__ketama_build(&state, &set_of(lb)->view, &table));
+    ASSERT_EQ(PLB_ERR_POINTS, plb__ketama_build(&state, &set_of(lb)->tiers[0].view, NULL, NULL, &table));
     plb_destroy(lb);
     PASS();
 }

@@ -141,17 +141,19 @@ static bool take_probe(scene *s, probe_wait *out)
     return taken;
 }
 
-static void count_began(void *state, uint32_t slot)
+static void count_began(void *state, uint32_t slot, void *data)
 {
     (void)state;
     (void)slot;
+    (void)data;
     ADD(&stage->began, 1);
 }
 
-static void count_ended(void *state, uint32_t slot, int outcome, uint64_t latency_us)
+static void count_ended(void *state, uint32_t slot, void *data, plb_outcome outcome, uint64_t latency_us)
 {
     (void)state;
     (void)slot;
+    (void)data;
     (void)outcome;
     (void)latency_us;
     ADD(&stage->ended, 1);

@@ -158,7 +158,7 @@ static double time_build(const char *strategy, uint32_t count)
         double start = now_ns(), took;
         for (i = 0; i < repeat; i++) {
             void *table = NULL;
-            if (lb->strategy->build(lb->strategy_state, &set->view, &table) != PLB_OK)
+            if (lb->strategy->build(lb->strategy_state, &set->tiers[0].view, NULL, NULL, &table) != PLB_OK)
                 abort();
             lb->strategy->discard(lb->strategy_state, table);
         }
