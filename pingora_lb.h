@@ -68,7 +68,10 @@
    PINGORA_LB_IMPLEMENTATION  in one file: emits the code
    PLB_STATIC                 every function is static, for a program that is one file
    PLB_NO_THREADS             no atomics: everything from one thread (or with interrupts kept out by the program)
-   PLB_READERS                readers at one moment that have a cache line each; more share one counter (32)
+   PLB_NO_THREAD_LOCAL        no thread-local byte is used to tell threads apart: reading then costs two locked
+                              instructions
+   PLB_READERS                cache lines for readers: half of them are owned by threads, half are shared by whoever
+                              has none; readers beyond those share one counter (32)
    PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 4 bytes of stack each (128)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
@@ -84,29 +87,43 @@
    THREADS
    One thread at a time calls plb_poll (plb_create and plb_destroy too). From any thread, meanwhile: plb_select and
    plb_select_with, plb_begin and plb_end, plb_ready, plb_find, plb_each, plb_walk_..., plb_set_enabled, plb_add,
-   plb_remove, plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done. None of them takes a
-   lock, waits or makes a system call, but for plb_add and its like, which allocate, and what plb_io.wake does. With the
-   allocator from several threads it must be thread-safe: malloc is, plb_arena is not. Callbacks (on_..., log, summary,
-   ext_release) come from the polling thread; they may call anything but plb_poll and plb_destroy; during plb_destroy,
-   nothing. An accept callback comes from the thread that picks.
+   plb_remove, plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done, plb_handle_... None of
+   them takes a lock, waits or makes a system call, but for plb_add and its like and plb_handle_open, which allocate,
+   and what plb_io.wake does. With the allocator from several threads it must be thread-safe: malloc is, plb_arena is
+   not. Callbacks (on_..., log, summary, ext_release) come from the polling thread; they may call anything but plb_poll
+   and plb_destroy; during plb_destroy, nothing. An accept callback comes from the thread that picks.
 
    HOW A SET STAYS ALIVE WHILE IT IS READ
-   A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader claims a
-   cell, a cache line of its own chosen by where its stack is, by one compare-and-swap from free to the set it found;
-   then looks again whether that set is still the published one, and if not, moves its claim. The writer publishes
-   first and looks at the cells afterwards. Both orders are sequentially consistent, so one of the two sees the other:
-   the writer keeps the old set, or the reader takes the new one. Letting go is one store. If all cells are claimed, a
-   reader counts itself in one shared counter instead, and while that is not 0 nothing is freed. So readers never wait
-   and need no registration; and as at most two retired sets may exist, a reader that stalls holds up updates (they
-   coalesce until it goes), not memory. What a pick holds beyond the call is not the set but the slot: its in-flight
-   count is the reference, and the last plb_end lets it go.
+   A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader writes the
+   set that it found into a cell, a cache line of its own, and looks again whether that is still the published one; if
+   not, it moves on. The writer publishes first and reads the cells afterwards, and frees what no cell names. Each side
+   must not let its load overtake its store; then one of the two sees the other. Usually that costs a locked instruction
+   on both sides. A port with a plb_barrier (membarrier) lets the writer pay for both, once per set, and the reader's
+   store is a plain one: if it came before the barrier the writer sees it, and if the look came after it the reader sees
+   the new set. A cell belongs to one thread for good, told by the address of a thread-local byte, or to a handle. A
+   thread that gets none claims a common cell by compare-and-swap for the time of the call, and if all are taken it
+   counts itself in a counter; while that is not 0 nothing is freed. So readers never wait and need not register, and
+   as at most two retired sets exist, one that stalls holds up updates (they coalesce until it goes), not memory.
+   What a pick holds beyond the call is not the set but the slot: its in-flight count is the reference.
    A flip of health writes the slot, then a bit of the published view; publication reads every slot again after its
    store. So no flip is lost, and none rebuilds anything.
+
+   TIERS, PANIC, SLOW START
+   plb_backend.priority makes tiers: picks come from the first one that has a ready backend, and go back as soon as an
+   earlier one has. PLB_BACKUP as a priority is nginx's `backup`; 0 to 65535 are DNS SRV's. A walk that refuses all of a
+   tier (plb_request.exclude, accept) goes on to the next. Each tier has a table of its strategy of its own.
+   panic_percent: when so few backends of a tier are healthy that the rest would drown, health is ignored there; not so
+   disablement, weight 0 and max_conns. A tier without a healthy one panics only if no other tier has one.
+   slow_start_ms: a backend that becomes healthy is offered its requests as before, but refuses all but a share that
+   grows over this time: for strategies with a key, of the keys, so that they come one after another and stay; for the
+   others at random. What it refuses goes where it would go if the backend were not ready. Meanwhile picks from its tier
+   walk, which takes some 100 ns.
 
    MEMORY (64-bit)
    a balancer                  3 KiB (0.9 KiB with PLB_NO_THREADS)
    the static list             240 bytes an entry and its name
-   a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 10.1 bytes in each set
+   a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 26.5 bytes in each set
+   a handle                    192 bytes
    round robin, random, FNV    8 bytes a backend, none where each weighs 1
    Ketama                      6.6 bytes a point, 160 points for each unit of weight; 8.6 above 65 536 backends
    a probe in flight (TCP)     180 bytes and the port's stream
@@ -1124,7 +1141,7 @@ PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
 #define PLB__LOAD_RELAXED(p)     __atomic_load_n((p), __ATOMIC_RELAXED)
 #define PLB__LOAD_ACQUIRE(p)     __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define PLB__LOAD(p)             __atomic_load_n((p), __ATOMIC_SEQ_CST)
-#define PLB__KEEP_ORDER()        __atomic_signal_fence(__ATOMIC_SEQ_CST) /* the compiler's order; the processor's is free */
+#define PLB__KEEP_ORDER()        __atomic_signal_fence(__ATOMIC_SEQ_CST) /* the compiler's, not the processor's */
 #define PLB__STORE_RELAXED(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 #define PLB__STORE(p, v)         __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
 #define PLB__STORE_RELEASE(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
@@ -2000,7 +2017,7 @@ static void plb__slot_delete(const plb_allocator *a, plb__slot *slot)
     plb__delete(a, (char *)slot - slot->lead, slot->size);
 }
 
-/* Everything that a view shows of a slot, in one number: its flags, whether it is full, whether its share is partial. */
+/* Everything that a view shows of a slot, in one number: flags, whether it is full, whether its share is partial. */
 static uint32_t plb__slot_state(plb__slot *slot)
 {
     uint32_t max_conns = PLB__LOAD(&slot->max_conns), state = PLB__LOAD(&slot->flags);
@@ -2206,9 +2223,14 @@ static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
     }
 }
 
+PLB__INLINE bool plb__bit(const uintptr_t *words, uint32_t index)
+{
+    return (PLB__LOAD_RELAXED(&words[index / PLB__WORD_BITS]) >> index % PLB__WORD_BITS & 1) != 0;
+}
+
 PLB__INLINE bool plb__view_ready(const plb_view *view, uint32_t index)
 {
-    return (PLB__LOAD_RELAXED(&view->ready[index / PLB__WORD_BITS]) >> index % PLB__WORD_BITS & 1) != 0;
+    return plb__bit(view->ready, index);
 }
 
 PLB__RARE void plb__view_copy_slot_addr(const plb_view *view, uint32_t index, plb_addr *out)
@@ -3323,6 +3345,18 @@ PLB__INLINE bool plb__is_simple(const plb__set *set)
     return PLB__LIKELY(set != NULL && set->simple && PLB__LOAD_RELAXED(&set->tiers[0].view.partial_count) == 0);
 }
 
+/* What remains to be done after a pick. Not inlined, so that the pick before it keeps three values and no more. */
+PLB__RARE plb_status plb__select_finish(const plb_view *view, plb_reader *reader, uint32_t index, plb_addr *out)
+{
+    if (PLB__UNLIKELY(index == PLB_NONE)) {
+        plb__withdraw(reader);
+        return PLB_ERR_NOT_READY;
+    }
+    plb__view_copy_addr(view, index, out);
+    plb__withdraw(reader);
+    return PLB_OK;
+}
+
 /* The hot path: as few instructions as can be between the call and the strategy, and after it. */
 PLB__INLINE plb_status plb__select_simple(const plb__set *set, plb_reader *reader, const void *key, size_t key_length,
                                           uint32_t max_iterations, plb_addr *out)
@@ -3330,13 +3364,7 @@ PLB__INLINE plb_status plb__select_simple(const plb__set *set, plb_reader *reade
     const plb__tier *tier = &set->tiers[0];
     uint32_t index =
         set->strategy->pick(set->strategy_state, tier->table, &tier->view, reader, key, key_length, max_iterations);
-    if (PLB__UNLIKELY(index == PLB_NONE)) {
-        plb__withdraw(reader);
-        return PLB_ERR_NOT_READY;
-    }
-    plb__view_copy_addr(&tier->view, index, out);
-    plb__withdraw(reader);
-    return PLB_OK;
+    return plb__select_finish(&tier->view, reader, index, out);
 }
 
 PLB__RARE plb_status plb__select_elsewhere(plb_balancer *lb, const void *key, size_t key_length,
@@ -3855,17 +3883,17 @@ PLB__INLINE uint64_t plb__fnv_again(uint64_t number)
    a hash again takes six times as long as mixing it, so the faithful sequence is kept for those who set a limit. */
 #define PLB__KEYED_TRIES 16
 
-/* A ready backend for the hash of a key, the same as long as nothing changes. */
-static uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
+/* A ready backend for the hash of a key, the same as long as nothing changes. The places are those of double hashing
+   (Kirsch and Mitzenmacher 2006), and all are looked at: that takes less time than a branch that cannot be foreseen. */
+PLB__RARE uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
 {
-    uint32_t tries, index = 0;
-    for (tries = 0; tries < PLB__KEYED_TRIES; tries++) {
-        hash += PLB__GOLDEN;
-        index = (uint32_t)(((plb__mix(hash) >> 32) * view->count) >> 32);
-        if (plb__view_ready(view, index))
-            return index;
-    }
-    return plb__view_ready_after(view, index);
+    uint64_t mixed = plb__mix(hash), count = view->count;
+    uint32_t place = (uint32_t)mixed, step = (uint32_t)(mixed >> 32) | 1, n;
+    uintptr_t found = 0;
+    for (n = 0; n < PLB__KEYED_TRIES; n++)
+        found |= (uintptr_t)plb__view_ready(view, (uint32_t)((place + n * step) * count >> 32)) << n;
+    n = found != 0 ? plb__lowest_one(found) : PLB__KEYED_TRIES;
+    return plb__view_ready_after(view, (uint32_t)((place + n * step) * count >> 32));
 }
 
 static uint32_t plb__fnv_pick(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
