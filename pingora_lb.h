@@ -2176,7 +2176,7 @@ static void plb__set_fill(plb__tier *tier, uint32_t index, plb__slot *slot, uint
     view->weight_sum += weight;
     if (weight > view->weight_max)
         view->weight_max = weight;
-    if (slot->addr.family == PLB_FAMILY_IPV4 && slot->addr.scope == 0) {
+    if (slot->addr.family == PLB_FAMILY_IPV4) {
         plb__compact compact;
         memset(&compact, 0, sizeof compact);
         compact.family = PLB_FAMILY_IPV4;
@@ -2476,24 +2476,52 @@ static void plb__tier_sync(plb__set *set, plb__tier *tier)
         PLB__STORE(&set->active, wanted);
 }
 
+/* IPv4 addresses as numbers in their order; other families stand behind them. */
+PLB__INLINE uint64_t plb__v4_rank(uint8_t family, const uint8_t *v4, uint16_t port)
+{
+    if (family != PLB_FAMILY_IPV4)
+        return UINT64_MAX;
+    return (uint64_t)v4[0] << 40 | (uint64_t)v4[1] << 32 | (uint64_t)v4[2] << 24 | (uint64_t)v4[3] << 16 | port;
+}
+
+/* Where an IPv4 address would stand, without a look at the slots and without a branch that depends on what is found. */
+static uint32_t plb__view_find_v4(const plb_view *view, uint64_t rank)
+{
+    uint32_t low = 0, left = view->count;
+    while (left > 0) {
+        uint32_t half = left / 2;
+        const plb__compact *compact = &view->addrs[low + half];
+        bool before = plb__v4_rank(compact->family, compact->v4, compact->port) < rank;
+        low = before ? low + half + 1 : low;
+        left = before ? left - half - 1 : half;
+    }
+    return low;
+}
+
+static int plb__entry_compare(const plb_view *view, uint32_t index, const plb_addr *addr, uint32_t id)
+{
+    const plb__slot *slot = view->slots[index];
+    return plb__identity_compare(&slot->addr, slot->id, addr, id);
+}
+
 /* The first entry of (addr, id), or PLB_NONE. */
 static uint32_t plb__view_find(const plb_view *view, const plb_addr *addr, uint32_t id)
 {
     uint32_t low = 0, high = view->count;
+    if (addr->family == PLB_FAMILY_IPV4) {
+        low = plb__view_find_v4(view, plb__v4_rank(addr->family, addr->u.v4, addr->port));
+        while (low < view->count && plb__entry_compare(view, low, addr, id) < 0)
+            low++; /* past other ids */
+        high = low;
+    }
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        const plb__slot *slot = view->slots[middle];
-        if (plb__identity_compare(&slot->addr, slot->id, addr, id) < 0)
+        if (plb__entry_compare(view, middle, addr, id) < 0)
             low = middle + 1;
         else
             high = middle;
     }
-    if (low < view->count) {
-        const plb__slot *slot = view->slots[low];
-        if (plb__identity_compare(&slot->addr, slot->id, addr, id) == 0)
-            return low;
-    }
-    return PLB_NONE;
+    return low < view->count && plb__entry_compare(view, low, addr, id) == 0 ? low : PLB_NONE;
 }
 
 /* The same in any tier: the first that has it. */
@@ -2983,24 +3011,28 @@ static bool plb__is_read(plb_balancer *lb, const plb__set *set)
     return false;
 }
 
-/* The slot has changed: says so in the current set. The slot must be held by the caller. */
-static void plb__slot_changed(plb_balancer *lb, plb__slot *slot)
+/* The slot has changed: says so in the current set. The slot must be held by the caller, and `held` too, a set; if it is
+   the current one at this moment, one that comes later will see the change by itself. */
+static void plb__slot_changed(plb_balancer *lb, plb__slot *slot, plb__set *held)
 {
     plb_hold hold;
-    plb__set *set = plb__enter(lb, &hold);
-    if (set == NULL)
+    plb__set *set;
+    if (PLB__LOAD(&lb->current) == (uintptr_t)held) {
+        plb__set_sync(held, slot);
         return;
+    }
+    set = plb__enter(lb, &hold);
     plb__set_sync(set, slot);
     plb__leave(lb, &hold);
 }
 
-static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, bool on)
+static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, bool on, plb__set *held)
 {
     uint32_t flags;
     do
         flags = PLB__LOAD(&slot->flags);
     while (!plb__cas32(&slot->flags, flags, on ? flags | flag : flags & ~flag));
-    plb__slot_changed(lb, slot);
+    plb__slot_changed(lb, slot, held);
 }
 
 /* Handles are never given back before plb_destroy, so that the list of them can be read at any time; one that was
@@ -3118,7 +3150,7 @@ static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
 }
 
 /* Takes one request more, or nothing if that would be more than max_conns. The set is held by the caller. */
-PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
+PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot, plb__set *held)
 {
     uint32_t before = plb__fetch_add(&slot->in_flight, 1), count = (before & PLB__COUNT_MASK) + 1, max_conns;
     if (PLB__LIKELY((before & PLB__LIMITED) == 0))
@@ -3129,7 +3161,7 @@ PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
     if (count > max_conns)
         plb__fetch_add(&slot->in_flight, UINT32_MAX);
     if (count >= max_conns)
-        plb__slot_changed(lb, slot);
+        plb__slot_changed(lb, slot, held);
     return count <= max_conns;
 }
 
@@ -3138,6 +3170,7 @@ typedef struct plb__walk {
     const plb_request *request;
     plb_reader *reader;
     plb_balancer *taker; /* NULL unless the backend is to be taken: accept does not reach past max_conns */
+    plb__set *set;
     uint64_t luck;       /* of the key, or of this walk: decides about partial shares */
     bool shares;         /* are partial shares to be looked at? */
 } plb__walk;
@@ -3165,7 +3198,7 @@ static bool plb__accepts(const plb__walk *walk, const plb__tier *tier, uint32_t 
             info.ready = false;
         accepted = request->accept(request->accept_user, &info);
     }
-    return accepted && (walk->taker == NULL || plb__slot_take(walk->taker, slot));
+    return accepted && (walk->taker == NULL || plb__slot_take(walk->taker, slot, walk->set));
 }
 
 /* What one walk has asked already. */
@@ -3228,9 +3261,9 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, const plb__walk *walk, co
 }
 
 /* Through the tier that picks come from, then through the others. */
-static uint32_t plb__walk_tiers(const plb_balancer *lb, const plb__walk *walk, const plb__set *set,
-                                const plb__tier **tier)
+static uint32_t plb__walk_tiers(const plb_balancer *lb, const plb__walk *walk, const plb__tier **tier)
 {
+    const plb__set *set = walk->set;
     uint32_t t, index, left = walk->request->max_iterations > 0 ? walk->request->max_iterations : UINT32_MAX;
     const plb__tier *active = *tier;
     index = plb__walk_tier(lb, walk, active, &left);
@@ -3243,7 +3276,7 @@ static uint32_t plb__walk_tiers(const plb_balancer *lb, const plb__walk *walk, c
 }
 
 /* Some backends start slowly: those that refuse are passed over, unless that leaves none. */
-static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
+static uint32_t plb__walk_pick(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
                                plb_balancer *taker, const plb__tier **tier)
 {
     plb__walk walk;
@@ -3251,17 +3284,18 @@ static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader
     walk.request = request;
     walk.reader = reader;
     walk.taker = taker;
+    walk.set = set;
     walk.shares = PLB__LOAD_RELAXED(&(*tier)->view.partial_count) > 0;
     walk.luck = 0;
     if (walk.shares)
         walk.luck =
             lb->strategy->keyed ? plb__fnv1a(PLB__FNV_BASIS, request->key, request->key_length) : plb__random(reader);
-    index = plb__walk_tiers(lb, &walk, set, tier);
+    index = plb__walk_tiers(lb, &walk, tier);
     if (index != PLB_NONE || !walk.shares || request->accept != NULL)
         return index;
     walk.shares = false;
     *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
-    return plb__walk_tiers(lb, &walk, set, tier);
+    return plb__walk_tiers(lb, &walk, tier);
 }
 
 /* Any ready backend will do, and the strategy finds one by itself. */
@@ -3313,7 +3347,7 @@ PLB__INLINE plb_status plb__select_end(plb_balancer *lb, plb_hold *hold, const p
 }
 
 /* Selects for a full request, from a set that was entered. */
-static plb_status plb__select_full(plb_balancer *lb, plb_hold *hold, const plb__set *set, const plb_request *request,
+static plb_status plb__select_full(plb_balancer *lb, plb_hold *hold, plb__set *set, const plb_request *request,
                                    plb_addr *out)
 {
     const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
@@ -3326,7 +3360,7 @@ static plb_status plb__select_full(plb_balancer *lb, plb_hold *hold, const plb__
 }
 
 /* Selects for a key in any set, whoever the reader is. */
-PLB__RARE plb_status plb__select_entered(plb_balancer *lb, plb_hold *hold, const plb__set *set, const void *key,
+PLB__RARE plb_status plb__select_entered(plb_balancer *lb, plb_hold *hold, plb__set *set, const void *key,
                                          size_t key_length, uint32_t max_iterations, plb_addr *out)
 {
     plb_request request;
@@ -3427,7 +3461,7 @@ PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request 
 #define PLB__TAKE_TRIES 16
 
 /* Picks a backend and takes it. */
-PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, const plb__set *set, plb_reader *reader,
+PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, plb__set *set, plb_reader *reader,
                                      const plb_request *request, const plb__tier **tier)
 {
     int tries;
@@ -3436,13 +3470,13 @@ PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, const plb__set *set, plb_
     for (tries = 0; tries < PLB__TAKE_TRIES; tries++) {
         uint32_t index =
             plb__plain_pick(lb, set, reader, request->key, request->key_length, request->max_iterations, tier);
-        if (index == PLB_NONE || PLB__LIKELY(plb__slot_take(lb, (*tier)->view.slots[index])))
+        if (index == PLB_NONE || PLB__LIKELY(plb__slot_take(lb, (*tier)->view.slots[index], set)))
             return index;
     }
     return PLB_NONE;
 }
 
-PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, const plb__set *set, plb_reader *reader,
+PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader *reader,
                                      const plb_request *request, plb_pick *pick)
 {
     const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
@@ -3471,7 +3505,7 @@ PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, const plb__set *set, plb_
 static const plb_request plb__any_request = {NULL, 0, 0, NULL, 0, NULL, NULL};
 
 /* Begins in a set that was entered, if there is one, and leaves it. */
-PLB__INLINE plb_status plb__begin_and_leave(plb_balancer *lb, plb_hold *hold, const plb__set *set,
+PLB__INLINE plb_status plb__begin_and_leave(plb_balancer *lb, plb_hold *hold, plb__set *set,
                                             const plb_request *request, plb_pick *pick)
 {
     plb_status status;
@@ -3526,7 +3560,7 @@ PLB_API plb_status plb_set_enabled(plb_balancer *lb, const plb_addr *addr, uint3
         return PLB_ERR_ADDRESS;
     index = plb__set_find(set, addr, id, &tier);
     if (index != PLB_NONE)
-        plb__slot_flag(lb, tier->view.slots[index], PLB__DISABLED, !enabled);
+        plb__slot_flag(lb, tier->view.slots[index], PLB__DISABLED, !enabled, set);
     plb__leave(lb, &hold);
     return index != PLB_NONE ? PLB_OK : PLB_ERR_ADDRESS;
 }
@@ -4560,6 +4594,7 @@ static plb_status plb__backend_check(const plb_backend *backend, bool names)
         return PLB_ERR_ARGUMENT;
     switch (backend->addr.family) {
     case PLB_FAMILY_IPV4:
+        return backend->addr.port != 0 && backend->addr.scope == 0 ? PLB_OK : PLB_ERR_ADDRESS;
     case PLB_FAMILY_IPV6:
         return backend->addr.port != 0 ? PLB_OK : PLB_ERR_ADDRESS;
     case PLB_FAMILY_UNIX:
@@ -4900,11 +4935,12 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
         if (!plb__list_continues(u->list, i)) {
             if (PLB__LOAD_RELAXED(&slot->max_conns) != backend->max_conns) {
                 plb__slot_limit(slot, backend->max_conns);
-                plb__slot_changed(lb, slot);
+                plb__slot_changed(lb, slot, (plb__set *)lb->current);
             }
         }
         if (backend->enablement != PLB_ENABLEMENT_KEEP)
-            plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF);
+            plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF,
+                           (plb__set *)lb->current);
         if (backend->ext != slot->ext && !plb__list_repeats_ext(u->list, i))
             plb__release_ext(backend->ext, backend->ext_release);
     }
@@ -5901,7 +5937,7 @@ static void plb__ramp_slot(plb_balancer *lb, plb__slot *slot)
         plb__ramp_wait(lb);
     } else {
         PLB__STORE(&slot->share, PLB__SHARE_ALL);
-        plb__slot_changed(lb, slot);
+        plb__slot_changed(lb, slot, (plb__set *)lb->current);
     }
 }
 
@@ -5937,7 +5973,7 @@ static void plb__health_observe(plb_balancer *lb, const plb__tier *tier, uint32_
     slot->u.control.streak = 0;
     if (success)
         plb__ramp_start(lb, slot);
-    plb__slot_flag(lb, slot, PLB__UNHEALTHY, !success);
+    plb__slot_flag(lb, slot, PLB__UNHEALTHY, !success, (plb__set *)lb->current);
     plb__fill_info(tier, index, &info);
     plb__log_backend(lb, success ? PLB_LOG_INFO : PLB_LOG_WARN,
                      success ? "healthy again:" : "unhealthy:", &info.backend, status);
