@@ -53,7 +53,8 @@
    Implementation:
      COMPILER, VERSION AND STATUS, MEMORY, TEXT, ADDRESS, TIMER, RANDOM NUMBERS
      SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, PICKING
-     ROUND ROBIN RANDOM FNV, CRC-32, KETAMA
+     ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
+     POWER OF TWO CHOICES, PEAK EWMA
      OPS, LISTS, UPDATE, DISCOVERY, STATIC DISCOVERY, HEALTH CHECK, TCP CHECK, BALANCER, HTTP/1
 
    WORDS
@@ -70,10 +71,11 @@
    PLB_NO_THREADS             no atomics: everything from one thread (or with interrupts kept out by the program)
    PLB_NO_THREAD_LOCAL        no thread-local byte is used to tell threads apart: reading then costs two locked
                               instructions
-   PLB_READERS                cache lines for readers: half of them are owned by threads, half are shared by whoever
-                              has none; readers beyond those share one counter (32)
+   PLB_READERS                threads that get a cache line of their own to read by; as many lines more are for the
+                              threads that got none, and readers beyond those share one counter (16)
    PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 4 bytes of stack each (128)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
+   PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
 
    FAITHFUL, THEN BETTER
@@ -124,11 +126,16 @@
    the static list             240 bytes an entry and its name
    a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 26.5 bytes in each set
    a handle                    192 bytes
-   round robin, random, FNV    8 bytes a backend, none where each weighs 1
-   Ketama                      6.6 bytes a point, 160 points for each unit of weight; 8.6 above 65 536 backends
+   round robin, random, FNV,   8 bytes a backend, none where each weighs 1
+   least connections, IP hash
+   two choices, peak EWMA      8 bytes a backend, none where all weigh the same; peak EWMA 8 bytes a slot more
+   smooth round robin          4.1 bytes a backend and 20 for each distinct weight
+   Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
+                               65 536 backends on 2 more
    a probe in flight (TCP)     180 bytes and the port's stream
-   an update                   for its duration: 170 bytes a backend and the new set; Ketama: 9.3 bytes a point
-   constant tables             16 KiB, of CRC-32
+   an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
+                               where little changes, 6 a backend and 16 for each point that does
+   constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES)
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
    as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
    there before goes on, and the balancer tries again after a second.
@@ -136,8 +143,9 @@
    TIME
    Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
    steps back stands still. plb_poll starts 64 probes at most before it returns. Building a set runs to its end inside
-   plb_poll: 10 000 backends take some 0.1 ms, with Ketama 10 ms. A loop that cannot spare that runs plb_poll on the
-   port's background thread.
+   plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less than an eighth of the weights changes,
+   the ring is made from the old one, in 1.5 ms. A loop that cannot spare that runs plb_poll on the port's background
+   thread.
 
    FORK
    After fork the child has a copy of the balancer, frozen: it may select from it (its random numbers go on as the
@@ -748,15 +756,84 @@ typedef struct plb_strategy {
    random        the same with a random number. Seeded from plb_port.random where there is one.
    FNV           the same with the FNV-1a 64 hash of the key: one key, one backend, until the set changes.
    Ketama        consistent hashing: weight * 160 points a backend on a ring of CRC-32s (nginx's `hash ... consistent`
-                 bit for bit for IPv4). When a backend leaves, only its keys move. 6.6 bytes a point. */
+                 bit for bit for IPv4). When a backend leaves, only its keys move. 6.6 bytes a point. An update that
+                 changes little amends the ring, so its cost is that of a copy. */
 PLB_API plb_strategy plb_round_robin(void);
 PLB_API plb_strategy plb_random_choice(void);
 PLB_API plb_strategy plb_fnv(void);
 
 typedef struct plb_ketama_desc {
-    uint32_t max_points; /* of the whole ring; more is refused with PLB_ERR_POINTS. 0: 16777216 */
+    uint32_t max_points;     /* of the whole ring; more is refused with PLB_ERR_POINTS. 0: 16777216 */
+    uint32_t point_multiple; /* points for each unit of weight; 0: 160, as pingora and nginx have it */
 } plb_ketama_desc;
 PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc);
+
+/* nginx's smooth weighted round robin, pick for pick: weights 5, 1, 1 give a a b a c a a, where round robin gives
+   a a a a a b c. For few backends with unequal weights, when a run of requests to one of them hurts.
+   A pick takes the time of the distinct weights, some 2 ns for each, and so does a flip; where there are more than a
+   hundred, prefer round robin. 4.1 bytes a backend and 20 for each distinct weight. From one thread each pick is
+   nginx's, as long as readiness stays as it is; threads that pick at the same moment may take the same backend, which
+   the next picks make up for. A flip keeps who is ahead and who behind, within one turn; a backend that comes back does
+   not catch up on what it missed. Another set starts anew. A retry gets the next choice, another backend each time.
+   Weights that add up to more than 2^26 are halved together until they do not. */
+PLB_API plb_strategy plb_smooth_round_robin(void);
+
+/* The ready backend with the fewest requests in flight for its weight (nginx's least_conn); ties go round by weight, so
+   that it is a weighted round robin while nothing is in flight. For requests that take unequal time. Only picks that
+   are held count: plb_begin until plb_end.
+   Exact for up to 64 ready backends; of more, the best of the 64 that follow the turn, which moves on with each pick.
+   A pick takes some 1 ns for each that it compares; one with nothing in flight ends it at once. 8 bytes a backend, none
+   where each weighs 1. A retry gets the next best. */
+PLB_API plb_strategy plb_least_connections(void);
+
+/* Bounded loads: Ketama, but no backend takes a request that would put it above its share of those in flight times
+   `factor_percent`: ceil(factor * (in flight + 1) * weight / weight of the ready ones). For caches and sessions where
+   one hot key, or a few, would drown their backend: what it may not take goes to the next on the ring, and comes back
+   as soon as there is room. The smaller the factor, the more even the load and the more keys away from home. Only
+   plb_begin and plb_end are counted: with plb_select alone it is Ketama. A pick costs 4 ns more than Ketama's, and
+   some 10 ns for each point of a full backend that it passes; past 64 of those it takes one that has room at random,
+   for such a key is on dozens of backends already. plb_begin and plb_end cost an atomic addition each to a count that
+   all threads share. Memory as Ketama. Raw walks pass over full backends too, up to 64 times: exclusion and accept
+   would rather go above the bound than fail. So may threads that pick at the same moment, by a request each. Source:
+   Mirrokni, Thorup, Zadimoghaddam 2016, "Consistent Hashing with Bounded Loads"; hash-balance-factor of HAProxy. A
+   factor out of range fails plb_create with PLB_ERR_ARGUMENT. */
+typedef struct plb_bounded_loads_desc {
+    plb_ketama_desc ring;
+    uint32_t factor_percent; /* 101 to 65535; 0: 125 */
+} plb_bounded_loads_desc;
+PLB_API plb_strategy plb_bounded_loads(const plb_bounded_loads_desc *desc);
+
+/* IP hash: nginx's ip_hash, for a set that nginx lists in the same order (address, then port). The key is the client's
+   address, its bytes alone: 4 of IPv4, of which the first three count, so that a /24 stays together; or 16 of IPv6, all
+   of which count. For a client whose address is a plb_addr:
+       plb_request request = {.key = client.u.v4, .key_length = 4};
+   Of any other key all bytes count. An unready backend makes it hash again, as nginx, up to 21 times; then the set is
+   gone through in order from there. For clients without any other mark, and for moving from nginx with sessions in
+   place; when the set changes, most clients change their backend. The hash is below 6271, so what stands past that in
+   the sum of weights gets only what is turned away elsewhere: there, and for evenness, FNV or Ketama serve better. 8
+   bytes a backend, none where each weighs 1. */
+PLB_API plb_strategy plb_ip_hash(void);
+
+/* For requests that differ in what they cost, and backends that differ in how fast they are. Both look at two ready
+   backends, drawn at random by weight, and take the better one (Mitzenmacher 2001): no backend gets far ahead of the
+   others, several balancers do not run to the same one, and the cost is that of two draws, however many there are. 8
+   bytes a backend, none where all weigh the same; keys and max_iterations are not looked at. What they go by are
+   requests between plb_begin and plb_end; without those they choose at random by weight.
+   two choices   fewer requests in flight for its weight wins (Envoy's least request). The one to take for requests
+                 that last.
+   peak EWMA     the lower estimate of the time to an answer wins (Finagle): latency, times the requests in flight for
+                 its weight and one more. For backends that are fast and slow at different times. The estimate is at
+                 once as high as any slower answer, and falls with the time constant decay_ms to what is usual, or,
+                 where nothing is asked, towards nothing, so that a slow backend is tried again. A failure doubles it
+                 (1 second where nothing is known); PLB_OUTCOME_CANCELLED says nothing. A new backend gets one request
+                 at a time until it has answered one. It falls by the clock of the port, each 100 ms; without one, by
+                 1/256 with each choice that is lost. 8 bytes a slot more. */
+PLB_API plb_strategy plb_two_choices(void);
+
+typedef struct plb_peak_ewma_desc {
+    uint32_t decay_ms; /* in which an estimate falls to 1/e; 100 at least. 0: 10000 */
+} plb_peak_ewma_desc;
+PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc); /* NULL: all defaults */
 
 /* ==== BALANCER =======================================================================================================
    The whole: made, polled, observed, ended. */
@@ -1983,6 +2060,10 @@ static void plb__release_ext(void *ext, void (*release)(void *ext))
         release(ext);
 }
 
+/* Bytes before a slot for the `size` that the strategy keeps there: a multiple of what malloc and the slot itself are
+   aligned to, or more. */
+#define PLB__SLOT_LEAD(size) (((size) + 15) / 16 * 16)
+
 /* What the strategy keeps for a slot. */
 PLB__INLINE void *plb__slot_data(plb__slot *slot)
 {
@@ -2075,7 +2156,7 @@ struct plb_view {
     uint32_t *places; /* in the list, by index, plus 1; 0: not there */
     uint32_t words;   /* of each bitmap */
     uint32_t weight_sum;
-    uint32_t weight_max;
+    uint32_t weight_min, weight_max; /* of those above 0 */
 };
 
 /* Which backends count in a tier: enabled and of a weight above 0; healthy too; of partial share. */
@@ -2176,6 +2257,8 @@ static void plb__set_fill(plb__tier *tier, uint32_t index, plb__slot *slot, uint
     view->weight_sum += weight;
     if (weight > view->weight_max)
         view->weight_max = weight;
+    if (weight > 0 && (view->weight_min == 0 || weight < view->weight_min))
+        view->weight_min = weight;
     if (slot->addr.family == PLB_FAMILY_IPV4) {
         plb__compact compact;
         memset(&compact, 0, sizeof compact);
@@ -2327,21 +2410,44 @@ PLB_API uint32_t plb_view_ready_after(const plb_view *view, uint32_t index)
     return plb__view_ready_after(view, index);
 }
 
-/* Draws that are taken back because a lighter backend shall come up more seldom; the next one stands. */
-#define PLB__DRAWS_MAX 16
+/* Where weights differ, a draw is taken back with a probability that makes lighter backends come up more seldom. Four
+   draws are made at a time, since they take less than a branch that cannot be foreseen; if all of so many rounds were
+   taken back, or the list is being changed, the next ready one will do. */
+#define PLB__DRAW_ROUNDS 8
+
+PLB__RARE uint32_t plb__draw_by_weight(const plb_view *view, plb_reader *reader, uint32_t listed)
+{
+    uint32_t round, i, drawn[4] = {0, 0, 0, 0};
+    for (round = 0; round < PLB__DRAW_ROUNDS; round++) {
+        uint32_t kept = 0;
+        for (i = 0; i < 4; i++) {
+            uint64_t random = plb__random(reader);
+            uint32_t index = PLB__LOAD_RELAXED(&view->list[(random >> 32) * listed >> 32]);
+            kept |= (uint32_t)((random & UINT32_MAX) * view->weight_max >> 32 < view->weights[index]) << i;
+            drawn[i] = index;
+        }
+        if (PLB__LIKELY(kept != 0)) {
+            i = drawn[plb__lowest_one(kept)];
+            return PLB__LIKELY(plb__view_ready(view, i)) ? i : plb__view_ready_after(view, i);
+        }
+    }
+    return plb__view_ready_after(view, drawn[0]);
+}
+
+PLB__INLINE uint32_t plb__view_draw(const plb_view *view, plb_reader *reader)
+{
+    uint32_t listed = PLB__LOAD_RELAXED(&view->listed), index;
+    if (PLB__UNLIKELY(listed == 0))
+        return plb__view_ready_after(view, 0);
+    if (view->weight_min != view->weight_max)
+        return plb__draw_by_weight(view, reader, listed);
+    index = PLB__LOAD_RELAXED(&view->list[(plb__random(reader) >> 32) * listed >> 32]);
+    return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__view_ready_after(view, index);
+}
 
 PLB_API uint32_t plb_view_draw(const plb_view *view, plb_reader *reader)
 {
-    uint32_t listed = PLB__LOAD_RELAXED(&view->listed), tries, index = 0;
-    for (tries = 0; tries < PLB__DRAWS_MAX && listed > 0; tries++) {
-        uint64_t random = plb__random(reader);
-        index = PLB__LOAD_RELAXED(&view->list[(random >> 32) * listed >> 32]);
-        if (PLB__UNLIKELY(!plb__view_ready(view, index)))
-            continue; /* the list is being changed */
-        if ((random & UINT32_MAX) * view->weight_max >> 32 < view->weights[index])
-            return index;
-    }
-    return plb__view_ready_after(view, index);
+    return plb__view_draw(view, reader);
 }
 
 PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index)
@@ -2618,14 +2724,14 @@ static plb__mail *plb__mail_take(uintptr_t *box)
 /* ==== BALANCER MEMORY ================================================================================================
    Everything that a balancer consists of, by who writes it. */
 
-/* Readers that can be told apart; one cache line each. More than that at the same moment share one counter. */
+/* Cells that threads own, and as many that are common. */
 #ifndef PLB_READERS
-#define PLB_READERS 32
+#define PLB_READERS 16
 #endif
 #ifdef PLB_NO_THREADS
-#define PLB__READERS 0
+#define PLB__CELLS 1
 #else
-#define PLB__READERS PLB_READERS
+#define PLB__CELLS (2 * PLB_READERS)
 #endif
 
 #define PLB__CACHE_LINE 64
@@ -2692,7 +2798,7 @@ struct plb_balancer {
     const plb_strategy_ops *strategy;
     plb_port port;
     char pad[2 * PLB__CACHE_LINE - 3 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
-    plb__cell cells[PLB__READERS + 1];
+    plb__cell cells[PLB__CELLS];
     /* other threads now and then */
     uint32_t spilled; /* readers beyond those */
     uintptr_t spills; /* seeds given to those, and to handles */
@@ -2834,7 +2940,7 @@ static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const 
    Threads beyond those claim one of the common cells for the call by compare-and-swap, and if all are claimed they
    count themselves in `spilled`; while that is not 0 nothing goes. */
 
-#if PLB__READERS > 0
+#ifndef PLB_NO_THREADS
 /* Announces a reader in a cell that nobody else writes, and returns the published set; NULL, and nothing to leave,
    before the first one. */
 PLB__INLINE plb__set *plb__announce(plb_balancer *lb, plb_reader *reader)
@@ -2870,9 +2976,7 @@ PLB__INLINE void plb__withdraw(plb_reader *reader)
     PLB__STORE_RELEASE(&reader->set, 0);
 }
 
-#define PLB__OWNED_CELLS  ((PLB__READERS + 1) / 2)
-#define PLB__COMMON_CELLS (PLB__READERS - PLB__OWNED_CELLS)
-#define PLB__HOMES        4u /* cells that a thread tries to own */
+#define PLB__HOMES 4u /* cells that a thread tries to own */
 
 /* Threads run on stacks of their own, so where one stands tells them apart where there is no thread-local storage. */
 PLB__INLINE uint32_t plb__spread(uintptr_t place, uint32_t cells)
@@ -2883,9 +2987,9 @@ PLB__INLINE uint32_t plb__spread(uintptr_t place, uint32_t cells)
 /* The cell that this thread owns, or owns from now on; NULL: none is left for it, or it is in use further up. */
 static plb__cell *plb__own_cell(plb_balancer *lb, uintptr_t me)
 {
-    uint32_t i, home = plb__spread(me, PLB__OWNED_CELLS);
+    uint32_t i, home = plb__spread(me, PLB_READERS);
     for (i = 0; i < PLB__HOMES && me != 0; i++) {
-        plb__cell *cell = &lb->cells[(home + i) % PLB__OWNED_CELLS];
+        plb__cell *cell = &lb->cells[(home + i) % PLB_READERS];
         uintptr_t owner = PLB__LOAD_RELAXED(&cell->owner);
         if (owner == me || (owner == 0 && plb__cas(&cell->owner, 0, me)))
             return PLB__LOAD_ACQUIRE(&cell->reader.set) == 0 ? cell : NULL;
@@ -2896,9 +3000,9 @@ static plb__cell *plb__own_cell(plb_balancer *lb, uintptr_t me)
 static plb__set *plb__enter_common(plb_balancer *lb, plb_hold *hold)
 {
     uintptr_t set = PLB__LOAD(&lb->current);
-    uint32_t tries, at = plb__spread((uintptr_t)hold >> 6, PLB__COMMON_CELLS);
-    for (tries = set != 0 ? PLB__COMMON_CELLS : 0; tries > 0; tries--, at = at + 1 < PLB__COMMON_CELLS ? at + 1 : 0) {
-        plb_reader *reader = &lb->cells[PLB__OWNED_CELLS + at].reader;
+    uint32_t tries, at = plb__spread((uintptr_t)hold >> 6, PLB_READERS);
+    for (tries = set != 0 ? PLB_READERS : 0; tries > 0; tries--, at = at + 1 < PLB_READERS ? at + 1 : 0) {
+        plb_reader *reader = &lb->cells[PLB_READERS + at].reader;
         if (PLB__LOAD_RELAXED(&reader->set) == 0 && plb__cas(&reader->set, 0, set)) {
             uintptr_t now;
             while (PLB__UNLIKELY((now = PLB__LOAD(&lb->current)) != set)) {
@@ -2925,7 +3029,7 @@ PLB__RARE plb__set *plb__enter_elsewhere(plb_balancer *lb, plb_hold *hold, uintp
 PLB__INLINE plb_reader *plb__home_reader(plb_balancer *lb)
 {
     uintptr_t me = plb__thread();
-    plb__cell *home = &lb->cells[plb__spread(me, PLB__OWNED_CELLS)];
+    plb__cell *home = &lb->cells[plb__spread(me, PLB_READERS)];
     if (PLB__UNLIKELY(me == 0 || PLB__LOAD_RELAXED(&home->owner) != me || PLB__LOAD_ACQUIRE(&home->reader.set) != 0))
         return NULL;
     return &home->reader;
@@ -2999,7 +3103,7 @@ PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 static bool plb__is_read(plb_balancer *lb, const plb__set *set)
 {
     const plb_handle *handle = (const plb_handle *)PLB__LOAD(&lb->handles);
-    uint32_t i = PLB__READERS;
+    uint32_t i = PLB__CELLS;
     if (PLB__LOAD(&lb->spilled) != 0)
         return true;
     while (i-- > 0)
@@ -3171,8 +3275,8 @@ typedef struct plb__walk {
     plb_reader *reader;
     plb_balancer *taker; /* NULL unless the backend is to be taken: accept does not reach past max_conns */
     plb__set *set;
-    uint64_t luck;       /* of the key, or of this walk: decides about partial shares */
-    bool shares;         /* are partial shares to be looked at? */
+    uint64_t luck; /* of the key, or of this walk: decides about partial shares */
+    bool shares;   /* are partial shares to be looked at? */
 } plb__walk;
 
 /* A backend that starts slowly refuses those whose luck is above its share. One luck for each key and backend: as the
@@ -3461,8 +3565,8 @@ PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request 
 #define PLB__TAKE_TRIES 16
 
 /* Picks a backend and takes it. */
-PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, plb__set *set, plb_reader *reader,
-                                     const plb_request *request, const plb__tier **tier)
+PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
+                                     const plb__tier **tier)
 {
     int tries;
     if (PLB__UNLIKELY(!plb__is_plain(lb, *tier, request)))
@@ -3476,8 +3580,8 @@ PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, plb__set *set, plb_reader
     return PLB_NONE;
 }
 
-PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader *reader,
-                                     const plb_request *request, plb_pick *pick)
+PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
+                                     plb_pick *pick)
 {
     const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
     plb__slot *slot;
@@ -3505,8 +3609,8 @@ PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader
 static const plb_request plb__any_request = {NULL, 0, 0, NULL, 0, NULL, NULL};
 
 /* Begins in a set that was entered, if there is one, and leaves it. */
-PLB__INLINE plb_status plb__begin_and_leave(plb_balancer *lb, plb_hold *hold, plb__set *set,
-                                            const plb_request *request, plb_pick *pick)
+PLB__INLINE plb_status plb__begin_and_leave(plb_balancer *lb, plb_hold *hold, plb__set *set, const plb_request *request,
+                                            plb_pick *pick)
 {
     plb_status status;
     pick->held = NULL;
@@ -4018,6 +4122,13 @@ PLB_API plb_strategy plb_fnv(void)
    zlib's, sixteen bytes at a time (Kounavis and Berry 2005, "slicing"). CRCs are linear: an entry is the sum of the
    entries of its bits, so eight constants spell out a table of 256. */
 
+#ifndef PLB_CRC_TABLES
+#define PLB_CRC_TABLES 16
+#endif
+#if PLB_CRC_TABLES != 1 && PLB_CRC_TABLES != 8 && PLB_CRC_TABLES != 16
+#error "PLB_CRC_TABLES is 1, 8 or 16"
+#endif
+
 #define PLB__CRC_BIT(i, bit, value) ((i) >> (bit)&1 ? UINT32_C(value) : 0)
 #define PLB__CRC_1(i, a, b, c, d, e, f, g, h)                                                                          \
     (PLB__CRC_BIT(i, 0, a) ^ PLB__CRC_BIT(i, 1, b) ^ PLB__CRC_BIT(i, 2, c) ^ PLB__CRC_BIT(i, 3, d) ^                   \
@@ -4036,8 +4147,9 @@ PLB_API plb_strategy plb_fnv(void)
         PLB__CRC_64(128, a, b, c, d, e, f, g, h), PLB__CRC_64(192, a, b, c, d, e, f, g, h)
 
 /* plb__crc_table[k][byte]: the byte, followed by k zero bytes. */
-static const uint32_t plb__crc_table[16][256] = {
+static const uint32_t plb__crc_table[PLB_CRC_TABLES][256] = {
     {PLB__CRC_256(0x77073096, 0xee0e612c, 0x076dc419, 0x0edb8832, 0x1db71064, 0x3b6e20c8, 0x76dc4190, 0xedb88320)},
+#if PLB_CRC_TABLES >= 8
     {PLB__CRC_256(0x191b3141, 0x32366282, 0x646cc504, 0xc8d98a08, 0x4ac21251, 0x958424a2, 0xf0794f05, 0x3b83984b)},
     {PLB__CRC_256(0x01c26a37, 0x0384d46e, 0x0709a8dc, 0x0e1351b8, 0x1c26a370, 0x384d46e0, 0x709a8dc0, 0xe1351b80)},
     {PLB__CRC_256(0xb8bc6765, 0xaa09c88b, 0x8f629757, 0xc5b428ef, 0x5019579f, 0xa032af3e, 0x9b14583d, 0xed59b63b)},
@@ -4045,6 +4157,8 @@ static const uint32_t plb__crc_table[16][256] = {
     {PLB__CRC_256(0xcb5cd3a5, 0x4dc8a10b, 0x9b914216, 0xec53826d, 0x03d6029b, 0x07ac0536, 0x0f580a6c, 0x1eb014d8)},
     {PLB__CRC_256(0xa6770bb4, 0x979f1129, 0xf44f2413, 0x33ef4e67, 0x67de9cce, 0xcfbd399c, 0x440b7579, 0x8816eaf2)},
     {PLB__CRC_256(0xccaa009e, 0x4225077d, 0x844a0efa, 0xd3e51bb5, 0x7cbb312b, 0xf9766256, 0x299dc2ed, 0x533b85da)},
+#endif
+#if PLB_CRC_TABLES >= 16
     {PLB__CRC_256(0x177b1443, 0x2ef62886, 0x5dec510c, 0xbbd8a218, 0xacc04271, 0x82f182a3, 0xde920307, 0x6655004f)},
     {PLB__CRC_256(0xefc26b3e, 0x04f5d03d, 0x09eba07a, 0x13d740f4, 0x27ae81e8, 0x4f5d03d0, 0x9eba07a0, 0xe6050901)},
     {PLB__CRC_256(0xc18edfc0, 0x586cb9c1, 0xb0d97382, 0xbac3e145, 0xaef6c4cb, 0x869c8fd7, 0xd64819ef, 0x77e1359f)},
@@ -4053,6 +4167,7 @@ static const uint32_t plb__crc_table[16][256] = {
     {PLB__CRC_256(0x9d0fe176, 0xe16ec4ad, 0x19ac8f1b, 0x33591e36, 0x66b23c6c, 0xcd6478d8, 0x41b9f7f1, 0x8373efe2)},
     {PLB__CRC_256(0xb9fbdbe8, 0xa886b191, 0x8a7c6563, 0xcf89cc87, 0x44629f4f, 0x88c53e9e, 0xcafb7b7d, 0x4e87f0bb)},
     {PLB__CRC_256(0xae689191, 0x87a02563, 0xd4314c87, 0x73139f4f, 0xe6273e9e, 0x173f7b7d, 0x2e7ef6fa, 0x5cfdedf4)},
+#endif
 };
 
 PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
@@ -4060,25 +4175,35 @@ PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
     return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
 }
 
-/* What a CRC register becomes after 4 zero bytes, and 4 * words more; words is 0 to 3. */
+/* What a CRC register becomes after 4 * words zero bytes: at once, as far as there are tables. */
 PLB__INLINE uint32_t plb__crc_shift(uint32_t crc, uint32_t words)
 {
-    const uint32_t(*table)[256] = &plb__crc_table[4 * words];
-    return table[3][crc & 0xff] ^ table[2][crc >> 8 & 0xff] ^ table[1][crc >> 16 & 0xff] ^ table[0][crc >> 24];
+#if PLB_CRC_TABLES >= 8
+    const uint32_t most = PLB_CRC_TABLES / 4;
+    while (words > 0) {
+        uint32_t now = words < most ? words : most;
+        const uint32_t(*table)[256] = &plb__crc_table[4 * (now - 1)];
+        crc = table[3][crc & 0xff] ^ table[2][crc >> 8 & 0xff] ^ table[1][crc >> 16 & 0xff] ^ table[0][crc >> 24];
+        words -= now;
+    }
+#else
+    for (words *= 4; words > 0; words--)
+        crc = plb__crc_table[0][crc & 0xff] ^ crc >> 8;
+#endif
+    return crc;
 }
 
 /* The register after `count` more bytes; the CRC-32 is its complement, and it starts at 0xffffffff. */
 PLB__INLINE uint32_t plb__crc_update(uint32_t crc, const void *bytes, size_t count)
 {
     const uint8_t *at = (const uint8_t *)bytes;
-    for (; count >= 16; count -= 16, at += 16)
-        crc = plb__crc_shift(crc ^ plb__load_le32(at), 3) ^ plb__crc_shift(plb__load_le32(at + 4), 2) ^
-              plb__crc_shift(plb__load_le32(at + 8), 1) ^ plb__crc_shift(plb__load_le32(at + 12), 0);
-    if (count >= 8) {
-        crc = plb__crc_shift(crc ^ plb__load_le32(at), 1) ^ plb__crc_shift(plb__load_le32(at + 4), 0);
-        count -= 8;
-        at += 8;
-    }
+    for (; PLB_CRC_TABLES >= 16 && count >= 16; count -= 16, at += 16)
+        crc = plb__crc_shift(crc ^ plb__load_le32(at), 4) ^ plb__crc_shift(plb__load_le32(at + 4), 3) ^
+              plb__crc_shift(plb__load_le32(at + 8), 2) ^ plb__crc_shift(plb__load_le32(at + 12), 1);
+    for (; PLB_CRC_TABLES >= 8 && count >= 8; count -= 8, at += 8)
+        crc = plb__crc_shift(crc ^ plb__load_le32(at), 2) ^ plb__crc_shift(plb__load_le32(at + 4), 1);
+    for (; count >= 4; count -= 4, at += 4)
+        crc = plb__crc_shift(crc ^ plb__load_le32(at), 1);
     for (; count > 0; count--)
         crc = plb__crc_table[0][(crc ^ *at++) & 0xff] ^ crc >> 8;
     return crc;
@@ -4087,37 +4212,84 @@ PLB__INLINE uint32_t plb__crc_update(uint32_t crc, const void *bytes, size_t cou
 /* ==== KETAMA =========================================================================================================
    pingora-ketama's ring, which is nginx's: libketama's idea with CRC-32 for MD5. */
 
-#define PLB__POINTS_PER_WEIGHT  160u
-#define PLB__MAX_POINTS_DEFAULT (UINT32_C(1) << 24)
-#define PLB__MAX_POINTS_LIMIT   (UINT32_C(1) << 31) /* keeps positions and sizes within their types */
+#define PLB__POINT_MULTIPLE_DEFAULT 160u
+#define PLB__MAX_POINTS_DEFAULT     (UINT32_C(1) << 24)
+#define PLB__MAX_POINTS_LIMIT       (UINT32_C(1) << 31) /* keeps sizes within their types */
 
 typedef struct plb__ketama_state {
     plb_allocator allocator;
     uint32_t max_points;
+    uint32_t point_multiple;
 } plb__ketama_state;
 
-/* A pick wants only the first point at or after a hash, so nothing needs to be sorted. The circle is divided into
-   groups of equal width; points are hashes, so some PLB__GROUP_POINTS of them fall into each. Where a point lies is a
-   fixed-point number, point * groups / 2^32: the whole part is its group, and the ring keeps the fraction. Within a
-   group fractions stand in no order, except that of equal ones the backend that comes first in the set stands first;
-   it counts, the others are never found. 6 bytes a point and 4 a group. */
+/* Numbers of backends: 2 bytes each where that is enough. */
+typedef struct plb__owners {
+    uint16_t *narrow; /* or NULL: */
+    uint32_t *wide;
+} plb__owners;
+
+/* Taken from `memory`. */
+PLB__INLINE plb__owners plb__owners_in(uint32_t *memory, bool narrow)
+{
+    plb__owners owners;
+    owners.narrow = narrow ? (uint16_t *)memory : NULL;
+    owners.wide = narrow ? NULL : memory;
+    return owners;
+}
+
+/* One number more than there are backends must fit: that of what comes after the last. */
+PLB__INLINE bool plb__owners_narrow(uint32_t backends)
+{
+    return backends <= UINT16_MAX;
+}
+
+PLB__INLINE size_t plb__owners_size(bool narrow, size_t count)
+{
+    return count * (narrow ? sizeof(uint16_t) : sizeof(uint32_t));
+}
+
+PLB__INLINE uint32_t plb__owners_get(const plb__owners *owners, uint32_t at)
+{
+    return PLB__LIKELY(owners->narrow != NULL) ? owners->narrow[at] : owners->wide[at];
+}
+
+PLB__INLINE void plb__owners_set(const plb__owners *owners, uint32_t at, uint32_t owner)
+{
+    if (PLB__LIKELY(owners->narrow != NULL))
+        owners->narrow[at] = (uint16_t)owner;
+    else
+        owners->wide[at] = owner;
+}
+
+/* The points of all backends in order, and whose they are; of equal points the one whose owner comes first in the set
+   stands first, and it alone counts: the others are shadowed. The circle of hashes is divided into groups by the upper
+   bits, and `starts` says where in the array each begins, so that a search is a look at a few neighbours. 6 bytes a
+   point and 4 a group. */
 typedef struct plb__ring {
     size_t size; /* of this allocation */
-    uint32_t points;
-    uint32_t groups;
+    uint32_t count;
     uint32_t backends;
-    uint32_t *starts; /* of each group's fractions, and where the last group ends */
-    uint32_t *fractions;
-    uint16_t *owners16; /* whose they are, up to 65 536 backends; above, owners32 */
-    uint32_t *owners32;
+    uint32_t shift;   /* of a point: what is left is its group */
+    uint32_t *starts; /* by group */
+    uint32_t *points; /* and PLB__RING_GLANCE more that are before no hash */
+    plb__owners owners;
 } plb__ring;
 
-#define PLB__GROUP_POINTS 7u
+#define PLB__RING_GLANCE  16u /* points that a search looks at together: more than it passes in nearly all groups */
+#define PLB__GROUP_POINTS 7u  /* at least, on average, and less than twice as many */
 
-/* Where a point or a hash lies among the groups. */
-PLB__INLINE uint64_t plb__ring_position(uint32_t point, uint32_t groups)
+/* Rings of about the same size have the same groups: one can be made from the other. */
+static uint32_t plb__ring_shift(uint32_t points)
 {
-    return (uint64_t)point * groups;
+    uint32_t shift = 31;
+    while (points / PLB__GROUP_POINTS >> (33 - shift) > 0)
+        shift--;
+    return shift;
+}
+
+static uint32_t plb__ring_groups(const plb__ring *ring)
+{
+    return UINT32_C(1) << (32 - ring->shift);
 }
 
 static plb_status plb__ketama_open(void *opaque, const void *opaque_desc, const plb_env *env)
@@ -4128,38 +4300,90 @@ static plb_status plb__ketama_open(void *opaque, const void *opaque_desc, const 
     state->max_points = desc != NULL && desc->max_points > 0 ? desc->max_points : PLB__MAX_POINTS_DEFAULT;
     if (state->max_points > PLB__MAX_POINTS_LIMIT)
         state->max_points = PLB__MAX_POINTS_LIMIT;
+    state->point_multiple =
+        desc != NULL && desc->point_multiple > 0 ? desc->point_multiple : PLB__POINT_MULTIPLE_DEFAULT;
     return PLB_OK;
 }
 
+/* A ring without its starts, points and owners. */
 static plb__ring *plb__ring_new(const plb_allocator *a, uint32_t points, uint32_t backends)
 {
-    bool narrow = backends <= 65536;
-    uint32_t groups = points / PLB__GROUP_POINTS + 1;
-    size_t starts_size = ((size_t)groups + 1) * sizeof(uint32_t);
-    size_t owners_size = points * (narrow ? sizeof(uint16_t) : sizeof(uint32_t));
-    size_t size = sizeof(plb__ring) + starts_size + points * sizeof(uint32_t) + owners_size;
+    bool narrow = plb__owners_narrow(backends);
+    uint32_t shift = plb__ring_shift(points), groups = UINT32_C(1) << (32 - shift);
+    size_t numbers = (size_t)groups + points + PLB__RING_GLANCE;
+    size_t size = sizeof(plb__ring) + numbers * sizeof(uint32_t) + plb__owners_size(narrow, points);
     plb__ring *ring = (plb__ring *)a->alloc(a->user, size);
     if (ring == NULL)
         return NULL;
     ring->size = size;
-    ring->points = points;
-    ring->groups = groups;
+    ring->count = points;
     ring->backends = backends;
+    ring->shift = shift;
     ring->starts = (uint32_t *)(ring + 1);
-    ring->fractions = ring->starts + groups + 1;
-    ring->owners16 = narrow ? (uint16_t *)(ring->fractions + points) : NULL;
-    ring->owners32 = narrow ? NULL : ring->fractions + points;
-    memset(ring->starts, 0, starts_size);
+    ring->points = ring->starts + groups;
+    ring->owners = plb__owners_in(ring->starts + numbers, narrow);
+    memset(ring->points + points, 0xff, PLB__RING_GLANCE * sizeof(uint32_t));
     return ring;
 }
 
+static void plb__ring_delete(const plb_allocator *a, plb__ring *ring)
+{
+    if (ring != NULL)
+        plb__delete(a, ring, ring->size);
+}
+
+/* ---- on the ring: `at` numbers its points from 0; a ring without points is not asked ---- */
+
+/* The first point at or after a hash, wrapping. Points stand in order, so counting those before the hash finds it, and
+   counting a fixed number of them takes no branch that could go wrong. */
+PLB__INLINE uint32_t plb__ring_seek(const plb__ring *ring, uint32_t hash)
+{
+    uint32_t at = ring->starts[hash >> ring->shift], before, i;
+    if (PLB__LIKELY(ring->owners.narrow != NULL)) /* it will be wanted as well */
+        PLB__PREFETCH(ring->owners.narrow + at + PLB__GROUP_POINTS / 2);
+    do {
+        const uint32_t *points = ring->points + at;
+        for (before = i = 0; i < PLB__RING_GLANCE; i++)
+            before += points[i] < hash;
+        at += before;
+    } while (PLB__UNLIKELY(before == PLB__RING_GLANCE));
+    return PLB__LIKELY(at < ring->count) ? at : 0;
+}
+
+PLB__INLINE uint32_t plb__ring_seek_key(const plb__ring *ring, const void *key, size_t key_length)
+{
+    return plb__ring_seek(ring, ~plb__crc_update(UINT32_MAX, key, key_length));
+}
+
+PLB__INLINE uint32_t plb__ring_owner(const plb__ring *ring, uint32_t at)
+{
+    return plb__owners_get(&ring->owners, at);
+}
+
+/* The next point, past those that are shadowed. */
+PLB__INLINE uint32_t plb__ring_next(const plb__ring *ring, uint32_t at)
+{
+    do {
+        if (PLB__UNLIKELY(++at == ring->count))
+            return 0;
+    } while (PLB__UNLIKELY(ring->points[at] == ring->points[at - 1]));
+    return at;
+}
+
+/* ---- building a ring ---- */
+
+/* While it is built, a point with its owner is one number, and the order of these numbers is that of the ring. */
+PLB__INLINE uint64_t plb__ring_entry(uint32_t point, uint32_t owner)
+{
+    return (uint64_t)point << 32 | owner;
+}
+
 /* Points come in random order. Writing them all over a large ring would miss every cache, so they are first collected
-   by batches, which are runs of groups. Within a batch a point is one number: its group, 8 bits; its fraction, 32; its
-   owner, the rest. */
-#define PLB__BATCH_BITS     8
-#define PLB__BATCH_GROUPS   (1u << PLB__BATCH_BITS)
-#define PLB__OWNER_BITS     (32 - PLB__BATCH_BITS)
-#define PLB__BACKENDS_LIMIT (UINT32_C(1) << PLB__OWNER_BITS)
+   in batches, by their upper bits; then one batch after the other is sorted. To that end a batch is divided into
+   buckets by the next bits, so many that few get two points. */
+#define PLB__BATCH_POINTS 1536u /* at least, on average, and less than twice as many */
+#define PLB__BUCKET_BITS  11
+#define PLB__BUCKETS      (1u << PLB__BUCKET_BITS)
 
 /* Where the next point of a batch goes, and where the batch ends; it begins where the one before it ends. */
 typedef struct plb__ring_batch {
@@ -4169,32 +4393,37 @@ typedef struct plb__ring_batch {
 /* What a build needs until it is over: an allocation with room for all batches. */
 typedef struct plb__ring_work {
     size_t size; /* of the allocation */
-    uint64_t *points;
+    uint64_t *entries;
     plb__ring_batch *batches;
     uint32_t count;
+    uint32_t shift; /* of a point: what is left is its batch */
 } plb__ring_work;
 
-#define PLB__LINE_POINTS  ((uint32_t)(PLB__CACHE_LINE / sizeof(uint64_t)))
-#define PLB__POINTS_AHEAD (4 * PLB__LINE_POINTS) /* how far ahead a batch is fetched; it must be in the array */
+#define PLB__LINE_ENTRIES  ((uint32_t)(PLB__CACHE_LINE / sizeof(uint64_t)))
+#define PLB__ENTRIES_AHEAD (4 * PLB__LINE_ENTRIES) /* how far ahead a batch is fetched; it must be in the array */
 
 /* A batch has room for six standard deviations more than the mean. That is an odd number of cache lines, lest all
    batches compete for the same sets of a cache. */
-#define PLB__BATCH_SPARE (PLB__BATCH_GROUPS + PLB__LINE_POINTS)
-#define PLB__BATCH_ROOM  (PLB__GROUP_POINTS * PLB__BATCH_GROUPS + PLB__BATCH_SPARE)
-
-static bool plb__ring_work_open(plb__ring_work *work, const plb_allocator *a, const plb__ring *ring)
+static bool plb__ring_work_open(plb__ring_work *work, const plb_allocator *a, uint32_t points)
 {
-    uint32_t count = (ring->groups - 1) / PLB__BATCH_GROUPS + 1, i;
-    uint32_t points = ring->points + (count > 1 ? count * PLB__BATCH_SPARE : 0);
-    work->size = ((size_t)points + PLB__POINTS_AHEAD) * sizeof(uint64_t) + count * sizeof(plb__ring_batch);
-    work->points = (uint64_t *)a->alloc(a->user, work->size);
-    if (work->points == NULL)
+    uint32_t shift = 31, count, room, i;
+    size_t entries;
+    while (points / PLB__BATCH_POINTS >> (33 - shift) > 0)
+        shift--;
+    count = UINT32_C(1) << (32 - shift);
+    room = points / count;
+    room = ((room + room / 8 + 40) / PLB__LINE_ENTRIES | 1) * PLB__LINE_ENTRIES;
+    entries = (size_t)room * count + PLB__ENTRIES_AHEAD;
+    work->size = entries * sizeof(uint64_t) + count * sizeof(plb__ring_batch);
+    work->entries = (uint64_t *)a->alloc(a->user, work->size);
+    if (work->entries == NULL)
         return false;
-    work->batches = (plb__ring_batch *)(work->points + points + PLB__POINTS_AHEAD);
+    work->batches = (plb__ring_batch *)(work->entries + entries);
     work->count = count;
+    work->shift = shift;
     for (i = 0; i < count; i++) {
-        work->batches[i].next = i * PLB__BATCH_ROOM;
-        work->batches[i].limit = i + 1 < count ? (i + 1) * PLB__BATCH_ROOM : points;
+        work->batches[i].next = i * room;
+        work->batches[i].limit = (i + 1) * room;
     }
     return true;
 }
@@ -4230,186 +4459,373 @@ static uint32_t plb__ring_base(const plb_addr *addr)
 }
 
 /* Adds a point to its batch; past its limit a batch only counts. */
-PLB__INLINE void plb__ring_put(const plb__ring_work *work, uint32_t groups, uint32_t point, uint32_t owner)
+PLB__INLINE void plb__ring_put(const plb__ring_work *work, uint32_t point, uint32_t owner)
 {
-    uint64_t position = plb__ring_position(point, groups);
-    plb__ring_batch *batch = &work->batches[position >> (32 + PLB__BATCH_BITS)];
+    plb__ring_batch *batch = &work->batches[point >> work->shift];
     uint32_t at = batch->next++;
     if (PLB__LIKELY(at < batch->limit)) {
-        work->points[at] = position << PLB__OWNER_BITS | owner;
-        PLB__PREFETCH_LATER(&work->points[at + PLB__LINE_POINTS]);
+        work->entries[at] = plb__ring_entry(point, owner);
+        PLB__PREFETCH_LATER(&work->entries[at + PLB__LINE_ENTRIES]);
     }
 }
 
 /* Computes all points. Each is the complement of the CRC register after the base and the point before it, from 0 on.
    CRCs are linear, so that is the point before, shifted through, plus the first point; as well it is the point four
    steps before, shifted through four times as far, plus the fourth point. So four points at once come from one. */
-static void plb__ring_fill(const plb__ring_work *target, const plb_view *view, uint32_t groups)
+static void plb__ring_fill(const plb__ring_work *target, const plb_view *view, const uint16_t *weights,
+                           uint32_t multiple)
 {
     plb__ring_work work = *target; /* a copy, which no store can change */
     uint32_t i;
     for (i = 0; i < view->count; i++) {
-        uint32_t fours = view->weights[i] * (PLB__POINTS_PER_WEIGHT / 4), point = 0, first, second, third, fourth;
-        if (fours == 0)
+        uint32_t left = weights[i] * multiple, point = 0, first, second, third, fourth;
+        if (left == 0)
             continue;
-        first = ~plb__crc_shift(plb__ring_base(&view->slots[i]->addr), 0);
-        second = plb__crc_shift(first, 0) ^ first;
-        third = plb__crc_shift(second, 0) ^ first;
-        fourth = plb__crc_shift(third, 0) ^ first;
-        for (; fours > 0; fours--) {
-            plb__ring_put(&work, groups, plb__crc_shift(point, 0) ^ first, i);
-            plb__ring_put(&work, groups, plb__crc_shift(point, 1) ^ second, i);
-            plb__ring_put(&work, groups, plb__crc_shift(point, 2) ^ third, i);
-            point = plb__crc_shift(point, 3) ^ fourth;
-            plb__ring_put(&work, groups, point, i);
+        first = ~plb__crc_shift(plb__ring_base(&view->slots[i]->addr), 1);
+        second = plb__crc_shift(first, 1) ^ first;
+        third = plb__crc_shift(second, 1) ^ first;
+        fourth = plb__crc_shift(third, 1) ^ first;
+        for (; left >= 4; left -= 4) {
+            plb__ring_put(&work, plb__crc_shift(point, 1) ^ first, i);
+            plb__ring_put(&work, plb__crc_shift(point, 2) ^ second, i);
+            plb__ring_put(&work, plb__crc_shift(point, 3) ^ third, i);
+            point = plb__crc_shift(point, 4) ^ fourth;
+            plb__ring_put(&work, point, i);
+        }
+        for (; left > 0; left--) {
+            point = plb__crc_shift(point, 1) ^ first;
+            plb__ring_put(&work, point, i);
         }
     }
 }
 
-/* Where a batch was too small (one address many times, with many weights), gives each the room that it turned out to
-   need. False if there was room. */
+/* Where a batch was too small (one address many times), gives each the room that it turned out to need, and lets it
+   begin anew. False if there was room. */
 static bool plb__ring_make_room(plb__ring_work *work)
 {
     uint32_t i, start = 0, room = 0;
     bool full = false;
     for (i = 0; i < work->count; i++)
         full = full || work->batches[i].next > work->batches[i].limit;
-    if (!full)
-        return false;
-    for (i = 0; i < work->count; i++) {
+    for (i = 0; full && i < work->count; i++) {
         plb__ring_batch *batch = &work->batches[i];
         uint32_t points = batch->next - start;
         start = batch->limit;
         batch->next = room;
         batch->limit = room += points;
     }
+    return full;
+}
+
+/* What sorting a batch needs: a number for each of its buckets, and room for the largest batch. */
+typedef struct plb__ring_sorter {
+    size_t size; /* of the allocation */
+    uint64_t *sorted;
+    uint32_t *buckets;
+    uint32_t shift; /* of an entry: what is left, but for the batch, is its bucket */
+} plb__ring_sorter;
+
+static bool plb__ring_sorter_open(plb__ring_sorter *sorter, const plb_allocator *a, const plb__ring_work *work)
+{
+    uint32_t largest = 0, from = 0, i;
+    for (i = 0; i < work->count; i++) {
+        uint32_t count = work->batches[i].next - from;
+        largest = count > largest ? count : largest;
+        from = work->batches[i].limit;
+    }
+    sorter->size = largest * sizeof(uint64_t) + PLB__BUCKETS * sizeof(uint32_t);
+    sorter->sorted = (uint64_t *)a->alloc(a->user, sorter->size);
+    if (sorter->sorted == NULL)
+        return false;
+    sorter->buckets = (uint32_t *)(sorter->sorted + largest);
+    sorter->shift = 32 + work->shift - PLB__BUCKET_BITS;
     return true;
 }
 
-/* Puts the points of one batch into its groups, which start at point `start` of the ring: counts how many belong to
-   each, and then each group's end moves on from its start as its points come. */
-PLB__INLINE void plb__ring_store_batch(plb__ring *ring, uint32_t *ends, uint32_t groups, uint32_t start,
-                                       const uint64_t *points, uint32_t count, bool narrow)
+PLB__INLINE uint32_t *plb__ring_bucket(const plb__ring_sorter *sorter, uint64_t entry)
 {
-    uint32_t *fractions = ring->fractions, *owners32 = ring->owners32, i;
-    uint16_t *owners16 = ring->owners16;
+    return &sorter->buckets[(entry >> sorter->shift) & (PLB__BUCKETS - 1)];
+}
+
+/* Finds where in the sorted batch each bucket will start. */
+static void plb__ring_count(const plb__ring_sorter *target, const uint64_t *entries, uint32_t count)
+{
+    plb__ring_sorter sorter = *target;
+    uint32_t i, sum = 0;
+    memset(sorter.buckets, 0, PLB__BUCKETS * sizeof *sorter.buckets);
     for (i = 0; i < count; i++) {
-        PLB__PREFETCH(&points[i + PLB__POINTS_AHEAD]);
-        ends[points[i] >> (64 - PLB__BATCH_BITS)]++;
+        PLB__PREFETCH(&entries[i + PLB__ENTRIES_AHEAD]);
+        ++*plb__ring_bucket(&sorter, entries[i]);
     }
-    for (i = 0; i < groups; i++) {
-        uint32_t here = ends[i];
-        PLB__PREFETCH(fractions + start);
-        if (narrow)
-            PLB__PREFETCH(owners16 + start);
-        ends[i] = start;
-        start += here;
-    }
-    for (i = 0; i < count; i++) {
-        uint64_t point = points[i];
-        uint32_t at = ends[point >> (64 - PLB__BATCH_BITS)]++;
-        fractions[at] = (uint32_t)(point >> PLB__OWNER_BITS);
-        if (narrow)
-            owners16[at] = (uint16_t)point;
-        else
-            owners32[at] = (uint32_t)point & (PLB__BACKENDS_LIMIT - 1);
+    for (i = 0; i < PLB__BUCKETS; i++) {
+        uint32_t here = sorter.buckets[i];
+        sorter.buckets[i] = sum;
+        sum += here;
     }
 }
 
-static void plb__ring_store(plb__ring *ring, const plb__ring_work *work)
+/* Puts the entries of a batch into their buckets. */
+static void plb__ring_sort(const plb__ring_sorter *target, const uint64_t *entries, uint32_t count)
 {
-    uint32_t i, from = 0, stored = 0;
+    plb__ring_sorter sorter = *target;
+    uint32_t i;
+    for (i = 0; i < count; i++)
+        sorter.sorted[(*plb__ring_bucket(&sorter, entries[i]))++] = entries[i];
+}
+
+/* Stores a batch, sorted but for the order within its buckets, from point `at` of the ring on: by insertion, which has
+   little to do. To take even fewer branches that go wrong, it holds back the greatest entry so far. */
+static void plb__ring_store(const plb__ring *target, uint32_t at, const uint64_t *sorted, uint32_t count)
+{
+    uint32_t *points = target->points, i;
+    plb__owners owners = target->owners;
+    uint64_t last = 0, greatest = count > 0 ? sorted[0] : 0;
+    for (i = 1; i <= count; i++) {
+        uint64_t next = i < count ? sorted[i] : UINT64_MAX;
+        uint64_t entry = next < greatest ? next : greatest;
+        uint32_t to = at + i - 1;
+        greatest = next < greatest ? greatest : next;
+        if (PLB__LIKELY(entry >= last)) {
+            last = entry;
+        } else {
+            for (; to > at && plb__ring_entry(points[to - 1], plb__owners_get(&owners, to - 1)) > entry; to--) {
+                points[to] = points[to - 1];
+                plb__owners_set(&owners, to, plb__owners_get(&owners, to - 1));
+            }
+        }
+        points[to] = (uint32_t)(entry >> 32);
+        plb__owners_set(&owners, to, (uint32_t)entry);
+    }
+}
+
+/* Sorts batch after batch into the ring. A group is a run of buckets, and starts where the first of them does. */
+static void plb__ring_collect(plb__ring *ring, const plb__ring_work *work, const plb__ring_sorter *sorter)
+{
+    uint32_t groups = plb__ring_groups(ring) / work->count, i, g, from = 0, at = 0;
     for (i = 0; i < work->count; i++) {
-        uint32_t group = i * PLB__BATCH_GROUPS, groups = ring->groups - group, *ends = ring->starts + 1 + group;
         uint32_t count = work->batches[i].next - from;
-        if (groups > PLB__BATCH_GROUPS)
-            groups = PLB__BATCH_GROUPS;
-        if (ring->owners16 != NULL)
-            plb__ring_store_batch(ring, ends, groups, stored, work->points + from, count, true);
-        else
-            plb__ring_store_batch(ring, ends, groups, stored, work->points + from, count, false);
-        stored += count;
+        plb__ring_count(sorter, work->entries + from, count);
+        for (g = 0; g < groups; g++)
+            ring->starts[i * groups + g] = at + sorter->buckets[g * (PLB__BUCKETS / groups)];
+        plb__ring_sort(sorter, work->entries + from, count);
+        plb__ring_store(ring, at, sorter->sorted, count);
+        at += count;
         from = work->batches[i].limit;
     }
 }
 
-static plb_status plb__ring_build(plb__ring *ring, const plb_allocator *a, const plb_view *view)
+/* The ring of a view, with weights that may be others than its own; NULL if there is no memory. */
+static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view *view, const uint16_t *weights,
+                                  uint32_t points)
 {
+    const plb_allocator *a = &state->allocator;
+    plb__ring *ring = plb__ring_new(a, points, view->count);
     plb__ring_work work;
-    if (!plb__ring_work_open(&work, a, ring))
-        return PLB_ERR_MEMORY;
-    plb__ring_fill(&work, view, ring->groups);
-    if (plb__ring_make_room(&work))
-        plb__ring_fill(&work, view, ring->groups);
-    plb__ring_store(ring, &work);
-    plb__delete(a, work.points, work.size);
-    return PLB_OK;
+    plb__ring_sorter sorter;
+    bool built = false;
+    if (ring == NULL)
+        return NULL;
+    if (plb__ring_work_open(&work, a, points)) {
+        plb__ring_fill(&work, view, weights, state->point_multiple);
+        if (plb__ring_make_room(&work))
+            plb__ring_fill(&work, view, weights, state->point_multiple);
+        built = plb__ring_sorter_open(&sorter, a, &work);
+        if (built) {
+            plb__ring_collect(ring, &work, &sorter);
+            plb__delete(a, sorter.sorted, sorter.size);
+        }
+        plb__delete(a, work.entries, work.size);
+    }
+    if (!built) {
+        plb__ring_delete(a, ring);
+        return NULL;
+    }
+    return ring;
 }
+
+/* ---- amending a ring: the published one, without the points of those that leave, with those of the newcomers ----
+   Both are rings of their own, built as any other. Shadowed points stand on every ring, so that one comes to light when
+   the owner of its equal leaves. */
+
+/* How two views differ. */
+typedef struct plb__ring_change {
+    size_t size; /* of the allocation */
+    uint32_t *memory;
+    plb__owners numbers; /* by old index: the new one; of one that leaves, the new one of what comes after it */
+    uint16_t *leaving;   /* by old index: the weight, 0 of those that stay */
+    uint16_t *coming;    /* by new index: likewise */
+    uint32_t leaving_sum, coming_sum;
+} plb__ring_change;
+
+/* In the order of sets. An entry that has another weight is another entry. */
+static int plb__ring_entry_compare(const plb_view *a, uint32_t i, const plb_view *b, uint32_t j)
+{
+    const plb__slot *x = a->slots[i], *y = b->slots[j];
+    int order = x == y ? 0 : plb__identity_compare(&x->addr, x->id, &y->addr, y->id);
+    return order != 0 ? order : (int)a->weights[i] - (int)b->weights[j];
+}
+
+static bool plb__ring_change_open(plb__ring_change *change, const plb_allocator *a, const plb_view *old,
+                                  const plb_view *view)
+{
+    bool narrow = plb__owners_narrow(view->count);
+    size_t numbers_size = plb__owners_size(narrow, old->count);
+    uint32_t i = 0, j = 0;
+    change->size = numbers_size + ((size_t)old->count + view->count) * sizeof(uint16_t);
+    change->memory = (uint32_t *)plb__new(a, change->size);
+    if (change->memory == NULL)
+        return false;
+    change->numbers = plb__owners_in(change->memory, narrow);
+    change->leaving = (uint16_t *)(void *)((char *)change->memory + numbers_size);
+    change->coming = change->leaving + old->count;
+    change->leaving_sum = change->coming_sum = 0;
+    while (i < old->count || j < view->count) {
+        int order = i == old->count ? 1 : j == view->count ? -1 : plb__ring_entry_compare(old, i, view, j);
+        if (order <= 0)
+            plb__owners_set(&change->numbers, i, j);
+        if (order < 0)
+            change->leaving_sum += change->leaving[i] = old->weights[i];
+        if (order > 0)
+            change->coming_sum += change->coming[j] = view->weights[j];
+        i += order <= 0;
+        j += order >= 0;
+    }
+    return true;
+}
+
+/* A new ring on its way: how far the old one has been copied, and where the copy has got to. */
+typedef struct plb__ring_copy {
+    plb__ring *ring;
+    const plb__ring *old;
+    const plb__owners *numbers;
+    uint32_t from, to, group;
+} plb__ring_copy;
+
+/* Copies the old points before `end`, and the starts of the groups before `group`: they have moved as the points
+   have. */
+static void plb__ring_copy_run(plb__ring_copy *copy, uint32_t end, uint32_t group)
+{
+    plb__ring *ring = copy->ring;
+    const plb__ring *old = copy->old;
+    uint32_t from = copy->from, to = copy->to, shift = to - from, count = end - from, i;
+    for (; copy->group < group; copy->group++)
+        ring->starts[copy->group] = old->starts[copy->group] + shift;
+    memcpy(ring->points + to, old->points + from, count * sizeof *ring->points);
+    if (ring->owners.narrow != NULL) {
+        const uint16_t *numbers = copy->numbers->narrow, *source = old->owners.narrow + from;
+        uint16_t *target = ring->owners.narrow + to;
+        for (i = 0; i < count; i++)
+            target[i] = numbers[source[i]];
+    } else {
+        const uint32_t *numbers = copy->numbers->wide, *source = old->owners.wide + from;
+        uint32_t *target = ring->owners.wide + to;
+        for (i = 0; i < count; i++)
+            target[i] = numbers[source[i]];
+    }
+    copy->from = end;
+    copy->to += count;
+}
+
+/* Where in the old ring an entry is, or would be; owners are new ones. */
+static uint32_t plb__ring_place(const plb__ring_copy *copy, uint64_t entry)
+{
+    const plb__ring *old = copy->old;
+    uint32_t at = old->starts[(uint32_t)(entry >> 32) >> old->shift];
+    if (at < copy->from)
+        at = copy->from;
+    while (at < old->count &&
+           plb__ring_entry(old->points[at], plb__owners_get(copy->numbers, plb__ring_owner(old, at))) < entry)
+        at++;
+    return at;
+}
+
+static void plb__ring_merge(plb__ring *ring, const plb__ring *old, const plb__owners *numbers, const plb__ring *leaving,
+                            const plb__ring *coming)
+{
+    plb__ring_copy copy;
+    uint32_t i = 0, j = 0;
+    copy.ring = ring;
+    copy.old = old;
+    copy.numbers = numbers;
+    copy.from = copy.to = copy.group = 0;
+    while (i < leaving->count || j < coming->count) {
+        uint64_t leaves = UINT64_MAX, comes = UINT64_MAX, entry;
+        if (i < leaving->count)
+            leaves = plb__ring_entry(leaving->points[i], plb__owners_get(numbers, plb__ring_owner(leaving, i)));
+        if (j < coming->count)
+            comes = plb__ring_entry(coming->points[j], plb__ring_owner(coming, j));
+        entry = comes <= leaves ? comes : leaves;
+        plb__ring_copy_run(&copy, plb__ring_place(&copy, entry), ((uint32_t)(entry >> 32) >> ring->shift) + 1);
+        if (comes <= leaves) {
+            ring->points[copy.to] = coming->points[j];
+            plb__owners_set(&ring->owners, copy.to, plb__ring_owner(coming, j));
+            copy.to++;
+            j++;
+        } else {
+            copy.from++;
+            i++;
+        }
+    }
+    plb__ring_copy_run(&copy, old->count, plb__ring_groups(ring));
+}
+
+/* Can a ring of so many points and backends be made from the old one? */
+static bool plb__ring_amendable(const plb__ring *old, uint32_t points, uint32_t backends)
+{
+    return old != NULL && old->count > 0 && old->shift == plb__ring_shift(points) &&
+           plb__owners_narrow(old->backends) == plb__owners_narrow(backends);
+}
+
+static plb__ring *plb__ring_amend(const plb__ketama_state *state, const plb_view *view, uint32_t points,
+                                  const plb__ring *old, const plb__ring_change *change, const plb_view *old_view)
+{
+    const plb_allocator *a = &state->allocator;
+    uint32_t multiple = state->point_multiple;
+    plb__ring *leaving = plb__ring_build(state, old_view, change->leaving, change->leaving_sum * multiple);
+    plb__ring *coming = plb__ring_build(state, view, change->coming, change->coming_sum * multiple);
+    plb__ring *ring = leaving != NULL && coming != NULL ? plb__ring_new(a, points, view->count) : NULL;
+    if (ring != NULL)
+        plb__ring_merge(ring, old, &change->numbers, leaving, coming);
+    plb__ring_delete(a, leaving);
+    plb__ring_delete(a, coming);
+    return ring;
+}
+
+/* Up to so large a part of the points, amending is faster than building. */
+#define PLB__AMENDED_PART 8
 
 static plb_status plb__ketama_build(void *opaque, const plb_view *view, const plb_view *old_view, const void *old_table,
                                     void **out)
 {
     const plb__ketama_state *state = (const plb__ketama_state *)opaque;
     const plb_allocator *a = &state->allocator;
-    uint64_t points = (uint64_t)view->weight_sum * PLB__POINTS_PER_WEIGHT;
-    plb_status status = PLB_OK;
-    plb__ring *ring;
-    (void)old_view;
-    (void)old_table;
-    if (points > state->max_points || view->count > PLB__BACKENDS_LIMIT)
+    const plb__ring *old = (const plb__ring *)old_table;
+    uint64_t sum = (uint64_t)view->weight_sum * state->point_multiple;
+    uint32_t points = (uint32_t)sum;
+    plb__ring *ring = NULL;
+    if (sum > state->max_points)
         return PLB_ERR_POINTS;
-    ring = points < SIZE_MAX / 16 ? plb__ring_new(a, (uint32_t)points, view->count) : NULL;
-    if (ring == NULL)
+    if (sum >= SIZE_MAX / 16)
         return PLB_ERR_MEMORY;
-    if (points > 0)
-        status = plb__ring_build(ring, a, view);
-    if (status == PLB_OK)
-        *out = ring;
-    else
-        plb__delete(a, ring, ring->size);
-    return status;
+    if (plb__ring_amendable(old, points, view->count)) {
+        plb__ring_change change;
+        if (!plb__ring_change_open(&change, a, old_view, view))
+            return PLB_ERR_MEMORY;
+        if (((uint64_t)change.leaving_sum + change.coming_sum) * PLB__AMENDED_PART <= view->weight_sum)
+            ring = plb__ring_amend(state, view, points, old, &change, old_view);
+        else
+            ring = plb__ring_build(state, view, view->weights, points);
+        plb__delete(a, change.memory, change.size);
+    } else {
+        ring = plb__ring_build(state, view, view->weights, points);
+    }
+    *out = ring;
+    return ring != NULL ? PLB_OK : PLB_ERR_MEMORY;
 }
 
 static void plb__ketama_discard(void *opaque, void *table)
 {
-    plb__delete(&((plb__ketama_state *)opaque)->allocator, table, ((plb__ring *)table)->size);
-}
-
-PLB__INLINE void plb__ring_prefetch(const plb__ring *ring, uint32_t at)
-{
-    PLB__PREFETCH(ring->fractions + at);
-    if (PLB__LIKELY(ring->owners16 != NULL))
-        PLB__PREFETCH(ring->owners16 + at);
-}
-
-/* The owner of the first point at or after a position, wrapping, which becomes the position past that point. The ring
-   has points. Distances are modulo 2^32, so a fraction before the position is farther off than any behind it. */
-PLB__INLINE uint32_t plb__ring_find(const plb__ring *ring, uint64_t *position)
-{
-    uint32_t group = (uint32_t)(*position >> 32), from = (uint32_t)*position;
-    for (;; group++, from = 0) {
-        uint32_t at, nearest, end, distance = UINT32_MAX;
-        if (PLB__UNLIKELY(group == ring->groups))
-            group = from = 0;
-        plb__ring_prefetch(ring, group * PLB__GROUP_POINTS); /* near it: in a large ring finding the page takes long */
-        at = nearest = ring->starts[group];
-        end = ring->starts[group + 1];
-        plb__ring_prefetch(ring, at);
-        for (; at < end; at++) {
-            uint32_t here = ring->fractions[at] - from;
-            nearest = here < distance ? at : nearest;
-            distance = here < distance ? here : distance;
-        }
-        if (PLB__LIKELY(nearest < end && ring->fractions[nearest] >= from)) {
-            *position = ((uint64_t)group << 32 | ring->fractions[nearest]) + 1;
-            return PLB__LIKELY(ring->owners16 != NULL) ? ring->owners16[nearest] : ring->owners32[nearest];
-        }
-    }
-}
-
-PLB__INLINE uint64_t plb__ring_key_position(const plb__ring *ring, const void *key, size_t key_length)
-{
-    return plb__ring_position(~plb__crc_update(UINT32_MAX, key, key_length), ring->groups);
+    plb__ring_delete(&((plb__ketama_state *)opaque)->allocator, (plb__ring *)table);
 }
 
 /* Points that a pick without a limit looks at before it goes to the ready backends directly. */
@@ -4419,23 +4835,35 @@ static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view 
                                  const void *key, size_t key_length, uint32_t limit)
 {
     const plb__ring *ring = (const plb__ring *)table;
-    uint32_t steps = limit > 0 ? limit : PLB__RING_PATIENCE, ready = PLB__LOAD_RELAXED(&view->ready_count);
-    uint64_t position;
+    uint32_t steps = limit > 0 ? limit : PLB__RING_PATIENCE, ready = PLB__LOAD_RELAXED(&view->ready_count), at;
     (void)state;
     (void)reader;
     if (PLB__UNLIKELY(ready == 0))
         return PLB_NONE;
-    position = plb__ring_key_position(ring, key, key_length);
-    for (; steps > 0; steps--) {
-        uint32_t owner = plb__ring_find(ring, &position);
+    for (at = plb__ring_seek_key(ring, key, key_length); steps > 0; steps--, at = plb__ring_next(ring, at)) {
+        uint32_t owner = plb__ring_owner(ring, at);
         if (PLB__LIKELY(plb__view_ready(view, owner)))
             return owner;
     }
-    return limit > 0 ? PLB_NONE : plb__keyed_rest(view, position);
+    return limit > 0 ? PLB_NONE : plb__keyed_rest(view, at);
 }
 
-/* The position is all that a walk must remember. Where all weights are 0 there is no point, and it goes through the
-   set. */
+/* The raw sequence remembers the point it has come to. Where all weights are 0 there is no point, and it goes through
+   the set. */
+static uint32_t plb__ketama_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                  const void *key, size_t key_length, plb_cursor *cursor)
+{
+    const plb__ring *ring = (const plb__ring *)table;
+    (void)state;
+    (void)view;
+    (void)reader;
+    cursor->words[0] = 0;
+    if (ring->count == 0)
+        return 0;
+    cursor->words[0] = plb__ring_seek_key(ring, key, key_length);
+    return plb__ring_owner(ring, (uint32_t)cursor->words[0]);
+}
+
 static uint32_t plb__ketama_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
                                  plb_cursor *cursor)
 {
@@ -4443,16 +4871,10 @@ static uint32_t plb__ketama_next(void *state, const void *table, const plb_view 
     (void)state;
     (void)view;
     (void)reader;
-    if (ring->points == 0)
-        return (uint32_t)(cursor->words[0]++ % ring->backends);
-    return plb__ring_find(ring, &cursor->words[0]);
-}
-
-static uint32_t plb__ketama_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                  const void *key, size_t key_length, plb_cursor *cursor)
-{
-    cursor->words[0] = plb__ring_key_position((const plb__ring *)table, key, key_length);
-    return plb__ketama_next(state, table, view, reader, cursor);
+    if (ring->count == 0)
+        return (uint32_t)(++cursor->words[0] % ring->backends);
+    cursor->words[0] = plb__ring_next(ring, (uint32_t)cursor->words[0]);
+    return plb__ring_owner(ring, (uint32_t)cursor->words[0]);
 }
 
 static const plb_strategy_ops plb__ketama_ops = {"ketama",
@@ -4475,6 +4897,1303 @@ static const plb_strategy_ops plb__ketama_ops = {"ketama",
 PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc)
 {
     return plb__strategy(&plb__ketama_ops, desc);
+}
+
+/* ==== SMOOTH ROUND ROBIN =============================================================================================
+   nginx's smooth weighted round robin, by groups of equal weight instead of by backend.
+
+   nginx keeps a value for each backend: a pick adds the backend's weight to each value, takes the backend of the
+   largest (of equals the first) and takes the sum of the weights off that value. So after t picks a value is
+   t * weight - (times picked) * sum. Backends of equal weight differ in the second term alone: whoever was picked less
+   often is ahead, and they go round in order. Hence one number says it for all of a group: its debt, which grows by the
+   sum each time that the group has gone round. The value of the member whose turn it is, the largest in the group, is
+   t * weight - debt.
+
+   Nothing of this is written in one piece, and need not be: threads that pick at the same moment may choose the same
+   group, but each pays for it, and what was paid decides the next picks. So shares are exact in the long run, whatever
+   happens in between, and from one thread every pick is nginx's. */
+
+/* All arithmetic of values is modulo 2^32, on every platform: they only need to lie close together, within a few times
+   the sum of the weights. Where the weights add up to more than this, all are halved until they do not. */
+#define PLB__SMOOTH_SUM_MAX (UINT32_C(1) << 26)
+
+/* Backends of one weight. */
+typedef struct plb__smooth_group {
+    uint32_t weight; /* fixed when built */
+    uint32_t ready;  /* members that are */
+    uint32_t next;   /* place of the member whose turn it is */
+    uint32_t debt;   /* what its turns have cost */
+} plb__smooth_group;
+
+/* What every pick changes. */
+typedef struct plb__smooth_sums {
+    uint32_t picks;
+    uint32_t weight; /* of the ready members of all groups */
+} plb__smooth_sums;
+
+/* Places are the backends by weight, then in set order, so the members of a group stand side by side. They have
+   readiness bits of their own: to find the next ready member of a group is to look for the next one in a few words. */
+typedef struct plb__smooth_table {
+    plb__smooth_sums *sums;
+    plb__smooth_group *groups; /* by weight */
+    uintptr_t *ready;          /* a bit a place */
+    uint32_t *members;         /* by place: index in the view */
+    uint32_t *starts;          /* of each group's places, and where the last one ends */
+    uint32_t group_count;
+    uint32_t shift; /* how often weights were halved */
+    size_t size;    /* of this allocation */
+} plb__smooth_table;
+
+typedef struct plb__smooth_state {
+    plb_allocator allocator;
+} plb__smooth_state;
+
+static plb_status plb__smooth_open(void *state, const void *desc, const plb_env *env)
+{
+    (void)desc;
+    ((plb__smooth_state *)state)->allocator = env->allocator;
+    return PLB_OK;
+}
+
+/* The weight that counts. One that is not 0 does not become 0. */
+PLB__INLINE uint32_t plb__smooth_weight(const plb_view *view, uint32_t index, uint32_t shift)
+{
+    uint32_t weight = view->weights[index];
+    return weight > 0 && weight >> shift == 0 ? 1 : weight >> shift;
+}
+
+static uint32_t plb__smooth_shift(const plb_view *view)
+{
+    uint32_t shift = 0;
+    if (view->weight_sum > PLB__SMOOTH_SUM_MAX)
+        while (shift < 16 && (view->weight_sum >> shift) + view->count > PLB__SMOOTH_SUM_MAX)
+            shift++;
+    return shift;
+}
+
+/* One pass of a radix sort, by eight bits of the weight; stable. `from` NULL: the view's own order. */
+static void plb__smooth_sort(const plb_view *view, uint32_t bits, const uint32_t *from, uint32_t *to)
+{
+    uint32_t ends[256], i, end = 0;
+    memset(ends, 0, sizeof ends);
+    for (i = 0; i < view->count; i++)
+        ends[view->weights[i] >> bits & 255]++;
+    for (i = 0; i < 256; i++) {
+        uint32_t here = ends[i];
+        ends[i] = end;
+        end += here;
+    }
+    for (i = 0; i < view->count; i++) {
+        uint32_t index = from != NULL ? from[i] : i;
+        to[ends[view->weights[index] >> bits & 255]++] = index;
+    }
+}
+
+static plb__smooth_table *plb__smooth_new(const plb_allocator *a, const plb_view *view, uint32_t groups)
+{
+    size_t ready_size = view->words * sizeof(uintptr_t), groups_size = groups * sizeof(plb__smooth_group);
+    size_t size = sizeof(plb__smooth_table) + ready_size + sizeof(plb__smooth_sums) + groups_size +
+                  ((size_t)groups + 1 + view->count) * sizeof(uint32_t);
+    plb__smooth_table *table = (plb__smooth_table *)plb__new(a, size);
+    if (table == NULL)
+        return NULL;
+    table->size = size;
+    table->ready = (uintptr_t *)(table + 1);
+    table->sums = (plb__smooth_sums *)(void *)(table->ready + view->words);
+    table->groups = (plb__smooth_group *)(table->sums + 1);
+    table->starts = (uint32_t *)(table->groups + groups);
+    table->members = table->starts + groups + 1;
+    return table;
+}
+
+/* The first ready place from one on. If that is not before `end`, there is none before it. */
+PLB__INLINE uint32_t plb__smooth_find(const plb__smooth_table *table, uint32_t place, uint32_t end)
+{
+    while (place < end) {
+        uintptr_t word = PLB__LOAD_RELAXED(&table->ready[place / PLB__WORD_BITS]) >> place % PLB__WORD_BITS;
+        if (PLB__LIKELY(word != 0))
+            return place + plb__lowest_one(word);
+        place += PLB__WORD_BITS - place % PLB__WORD_BITS;
+    }
+    return place;
+}
+
+/* Fills in a table for the backends in their order by weight. */
+static void plb__smooth_fill(plb__smooth_table *table, const plb_view *view, const uint32_t *order)
+{
+    plb__smooth_group *group = NULL;
+    uint32_t place, g;
+    for (place = 0; place < view->count; place++) {
+        uint32_t index = order[place], weight = plb__smooth_weight(view, index, table->shift);
+        if (group == NULL || group->weight != weight) {
+            group = &table->groups[table->group_count];
+            group->weight = weight;
+            table->starts[table->group_count++] = place;
+        }
+        table->members[place] = index;
+        if (plb__view_ready(view, index)) {
+            table->ready[place / PLB__WORD_BITS] |= (uintptr_t)1 << place % PLB__WORD_BITS;
+            table->sums->weight += weight;
+            group->ready++;
+        }
+    }
+    table->starts[table->group_count] = view->count;
+    for (g = 0; g < table->group_count; g++) {
+        uint32_t end = table->starts[g + 1], first = plb__smooth_find(table, table->starts[g], end);
+        table->groups[g].next = first < end ? first : table->starts[g];
+    }
+}
+
+static plb_status plb__smooth_build(void *opaque, const plb_view *view, const plb_view *old_view, const void *old_table,
+                                    void **out)
+{
+    const plb_allocator *a = &((plb__smooth_state *)opaque)->allocator;
+    size_t order_size = 2 * (size_t)view->count * sizeof(uint32_t);
+    uint32_t *order = (uint32_t *)a->alloc(a->user, order_size), *half;
+    uint32_t shift = plb__smooth_shift(view), groups = 1, i;
+    plb__smooth_table *table;
+    (void)old_view;
+    (void)old_table;
+    if (order == NULL)
+        return PLB_ERR_MEMORY;
+    half = order + view->count;
+    plb__smooth_sort(view, 0, NULL, half);
+    plb__smooth_sort(view, 8, half, order);
+    for (i = 1; i < view->count; i++)
+        groups += plb__smooth_weight(view, order[i], shift) != plb__smooth_weight(view, order[i - 1], shift);
+    table = plb__smooth_new(a, view, groups);
+    if (table != NULL) {
+        table->shift = shift;
+        plb__smooth_fill(table, view, order);
+        *out = table;
+    }
+    plb__delete(a, order, order_size);
+    return table != NULL ? PLB_OK : PLB_ERR_MEMORY;
+}
+
+static void plb__smooth_discard(void *opaque, void *table)
+{
+    plb__delete(&((plb__smooth_state *)opaque)->allocator, table, ((plb__smooth_table *)table)->size);
+}
+
+/* A walk remembers the choices that it has shown, so that each is another one; after that many it goes through the set
+   in order. */
+#define PLB__SMOOTH_CHOICES 6
+
+enum { PLB__SMOOTH_SHOWN, PLB__SMOOTH_FIRST_SHOWN, PLB__SMOOTH_PLAIN = PLB__SMOOTH_FIRST_SHOWN + PLB__SMOOTH_CHOICES };
+
+static bool plb__smooth_shown(const plb_cursor *cursor, uint32_t index)
+{
+    uint64_t i;
+    for (i = 0; i < cursor->words[PLB__SMOOTH_SHOWN]; i++)
+        if (cursor->words[PLB__SMOOTH_FIRST_SHOWN + i] == index)
+            return true;
+    return false;
+}
+
+/* The group whose member is next, or NULL. One number ranks values, and of equal ones the smaller index. */
+PLB__INLINE plb__smooth_group *plb__smooth_choose(const plb__smooth_table *table, const plb_cursor *shown)
+{
+    plb__smooth_group *group = table->groups, *end = group + table->group_count, *chosen = NULL;
+    uint32_t picks = PLB__LOAD_RELAXED(&table->sums->picks) + 1;
+    int64_t best = INT64_MIN;
+    for (; group < end; group++) {
+        uint32_t index = table->members[PLB__LOAD_RELAXED(&group->next)];
+        uint32_t value = picks * group->weight - PLB__LOAD_RELAXED(&group->debt);
+        int64_t rank = (int64_t)((uint64_t)value << 32) - index;
+        if (PLB__LOAD_RELAXED(&group->ready) == 0 || (shown != NULL && plb__smooth_shown(shown, index)))
+            continue;
+        chosen = rank > best ? group : chosen;
+        best = rank > best ? rank : best;
+    }
+    return chosen;
+}
+
+/* The ready place whose turn it is, from one on; goes round once, and counts that. Not before `end`: there is none. */
+PLB__INLINE uint32_t plb__smooth_turn(const plb__smooth_table *table, uint32_t place, uint32_t start, uint32_t end,
+                                      uint32_t *turns)
+{
+    uint32_t found = plb__smooth_find(table, place, end);
+    if (found < end)
+        return found;
+    ++*turns;
+    return plb__smooth_find(table, start, end);
+}
+
+/* One pick. Only a thread that moves a group on in the same moment makes another one choose again. PLB_NONE: nothing is
+   ready, or its flip is being told. */
+PLB__INLINE uint32_t plb__smooth_take(const plb__smooth_table *table, const plb_cursor *shown)
+{
+    plb__smooth_group *group;
+    while ((group = plb__smooth_choose(table, shown)) != NULL) {
+        const uint32_t *bounds = table->starts + (group - table->groups);
+        uint32_t start = bounds[0], end = bounds[1], turns = 0, place = PLB__LOAD_RELAXED(&group->next);
+        uint32_t found = plb__smooth_turn(table, place, start, end, &turns), next;
+        if (PLB__UNLIKELY(found >= end))
+            break;
+        next = plb__smooth_turn(table, found + 1, start, end, &turns);
+        if (PLB__UNLIKELY(next >= end))
+            next = found; /* it went down in this moment */
+        if (next != place && !plb__cas32(&group->next, place, next))
+            continue;
+        if (turns > 0)
+            plb__fetch_add(&group->debt, turns * PLB__LOAD_RELAXED(&table->sums->weight));
+        plb__fetch_add(&table->sums->picks, 1);
+        return table->members[found];
+    }
+    return PLB_NONE;
+}
+
+static uint32_t plb__smooth_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                 const void *key, size_t key_length, uint32_t limit)
+{
+    uint32_t index = plb__smooth_take((const plb__smooth_table *)table, NULL);
+    (void)state;
+    (void)key;
+    (void)key_length;
+    (void)limit; /* the first of the sequence is a ready one, if there is one */
+    return PLB__LIKELY(index != PLB_NONE) ? index : plb_view_draw(view, reader);
+}
+
+static uint32_t plb__smooth_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                 plb_cursor *cursor)
+{
+    (void)state;
+    (void)reader;
+    if (cursor->words[PLB__SMOOTH_SHOWN] < PLB__SMOOTH_CHOICES) {
+        uint32_t index = plb__smooth_take((const plb__smooth_table *)table, cursor);
+        if (index != PLB_NONE) {
+            cursor->words[PLB__SMOOTH_FIRST_SHOWN + cursor->words[PLB__SMOOTH_SHOWN]++] = index;
+            cursor->words[PLB__SMOOTH_PLAIN] = index + UINT64_C(1);
+            return index;
+        }
+    }
+    return (uint32_t)(cursor->words[PLB__SMOOTH_PLAIN]++ % view->count);
+}
+
+static uint32_t plb__smooth_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                  const void *key, size_t key_length, plb_cursor *cursor)
+{
+    (void)key;
+    (void)key_length;
+    cursor->words[PLB__SMOOTH_SHOWN] = cursor->words[PLB__SMOOTH_PLAIN] = 0;
+    return plb__smooth_next(state, table, view, reader, cursor);
+}
+
+/* Where a number stands in a rising array, which has it. */
+static uint32_t plb__smooth_place(const plb__smooth_table *table, uint32_t low, uint32_t high, uint32_t index)
+{
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (table->members[middle] < index)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static uint32_t plb__smooth_group_of(const plb__smooth_table *table, uint32_t weight)
+{
+    uint32_t low = 0, high = table->group_count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (table->groups[middle].weight < weight)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* After a flip. nginx's values add up to 0, but who came or went brought a value or took one along. As all pay the
+   whole sum for a turn, a total that sinks with each flip would lower all values alike, which light backends gain by.
+   So what is missing is shared out by weight, that is, as so many picks. And values were made with the sum as it was:
+   where it is much less now they would be turns ahead or behind, so none is more than one turn off. */
+static void plb__smooth_settle(const plb__smooth_table *table)
+{
+    uint32_t picks = PLB__LOAD(&table->sums->picks), sum = PLB__LOAD(&table->sums->weight), surplus, g;
+    int64_t total = 0;
+    if (sum == 0)
+        return;
+    for (g = 0; g < table->group_count; g++) {
+        plb__smooth_group *group = &table->groups[g];
+        int32_t value = (int32_t)(picks * group->weight - PLB__LOAD(&group->debt));
+        total += (int64_t)PLB__LOAD(&group->ready) * value;
+    }
+    surplus = (uint32_t)(total / (int64_t)sum);
+    picks = plb__fetch_add(&table->sums->picks, 0u - surplus) - surplus;
+    for (g = 0; g < table->group_count; g++) {
+        plb__smooth_group *group = &table->groups[g];
+        uint32_t debt = PLB__LOAD(&group->debt), value = picks * group->weight - debt;
+        if (PLB__LOAD(&group->ready) > 0 && value + sum > 2 * sum)
+            plb__cas32(&group->debt, debt, value >> 31 != 0 ? debt + value + sum : debt + value - sum);
+    }
+}
+
+/* The counts go up before the bit does, and down after it, as those of the view. */
+static void plb__smooth_set_ready(const plb__smooth_table *table, plb__smooth_group *group, uint32_t place, bool ready)
+{
+    uintptr_t bit = (uintptr_t)1 << place % PLB__WORD_BITS, *word = &table->ready[place / PLB__WORD_BITS];
+    bool was = (PLB__LOAD(word) & bit) != 0;
+    if (was == ready)
+        return;
+    if (ready) {
+        if (PLB__LOAD(&group->ready) == 0) /* it comes back to the middle, 0 */
+            PLB__STORE(&group->debt, PLB__LOAD(&table->sums->picks) * group->weight);
+        plb__fetch_add(&table->sums->weight, group->weight);
+        plb__fetch_add(&group->ready, 1);
+        was = (plb__fetch_or(word, bit) & bit) != 0;
+    } else {
+        was = (plb__fetch_and(word, ~bit) & bit) != 0;
+    }
+    if (was) {
+        plb__fetch_add(&group->ready, UINT32_MAX);
+        plb__fetch_add(&table->sums->weight, 0u - group->weight);
+    }
+}
+
+/* Flips may be told in any order, so what counts is the view; who writes last looks at it again afterwards. */
+static void plb__smooth_flipped(void *state, void *opaque_table, const plb_view *view, uint32_t index, bool ready)
+{
+    const plb__smooth_table *table = (const plb__smooth_table *)opaque_table;
+    uint32_t g = plb__smooth_group_of(table, plb__smooth_weight(view, index, table->shift));
+    uint32_t place = plb__smooth_place(table, table->starts[g], table->starts[g + 1], index);
+    (void)state;
+    do {
+        ready = plb_view_ready(view, index);
+        plb__smooth_set_ready(table, &table->groups[g], place, ready);
+    } while (plb_view_ready(view, index) != ready);
+    plb__smooth_settle(table);
+}
+
+static const plb_strategy_ops plb__smooth_ops = {"smooth round robin",
+                                                 sizeof(plb__smooth_state),
+                                                 0,
+                                                 false,
+                                                 plb__smooth_open,
+                                                 NULL,
+                                                 plb__smooth_build,
+                                                 plb__smooth_discard,
+                                                 plb__smooth_first,
+                                                 plb__smooth_next,
+                                                 plb__smooth_pick,
+                                                 plb__smooth_flipped,
+                                                 NULL,
+                                                 NULL,
+                                                 NULL,
+                                                 0};
+
+PLB_API plb_strategy plb_smooth_round_robin(void)
+{
+    return plb__strategy(&plb__smooth_ops, NULL);
+}
+
+/* ==== LEAST CONNECTIONS ==============================================================================================
+   The least loaded of the ready backends that follow a turn. The turn is round robin's, with its list and counter. */
+
+/* Ready backends that a pick compares: all there are in most sets. */
+#define PLB__LEAST_SAMPLE 64
+
+/* Requests in flight for a weight, a fraction; and which backend that is, how far from the start of the search. */
+typedef struct plb__load {
+    uint32_t in_flight, weight;
+    uint32_t index, distance;
+} plb__load;
+
+PLB__INLINE bool plb__load_below(uint32_t in_flight, uint32_t weight, const plb__load *other)
+{
+    return (uint64_t)in_flight * other->weight < (uint64_t)other->in_flight * weight;
+}
+
+/* Distances go upwards from the start of a search and around. */
+PLB__INLINE uint32_t plb__least_distance(const plb_view *view, uint32_t start, uint32_t index)
+{
+    return index >= start ? index - start : index + (view->count - start);
+}
+
+/* Does a backend come later in the sequence than `last`? */
+PLB__INLINE bool plb__least_follows(uint32_t in_flight, uint32_t weight, uint32_t distance, const plb__load *last)
+{
+    if (plb__load_below(in_flight, weight, last))
+        return false;
+    return distance > last->distance || (uint64_t)in_flight * last->weight != (uint64_t)last->in_flight * weight;
+}
+
+/* Compares one more with the best so far; where `last` is given, only if it comes after that. True: nothing can be
+   less. */
+PLB__INLINE bool plb__least_try(const plb_view *view, uint32_t start, uint32_t index, bool even, const plb__load *last,
+                                plb__load *best)
+{
+    uint32_t in_flight = plb_view_in_flight(view, index), weight = even ? 1 : view->weights[index];
+    if (PLB__LIKELY(!plb__load_below(in_flight, weight, best)))
+        return false;
+    if (last != NULL && !plb__least_follows(in_flight, weight, plb__least_distance(view, start, index), last))
+        return false;
+    best->in_flight = in_flight;
+    best->weight = weight;
+    best->index = index;
+    return in_flight == 0;
+}
+
+/* Of the first ready backends from `start` on, the least loaded, the first of equals; where `last` is given, of those
+   that come after it in this order. `even`: each weighs 1. index PLB_NONE: there is none. Goes by words of readiness;
+   one without gaps is the usual case, and twice as fast. */
+PLB__INLINE plb__load plb__least_find(const plb_view *view, uint32_t start, bool even, const plb__load *last)
+{
+    uint32_t from = start, left = view->count, sample = PLB__LEAST_SAMPLE;
+    plb__load best;
+    best.in_flight = UINT32_MAX;
+    best.weight = 1;
+    best.index = PLB_NONE;
+    best.distance = 0;
+    best.distance = 0;
+    while (left > 0 && sample > 0) {
+        uint32_t room = left < view->count - from ? left : view->count - from, shift = from % PLB__WORD_BITS;
+        uint32_t span = PLB__WORD_BITS - shift < room ? PLB__WORD_BITS - shift : room;
+        uintptr_t all = UINTPTR_MAX >> (PLB__WORD_BITS - span);
+        uintptr_t word = PLB__LOAD_RELAXED(&view->ready[from / PLB__WORD_BITS]) >> shift & all;
+        if (word == all) {
+            uint32_t end = from + (span < sample ? span : sample), i;
+            sample -= end - from;
+            for (i = from; i < end; i++)
+                if (plb__least_try(view, start, i, even, last, &best))
+                    return best;
+        } else {
+            for (; word != 0; word &= word - 1)
+                if (plb__least_try(view, start, from + plb__lowest_one(word), even, last, &best) || --sample == 0)
+                    return best;
+        }
+        left -= span;
+        from = from + span < view->count ? from + span : 0;
+    }
+    return best;
+}
+
+static uint32_t plb__least_pick(void *opaque, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                const void *key, size_t key_length, uint32_t limit)
+{
+    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
+    uint32_t start = plb__weighted_start(table, plb_reader_turn(reader, &state->counter));
+    (void)key;
+    (void)key_length;
+    (void)limit; /* the first of the sequence is a ready one, if there is one */
+    if (table->ends == NULL)
+        return plb__least_find(view, start, true, NULL).index;
+    return plb__least_find(view, start, false, NULL).index;
+}
+
+/* The sample by load, then the rest of the set in order, then the whole set in order for ever. */
+typedef struct plb__least_walk {
+    plb__load last; /* of the sample, once one was shown */
+    uint32_t start;
+    uint32_t shown;  /* of the sample */
+    uint32_t passed; /* of the sample, while the rest is shown */
+    uint32_t rest;   /* how far that has come */
+} plb__least_walk;
+
+static uint32_t plb__least_rest(const plb_view *view, plb__least_walk *walk)
+{
+    for (;;) {
+        uint32_t index;
+        if (walk->rest == view->count) {
+            walk->rest = 0;
+            walk->passed = walk->shown;
+        }
+        index = walk->rest < view->count - walk->start ? walk->start + walk->rest
+                                                       : walk->rest - (view->count - walk->start);
+        walk->rest++;
+        if (walk->passed == walk->shown || !plb__view_ready(view, index))
+            return index;
+        walk->passed++;
+    }
+}
+
+static uint32_t plb__least_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                plb_cursor *cursor)
+{
+    plb__least_walk walk;
+    uint32_t index = PLB_NONE;
+    (void)state;
+    (void)table;
+    (void)reader;
+    memcpy(&walk, cursor, sizeof walk);
+    if (walk.rest == 0) {
+        plb__load load = plb__least_find(view, walk.start, false, walk.shown > 0 ? &walk.last : NULL);
+        index = load.index;
+        if (index != PLB_NONE) {
+            walk.last = load;
+            walk.last.distance = plb__least_distance(view, walk.start, index);
+            walk.shown++;
+        }
+    }
+    if (index == PLB_NONE)
+        index = plb__least_rest(view, &walk);
+    memcpy(cursor, &walk, sizeof walk);
+    return index;
+}
+
+static uint32_t plb__least_first(void *opaque, const void *table, const plb_view *view, plb_reader *reader,
+                                 const void *key, size_t key_length, plb_cursor *cursor)
+{
+    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    plb__least_walk walk;
+    (void)key;
+    (void)key_length;
+    memset(&walk, 0, sizeof walk);
+    walk.start = plb__weighted_start((const plb__weighted_table *)table, plb_reader_turn(reader, &state->counter));
+    memcpy(cursor, &walk, sizeof walk);
+    return plb__least_next(opaque, table, view, reader, cursor);
+}
+
+static const plb_strategy_ops plb__least_ops = {"least connections",
+                                                sizeof(plb__weighted_state),
+                                                0,
+                                                false,
+                                                plb__round_robin_open,
+                                                NULL,
+                                                plb__weighted_build,
+                                                plb__weighted_discard,
+                                                plb__least_first,
+                                                plb__least_next,
+                                                plb__least_pick,
+                                                NULL,
+                                                NULL,
+                                                NULL,
+                                                NULL,
+                                                0};
+
+PLB_API plb_strategy plb_least_connections(void)
+{
+    return plb__strategy(&plb__least_ops, NULL);
+}
+
+/* ==== BOUNDED LOADS ==================================================================================================
+   Ketama's walk, past the backends that have their share in flight. */
+
+#define PLB__FACTOR_DEFAULT 125u
+#define PLB__FACTOR_MIN     101u
+#define PLB__FACTOR_MAX     65535u /* keeps the products below within 64 bits */
+
+typedef struct plb__bounded_state {
+    plb__ketama_state ring; /* first, so that Ketama's functions take this state for theirs */
+    uint32_t factor_percent;
+    uintptr_t in_flight; /* requests of all backends together */
+} plb__bounded_state;
+
+static plb_status plb__bounded_open(void *opaque, const void *opaque_desc, const plb_env *env)
+{
+    plb__bounded_state *state = (plb__bounded_state *)opaque;
+    const plb_bounded_loads_desc *desc = (const plb_bounded_loads_desc *)opaque_desc;
+    uint32_t factor = desc != NULL && desc->factor_percent > 0 ? desc->factor_percent : PLB__FACTOR_DEFAULT;
+    if (factor < PLB__FACTOR_MIN || factor > PLB__FACTOR_MAX)
+        return PLB_ERR_ARGUMENT;
+    state->factor_percent = factor;
+    return plb__ketama_open(&state->ring, desc != NULL ? &desc->ring : NULL, env);
+}
+
+/* Would one request more put a ready backend above ceil(factor * (total + 1) * weight / ready weight)? For whole
+   numbers n + 1 > ceil(x) says n >= x; both sides of that are multiplied by 100 * ready weight. The product on the left
+   may need more than 64 bits. The one on the right does not: factor and weight have 16 each, and the total less than
+   32, as each request in flight has a plb_pick somewhere. */
+PLB__INLINE bool plb__bounded_is_full(const plb__bounded_state *state, const plb_view *view, uint32_t index)
+{
+    uint64_t in_flight, whole, share;
+    if (!plb__view_ready(view, index))
+        return false;
+    in_flight = plb_view_in_flight(view, index);
+    if (in_flight == 0)
+        return false;
+    whole = (uint64_t)plb_view_ready_weight(view) * 100;
+    share = (uint64_t)(state->factor_percent * plb_view_weight(view, index));
+    share *= (uint64_t)PLB__LOAD_RELAXED(&state->in_flight) + 1;
+    return plb__multiply_high(in_flight, whole) != 0 || in_flight * whole >= share;
+}
+
+/* A ready backend that is not full, the first in set order from a random place: always the same place would be the
+   first to be surrounded by full ones. There is one, unless other threads count meanwhile or one slot serves several
+   weights; then it is the one with the least in flight for its weight. If none is ready any more, `index`. */
+static uint32_t plb__bounded_sweep(const plb__bounded_state *state, const plb_view *view, plb_reader *reader,
+                                   uint32_t index)
+{
+    uint32_t at = (uint32_t)((plb_reader_random(reader) >> 32) * view->count >> 32), left;
+    uint64_t least_in_flight = 1, least_weight = 0; /* worse than any that is ready */
+    for (left = plb_view_ready_count(view); left > 0; left--) {
+        uint64_t in_flight, weight;
+        at = plb_view_ready_after(view, at);
+        if (at == PLB_NONE)
+            break;
+        if (!plb__bounded_is_full(state, view, at))
+            return at;
+        in_flight = plb_view_in_flight(view, at);
+        weight = plb_view_weight(view, at);
+        if (in_flight * least_weight < least_in_flight * weight) {
+            index = at;
+            least_in_flight = in_flight;
+            least_weight = weight;
+        }
+        at = at + 1 < view->count ? at + 1 : 0;
+    }
+    return index;
+}
+
+/* Points of full backends that a walk passes over. Full ones hold at most 1 / factor of the ready weight, else more
+   would be in flight than there is; so among many keys that many in a row are met once in a million picks at 125 %. One
+   hot key by itself fills its whole way; once it is that long, staying on it serves nothing. The count left is kept in
+   the cursor, past the words of Ketama. */
+#define PLB__BOUNDED_PATIENCE 64
+#define PLB__BOUNDED_LEFT     7
+
+/* From a step of Ketama's sequence on to a backend that is not full. Where patience ends, the sweep finds one; after
+   that the sequence is Ketama's, so a walk that excludes whatever is not full still reaches the others. */
+PLB__INLINE uint32_t plb__bounded_pass(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                       plb_cursor *cursor, uint32_t index)
+{
+    const plb__bounded_state *own = (const plb__bounded_state *)state;
+    uint64_t *left = &cursor->words[PLB__BOUNDED_LEFT];
+    while (*left > 0 && PLB__UNLIKELY(plb__bounded_is_full(own, view, index))) {
+        if (--*left == 0)
+            return plb__bounded_sweep(own, view, reader, index);
+        index = plb__ketama_next(state, table, view, reader, cursor);
+    }
+    return index;
+}
+
+static uint32_t plb__bounded_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                   const void *key, size_t key_length, plb_cursor *cursor)
+{
+    uint32_t index = plb__ketama_first(state, table, view, reader, key, key_length, cursor);
+    cursor->words[PLB__BOUNDED_LEFT] = PLB__BOUNDED_PATIENCE;
+    return plb__bounded_pass(state, table, view, reader, cursor, index);
+}
+
+static uint32_t plb__bounded_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                  plb_cursor *cursor)
+{
+    uint32_t index = plb__ketama_next(state, table, view, reader, cursor);
+    return plb__bounded_pass(state, table, view, reader, cursor, index);
+}
+
+static uint32_t plb__bounded_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                  const void *key, size_t key_length, uint32_t limit)
+{
+    uint32_t steps = limit > 0 ? limit : PLB__RING_PATIENCE, index;
+    plb_cursor cursor;
+    if (PLB__UNLIKELY(plb_view_ready_count(view) == 0))
+        return PLB_NONE;
+    index = plb__bounded_first(state, table, view, reader, key, key_length, &cursor);
+    while (PLB__UNLIKELY(!plb__view_ready(view, index))) {
+        if (--steps == 0)
+            return limit > 0 ? PLB_NONE : plb__bounded_sweep((const plb__bounded_state *)state, view, reader, index);
+        index = plb__bounded_next(state, table, view, reader, &cursor);
+    }
+    return index;
+}
+
+static void plb__bounded_began(void *state, uint32_t slot, void *data)
+{
+    (void)slot;
+    (void)data;
+    plb__fetch_add_relaxed(&((plb__bounded_state *)state)->in_flight, 1);
+}
+
+static void plb__bounded_ended(void *state, uint32_t slot, void *data, plb_outcome outcome, uint64_t latency_us)
+{
+    (void)slot;
+    (void)data;
+    (void)outcome;
+    (void)latency_us;
+    plb__fetch_add_relaxed(&((plb__bounded_state *)state)->in_flight, UINTPTR_MAX);
+}
+
+static const plb_strategy_ops plb__bounded_ops = {"bounded loads",
+                                                  sizeof(plb__bounded_state),
+                                                  0,
+                                                  true,
+                                                  plb__bounded_open,
+                                                  NULL,
+                                                  plb__ketama_build,
+                                                  plb__ketama_discard,
+                                                  plb__bounded_first,
+                                                  plb__bounded_next,
+                                                  plb__bounded_pick,
+                                                  NULL,
+                                                  plb__bounded_began,
+                                                  plb__bounded_ended,
+                                                  NULL,
+                                                  0};
+
+PLB_API plb_strategy plb_bounded_loads(const plb_bounded_loads_desc *desc)
+{
+    return plb__strategy(&plb__bounded_ops, desc);
+}
+
+/* ==== IP HASH ========================================================================================================
+   nginx's ip_hash: a place in the list of section ROUND ROBIN RANDOM FNV, by a hash below 6271. */
+
+#define PLB__IP_HASH_START   89u
+#define PLB__IP_HASH_FACTOR  113u
+#define PLB__IP_HASH_MODULUS 6271u
+#define PLB__IP_HASH_TRIES   21u /* nginx's "tries > 20" */
+
+/* A round of hashing takes each byte of the key as hash = (hash * 113 + byte) mod 6271. All of them together are one
+   such step, hash * factor + addend, so that further rounds need no key. */
+typedef struct plb__ip_hash_walk {
+    uint32_t hash; /* once the tries are over it counts through the set */
+    uint32_t factor, addend;
+    uint32_t tries; /* left */
+} plb__ip_hash_walk;
+
+static plb_status plb__ip_hash_open(void *state, const void *desc, const plb_env *env)
+{
+    (void)desc;
+    ((plb__weighted_state *)state)->allocator = env->allocator;
+    return PLB_OK;
+}
+
+/* Of an IPv4 address the first three bytes count: neighbours share a backend. */
+PLB__INLINE plb__ip_hash_walk plb__ip_hash_start(const void *key, size_t key_length)
+{
+    const uint8_t *at = (const uint8_t *)key;
+    plb__ip_hash_walk walk;
+    walk.hash = PLB__IP_HASH_START;
+    walk.factor = 1;
+    walk.addend = 0;
+    walk.tries = PLB__IP_HASH_TRIES;
+    for (key_length = key_length == 4 ? 3 : key_length; key_length > 0; key_length--) {
+        walk.factor = walk.factor * PLB__IP_HASH_FACTOR % PLB__IP_HASH_MODULUS;
+        walk.addend = (walk.addend * PLB__IP_HASH_FACTOR + *at++) % PLB__IP_HASH_MODULUS;
+    }
+    return walk;
+}
+
+/* The backend of one more round of hashing. After nginx's number of tries come all others in set order, where nginx
+   would go round robin. */
+PLB__INLINE uint32_t plb__ip_hash_step(plb__ip_hash_walk *walk, const plb__weighted_table *table)
+{
+    if (PLB__UNLIKELY(walk->tries == 0)) {
+        walk->hash = plb__remainder(walk->hash + 1, &table->count);
+        return walk->hash;
+    }
+    walk->tries--;
+    walk->hash = (walk->hash * walk->factor + walk->addend) % PLB__IP_HASH_MODULUS;
+    return plb__weighted_start(table, walk->hash);
+}
+
+static uint32_t plb__ip_hash_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                  plb_cursor *cursor)
+{
+    plb__ip_hash_walk walk;
+    uint32_t index;
+    (void)state;
+    (void)view;
+    (void)reader;
+    memcpy(&walk, cursor, sizeof walk);
+    index = plb__ip_hash_step(&walk, (const plb__weighted_table *)table);
+    memcpy(cursor, &walk, sizeof walk);
+    return index;
+}
+
+static uint32_t plb__ip_hash_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                   const void *key, size_t key_length, plb_cursor *cursor)
+{
+    plb__ip_hash_walk walk = plb__ip_hash_start(key, key_length);
+    memcpy(cursor, &walk, sizeof walk);
+    return plb__ip_hash_next(state, table, view, reader, cursor);
+}
+
+static uint32_t plb__ip_hash_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                  const void *key, size_t key_length, uint32_t limit)
+{
+    plb__ip_hash_walk walk = plb__ip_hash_start(key, key_length);
+    uint32_t steps = limit > 0 ? limit : PLB__IP_HASH_TRIES + 1, index = 0;
+    (void)state;
+    (void)reader;
+    if (PLB__UNLIKELY(plb_view_ready_count(view) == 0))
+        return PLB_NONE;
+    for (; steps > 0; steps--) {
+        index = plb__ip_hash_step(&walk, (const plb__weighted_table *)table);
+        if (PLB__LIKELY(plb__view_ready(view, index)))
+            return index;
+    }
+    return limit > 0 ? PLB_NONE : plb_view_ready_after(view, index);
+}
+
+static const plb_strategy_ops plb__ip_hash_ops = {"ip hash",
+                                                  sizeof(plb__weighted_state),
+                                                  0,
+                                                  true,
+                                                  plb__ip_hash_open,
+                                                  NULL,
+                                                  plb__weighted_build,
+                                                  plb__weighted_discard,
+                                                  plb__ip_hash_first,
+                                                  plb__ip_hash_next,
+                                                  plb__ip_hash_pick,
+                                                  NULL,
+                                                  NULL,
+                                                  NULL,
+                                                  NULL,
+                                                  0};
+
+PLB_API plb_strategy plb_ip_hash(void)
+{
+    return plb__strategy(&plb__ip_hash_ops, NULL);
+}
+
+/* ==== POWER OF TWO CHOICES ===========================================================================================
+   Two ready backends at random, the better one wins (Mitzenmacher 2001): of n requests on n backends the fullest then
+   has some log log n, where one random choice gives it log n / log log n. And unlike picking the least loaded of all,
+   nobody looks at all, and several balancers do not all run to the same one. Drawing by weight is an alias table
+   (Walker 1977). */
+
+/* The draw falls into a column, all equally likely; the column is one backend's up to `own`, in 1 / 2^32, and another's
+   above it. */
+typedef struct plb__column {
+    uint32_t own;
+    uint32_t other;
+} plb__column;
+
+typedef struct plb__choices {
+    plb__column *columns; /* one a backend; NULL where all weigh the same */
+    uint32_t mean_weight; /* of the backends that have one */
+    size_t size;          /* of this allocation */
+} plb__choices;
+
+/* Two backends to choose from, the better one first once they are ordered. They are the same where only one is ready,
+   and PLB_NONE where none is. */
+typedef struct plb__two {
+    uint32_t one;
+    uint32_t other;
+} plb__two;
+
+typedef struct plb__choices_state {
+    plb_allocator allocator;
+    plb__two (*order)(const void *state, const plb__choices *table, const plb_view *view, plb__two two);
+    uint32_t keep; /* peak EWMA: what a fold leaves of an estimate, in 1 / 2^31 */
+    bool ticks;    /* there is a clock, so tick folds */
+} plb__choices_state;
+
+/* Vose's method in integers. A backend has a mass of weight * count, a column holds weight_sum, and the masses fill the
+   columns exactly. A backend with less than a column (a small one) is topped up by one with more, its donor, which goes
+   on to the next small one until less than a column is left of it: then it is a small one itself, and topped up by the
+   next donor. What remains in the end are donors with exactly a column each. The shares are rounded to 2^-32 of a
+   column. */
+static void plb__choices_fill(plb__column *columns, const plb_view *view)
+{
+    const uint64_t full = view->weight_sum, count = view->count;
+    uint32_t i, donor = 0;
+    uint64_t left = view->weights[0] * count; /* of the donor */
+    for (i = 0; i < view->count; i++)
+        columns[i].other = i;
+    for (i = 0; i < view->count; i++) {
+        uint32_t small = i;
+        uint64_t mass = view->weights[i] * count;
+        while (mass < full) {
+            while (left < full)
+                left = view->weights[++donor] * count;
+            columns[small].own = (uint32_t)((mass << 32) / full);
+            columns[small].other = donor;
+            left -= full - mass;
+            if (left >= full)
+                break;
+            small = donor;
+            mass = left;
+        }
+    }
+}
+
+static plb_status plb__choices_build(void *state, const plb_view *view, const plb_view *old_view, const void *old_table,
+                                     void **out)
+{
+    uint32_t i, weighted = 0;
+    bool equal = true;
+    plb__choices *table;
+    size_t size = sizeof *table;
+    (void)old_view;
+    (void)old_table;
+    for (i = 0; i < view->count; i++) {
+        equal = equal && view->weights[i] == view->weights[0];
+        weighted += view->weights[i] > 0;
+    }
+    if (!equal)
+        size += view->count * sizeof(plb__column);
+    table = (plb__choices *)plb__new(&((plb__choices_state *)state)->allocator, size);
+    if (table == NULL)
+        return PLB_ERR_MEMORY;
+    table->size = size;
+    table->mean_weight = weighted > 0 ? view->weight_sum / weighted : 1;
+    if (!equal) {
+        table->columns = (plb__column *)(void *)(table + 1);
+        plb__choices_fill(table->columns, view);
+    }
+    *out = table;
+    return PLB_OK;
+}
+
+static void plb__choices_discard(void *state, void *table)
+{
+    plb__delete(&((plb__choices_state *)state)->allocator, table, ((plb__choices *)table)->size);
+}
+
+/* yes ? one : other, without a branch: what is random cannot be foreseen. */
+PLB__INLINE uint32_t plb__choose(bool yes, uint32_t one, uint32_t other)
+{
+    return other ^ ((one ^ other) & (0 - (uint32_t)yes));
+}
+
+/* Which backend is at a place: the column, and how far up in it. */
+PLB__INLINE uint32_t plb__choices_at(const plb__choices *table, uint64_t place)
+{
+    uint32_t column = (uint32_t)(place >> 32);
+    const plb__column *at;
+    if (table->columns == NULL)
+        return column;
+    at = table->columns + column;
+    return plb__choose((uint32_t)place < at->own, column, at->other);
+}
+
+/* Two backends, each as likely as its weight says. 32 random bits serve for each: every share is right to 2^-32 of the
+   whole for each column that it is in. The columns are two different ones, which leaves the shares as they are and
+   makes the backends two different ones: always, where all weigh the same, else mostly. There are two or more. */
+PLB__INLINE plb__two plb__two_columns(const plb__choices *table, const plb_view *view, plb_reader *reader)
+{
+    uint64_t number = plb__random(reader);
+    uint64_t one = (number >> 32) * view->count, other = (number & UINT32_MAX) * (view->count - 1);
+    plb__two two;
+    other += (uint64_t)(other >> 32 >= one >> 32) << 32;
+    two.one = plb__choices_at(table, one);
+    two.other = plb__choices_at(table, other);
+    return two;
+}
+
+/* The same, from the ready ones alone. */
+static plb__two plb__two_ready(const plb_view *view, plb_reader *reader)
+{
+    plb__two two;
+    int tries = 4;
+    two.one = two.other = plb_view_draw(view, reader);
+    if (plb_view_ready_count(view) > 1)
+        while (tries-- > 0 && (two.other == two.one || two.other == PLB_NONE))
+            two.other = plb_view_draw(view, reader);
+    if (two.other == PLB_NONE) /* it has ceased to be ready just now */
+        two.other = two.one;
+    return two;
+}
+
+PLB__INLINE bool plb__two_good(const plb_view *view, plb__two two)
+{
+    return two.one != two.other && plb__view_ready(view, two.one) && plb__view_ready(view, two.other);
+}
+
+/* Draws again what is not ready, and the second where it is the first. A few times: a backend with nearly all the
+   weight may then stand alone, and takes the request. The first must stay, or its share would be less. */
+static plb__two plb__two_again(const plb__choices *table, const plb_view *view, plb_reader *reader, plb__two two)
+{
+    int tries;
+    for (tries = 4; tries > 0 && !plb__two_good(view, two); tries--) {
+        plb__two fresh = plb__two_columns(table, view, reader);
+        two.other = plb__choose(plb__view_ready(view, two.other) && two.other != two.one, two.other, fresh.other);
+        two.one = plb__choose(plb__view_ready(view, two.one), two.one, fresh.one);
+    }
+    if (!plb__view_ready(view, two.one))
+        return plb__two_ready(view, reader);
+    if (!plb__view_ready(view, two.other))
+        two.other = two.one;
+    return two;
+}
+
+/* Two ready backends, or one twice, or none. */
+PLB__INLINE plb__two plb__two_draw(const plb__choices *table, const plb_view *view, plb_reader *reader)
+{
+    uint32_t ready = PLB__LOAD_RELAXED(&view->ready_count);
+    plb__two two;
+    if (PLB__UNLIKELY(ready < 2 || ready < view->count / 2))
+        return plb__two_ready(view, reader);
+    two = plb__two_columns(table, view, reader);
+    if (PLB__LIKELY(plb__two_good(view, two)))
+        return two;
+    return plb__two_again(table, view, reader, two);
+}
+
+PLB__INLINE plb__two plb__two_ordered(plb__two two, bool swap)
+{
+    plb__two ordered;
+    ordered.one = plb__choose(swap, two.other, two.one);
+    ordered.other = two.one ^ two.other ^ ordered.one;
+    return ordered;
+}
+
+/* Inlined for each order. */
+PLB__INLINE uint32_t plb__choices_pick(const void *state, const void *opaque, const plb_view *view, plb_reader *reader,
+                                       plb__two (*order)(const void *state, const plb__choices *table,
+                                                         const plb_view *view, plb__two two))
+{
+    const plb__choices *table = (const plb__choices *)opaque;
+    plb__two two = plb__two_draw(table, view, reader);
+    return PLB__LIKELY(two.one != PLB_NONE) ? order(state, table, view, two).one : PLB_NONE;
+}
+
+/* The raw sequence: the better of two, then the other one (a retry that excludes the first finds it at once), then two
+   new ones. Where none is ready: any, by weight. */
+static uint32_t plb__choices_next(void *opaque, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                  plb_cursor *cursor)
+{
+    const plb__choices_state *state = (const plb__choices_state *)opaque;
+    const plb__choices *table = (const plb__choices *)opaque_table;
+    uint32_t kept = (uint32_t)cursor->words[0];
+    plb__two two;
+    cursor->words[0] = PLB_NONE;
+    if (kept != PLB_NONE)
+        return kept;
+    two = plb__two_draw(table, view, reader);
+    if (two.one == PLB_NONE)
+        return plb__choices_at(table, (plb__random(reader) >> 32) * view->count);
+    two = state->order(state, table, view, two);
+    cursor->words[0] = two.other;
+    return two.one;
+}
+
+static uint32_t plb__choices_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                   const void *key, size_t key_length, plb_cursor *cursor)
+{
+    (void)key;
+    (void)key_length;
+    cursor->words[0] = PLB_NONE;
+    return plb__choices_next(state, table, view, reader, cursor);
+}
+
+PLB__INLINE uint32_t plb__slot_load(const plb__slot *slot)
+{
+    return PLB__LOAD_RELAXED(&slot->in_flight) & PLB__COUNT_MASK;
+}
+
+/* Requests in flight per unit of weight; of equals the first. With nothing in flight the shares are those of the
+   weights. */
+PLB__INLINE plb__two plb__order_by_load(const void *state, const plb__choices *table, const plb_view *view,
+                                        plb__two two)
+{
+    uint64_t one = (uint64_t)plb__slot_load(view->slots[two.one]) * view->weights[two.other];
+    uint64_t other = (uint64_t)plb__slot_load(view->slots[two.other]) * view->weights[two.one];
+    (void)state;
+    (void)table;
+    return plb__two_ordered(two, other < one);
+}
+
+static plb_status plb__two_choices_open(void *opaque, const void *desc, const plb_env *env)
+{
+    plb__choices_state *state = (plb__choices_state *)opaque;
+    (void)desc;
+    state->allocator = env->allocator;
+    state->order = plb__order_by_load;
+    return PLB_OK;
+}
+
+static uint32_t plb__two_choices_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                      const void *key, size_t key_length, uint32_t limit)
+{
+    (void)key;
+    (void)key_length;
+    (void)limit; /* the first of the raw sequence is a ready one if there is one */
+    return plb__choices_pick(state, table, view, reader, plb__order_by_load);
+}
+
+static const plb_strategy_ops plb__two_choices_ops = {"two choices",
+                                                      sizeof(plb__choices_state),
+                                                      0,
+                                                      false,
+                                                      plb__two_choices_open,
+                                                      NULL,
+                                                      plb__choices_build,
+                                                      plb__choices_discard,
+                                                      plb__choices_first,
+                                                      plb__choices_next,
+                                                      plb__two_choices_pick,
+                                                      NULL,
+                                                      NULL,
+                                                      NULL,
+                                                      NULL,
+                                                      0};
+
+PLB_API plb_strategy plb_two_choices(void)
+{
+    return plb__strategy(&plb__two_choices_ops, NULL);
+}
+
+/* ==== PEAK EWMA ======================================================================================================
+   Finagle's: of two choices the one where a request should take less long. Reading a clock for each request would cost
+   more than the rest of a pick, so requests only leave what they took, and plb_poll folds it in by the tick. */
+
+#define PLB__EWMA_TICK_MS  100
+#define PLB__EWMA_DECAY_MS 10000
+
+/* Latencies in 1 / 64 microsecond: with the usual decay, rounding then costs no more than 2 microseconds. What takes
+   longer than 67 seconds is not worse for it. */
+#define PLB__EWMA_US     UINT32_C(64)
+#define PLB__EWMA_MAX_US (UINT32_MAX / PLB__EWMA_US)
+
+#define PLB__EWMA_FAILED (1000000 * PLB__EWMA_US) /* what a failure counts as where nothing is known */
+
+#define PLB__EWMA_ONE (UINT32_C(1) << 31) /* 1, as plb__choices_state.keep counts */
+
+/* What a slot knows. 0: nothing. Each is one word, whole at any moment, though the two need not fit together. */
+typedef struct plb__ewma {
+    uint32_t estimate; /* at once as high as the highest sample, then down to the usual one */
+    uint32_t recent;   /* mean of the samples since the last fold, later ones counting more */
+} plb__ewma;
+
+/* As plb_view_data, but where it is need not be looked up. */
+PLB__INLINE plb__ewma *plb__ewma_of(plb__slot *slot)
+{
+    return (plb__ewma *)(void *)((char *)slot - PLB__SLOT_LEAD(sizeof(plb__ewma)));
+}
+
+/* e to the power of -part / whole, in 1 / 2^31; part <= whole. Its series, the small terms first. */
+static uint32_t plb__ewma_keep(uint32_t part, uint32_t whole)
+{
+    uint64_t x = ((uint64_t)part << 31) / whole, e = PLB__EWMA_ONE;
+    uint32_t i;
+    for (i = 12; i > 0; i--)
+        e = PLB__EWMA_ONE - (x * e >> 31) / i;
+    return (uint32_t)e;
+}
+
+/* Some time has passed. Without samples the estimate falls towards nothing, so that a slow backend is tried again. A
+   peak that comes at the same moment stands, and the fold is left to the next; a sample that does is forgotten. */
+static void plb__ewma_fold(plb__ewma *ewma, uint32_t keep)
+{
+    uint32_t estimate = PLB__LOAD_RELAXED(&ewma->estimate), recent = PLB__LOAD_RELAXED(&ewma->recent);
+    if (estimate == 0)
+        return;
+    if (recent != 0)
+        PLB__STORE_RELAXED(&ewma->recent, 0);
+    plb__cas32(&ewma->estimate, estimate,
+               (uint32_t)(((uint64_t)estimate * keep + (uint64_t)recent * (PLB__EWMA_ONE - keep)) >> 31));
+}
+
+/* A failure must not look like a fast answer: it doubles the estimate, so one does little harm and a few in a row do a
+   lot. */
+static uint32_t plb__ewma_sample(uint32_t estimate, plb_outcome outcome, uint64_t latency_us)
+{
+    uint32_t sample = (latency_us < PLB__EWMA_MAX_US ? (uint32_t)latency_us : PLB__EWMA_MAX_US) * PLB__EWMA_US;
+    uint32_t penalty = PLB__EWMA_FAILED;
+    if (estimate > 0)
+        penalty = estimate <= UINT32_MAX / 2 ? 2 * estimate : UINT32_MAX;
+    if (outcome != PLB_OUTCOME_SUCCESS && sample < penalty)
+        sample = penalty;
+    return sample > 0 ? sample : 1;
+}
+
+/* Racing threads may lose a sample from the mean, which stays between the samples there were; no peak is lost. */
+static void plb__ewma_ended(void *state, uint32_t slot, void *data, plb_outcome outcome, uint64_t latency_us)
+{
+    plb__ewma *ewma = (plb__ewma *)data;
+    uint32_t estimate = PLB__LOAD_RELAXED(&ewma->estimate), recent = PLB__LOAD_RELAXED(&ewma->recent), sample;
+    (void)state;
+    (void)slot;
+    if (outcome == PLB_OUTCOME_CANCELLED)
+        return;
+    sample = plb__ewma_sample(estimate, outcome, latency_us);
+    PLB__STORE_RELAXED(&ewma->recent, recent == 0 ? sample : recent - recent / 8 + sample / 8);
+    while (PLB__UNLIKELY(sample > estimate) && !plb__cas32(&ewma->estimate, estimate, sample))
+        estimate = PLB__LOAD_RELAXED(&ewma->estimate);
+}
+
+static void plb__ewma_tick(void *opaque, void *table, const plb_view *view)
+{
+    const plb__choices_state *state = (const plb__choices_state *)opaque;
+    uint32_t i;
+    (void)table;
+    for (i = 0; i < view->count; i++)
+        if (i == 0 || view->slots[i] != view->slots[i - 1]) /* duplicates share a slot */
+            plb__ewma_fold(plb__ewma_of(view->slots[i]), state->keep);
+}
+
+/* A cost times the weights of both. */
+typedef struct plb__cost {
+    uint64_t high;
+    uint64_t low;
+} plb__cost;
+
+/* estimate * (1 + in flight * mean weight / weight), without the division: what the estimate says, once for the new
+   request and once for each that is waiting where the weight is as usual, less often where it is more. As it is drawn
+   by weight already, the weight must not tell when nothing is in flight: between equally fast backends that would send
+   all to the heavier one. With equal latencies the shares so follow the weights, at rest and under load.
+   A newcomer, of which nothing is known, costs nothing while it has no request, so it gets one soon; and then more than
+   anything that is known, so it gets no second one before it has answered the first. */
+PLB__INLINE plb__cost plb__ewma_cost(const plb__choices *table, plb__slot *slot, uint32_t weight, uint32_t other_weight)
+{
+    uint32_t estimate = PLB__LOAD_RELAXED(&plb__ewma_of(slot)->estimate), load = plb__slot_load(slot);
+    uint64_t factor = weight + (uint64_t)load * table->mean_weight, time;
+    plb__cost cost;
+    if (estimate == 0 && load > 0)
+        estimate = UINT32_MAX;
+    time = (uint64_t)estimate * other_weight;
+    cost.high = plb__multiply_high(time, factor);
+    cost.low = time * factor;
+    return cost;
+}
+
+/* Without a clock a lost choice stands for a tick: so a slow backend comes down and is tried again, as long as there
+   are requests at all. */
+PLB__INLINE plb__two plb__order_by_cost(const void *opaque, const plb__choices *table, const plb_view *view,
+                                        plb__two two)
+{
+    const plb__choices_state *state = (const plb__choices_state *)opaque;
+    uint32_t one_weight = view->weights[two.one], other_weight = view->weights[two.other];
+    plb__cost one = plb__ewma_cost(table, view->slots[two.one], one_weight, other_weight);
+    plb__cost other = plb__ewma_cost(table, view->slots[two.other], other_weight, one_weight);
+    two = plb__two_ordered(two, other.high < one.high + (other.low < one.low)); /* a long subtraction's borrow */
+    if (PLB__UNLIKELY(!state->ticks) && two.one != two.other)
+        plb__ewma_fold(plb__ewma_of(view->slots[two.other]), state->keep);
+    return two;
+}
+
+static plb_status plb__peak_ewma_open(void *opaque, const void *desc, const plb_env *env)
+{
+    plb__choices_state *state = (plb__choices_state *)opaque;
+    uint32_t decay_ms = desc != NULL ? ((const plb_peak_ewma_desc *)desc)->decay_ms : 0;
+    if (decay_ms == 0)
+        decay_ms = PLB__EWMA_DECAY_MS;
+    if (decay_ms < PLB__EWMA_TICK_MS)
+        decay_ms = PLB__EWMA_TICK_MS;
+    state->allocator = env->allocator;
+    state->order = plb__order_by_cost;
+    state->ticks = env->port.clock != NULL;
+    state->keep = state->ticks ? plb__ewma_keep(PLB__EWMA_TICK_MS, decay_ms) : PLB__EWMA_ONE - PLB__EWMA_ONE / 256;
+    return PLB_OK;
+}
+
+static uint32_t plb__peak_ewma_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
+                                    const void *key, size_t key_length, uint32_t limit)
+{
+    (void)key;
+    (void)key_length;
+    (void)limit; /* as with two choices */
+    return plb__choices_pick(state, table, view, reader, plb__order_by_cost);
+}
+
+static const plb_strategy_ops plb__peak_ewma_ops = {"peak ewma",
+                                                    sizeof(plb__choices_state),
+                                                    sizeof(plb__ewma),
+                                                    false,
+                                                    plb__peak_ewma_open,
+                                                    NULL,
+                                                    plb__choices_build,
+                                                    plb__choices_discard,
+                                                    plb__choices_first,
+                                                    plb__choices_next,
+                                                    plb__peak_ewma_pick,
+                                                    NULL,
+                                                    NULL,
+                                                    plb__ewma_ended,
+                                                    plb__ewma_tick,
+                                                    PLB__EWMA_TICK_MS};
+
+PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc)
+{
+    return plb__strategy(&plb__peak_ewma_ops, desc);
 }
 
 /* ==== OPS ============================================================================================================
@@ -4825,8 +6544,7 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
 
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
-    const size_t unit = 2 * sizeof(uint64_t); /* what malloc and the slot itself are aligned to, or more */
-    return (lb->strategy->slot_size + unit - 1) / unit * unit;
+    return PLB__SLOT_LEAD(lb->strategy->slot_size);
 }
 
 static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
@@ -4939,8 +6657,7 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
             }
         }
         if (backend->enablement != PLB_ENABLEMENT_KEEP)
-            plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF,
-                           (plb__set *)lb->current);
+            plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF, (plb__set *)lb->current);
         if (backend->ext != slot->ext && !plb__list_repeats_ext(u->list, i))
             plb__release_ext(backend->ext, backend->ext_release);
     }

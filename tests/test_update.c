@@ -340,7 +340,7 @@ TEST weights_may_add_up_to_less_than_2_to_the_32(void)
 
 TEST a_ring_of_too_many_points_is_refused_and_the_old_one_stays(void)
 {
-    plb_ketama_desc ketama = {320};
+    plb_ketama_desc ketama = {320, 0};
     plb_backend now[3];
     plb_addr out;
     rig r;
