@@ -85,7 +85,8 @@ test-build: test-needs
 	@$(MAKE) --no-print-directory -j$$(nproc) $(TEST_PROGRAMS) $(FUZZERS:%=build/fuzz/%) all
 
 test: test-build
-	@bash tests/run.sh $(TEST_PROGRAMS) tests/test_build.sh $(FUZZERS:%=build/fuzz/%) tests/test_system.sh
+	@bash tests/run.sh $(TEST_PROGRAMS) tests/test_build.sh $(FUZZERS:%=build/fuzz/%) tests/test_plb_pick.sh \
+		tests/test_system.sh
 
 # ---- figures ----
 

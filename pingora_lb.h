@@ -54,7 +54,7 @@
      COMPILER, VERSION AND STATUS, MEMORY, TEXT, ADDRESS, TIMER, RANDOM NUMBERS
      SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, PICKING
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
-     POWER OF TWO CHOICES, PEAK EWMA
+     POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
      OPS, LISTS, UPDATE, DISCOVERY, STATIC DISCOVERY, HEALTH CHECK, TCP CHECK, BALANCER, HTTP/1
 
    WORDS
@@ -129,6 +129,8 @@
    round robin, random, FNV,   8 bytes a backend, none where each weighs 1
    least connections, IP hash
    two choices, peak EWMA      8 bytes a backend, none where all weigh the same; peak EWMA 8 bytes a slot more
+   Maglev                      2 bytes a place of the table, 65 537 places; 4 above 65 536 backends
+   rendezvous                  8 bytes a backend
    smooth round robin          4.1 bytes a backend and 20 for each distinct weight
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
@@ -200,7 +202,7 @@ typedef enum plb_status {
     PLB_ERR_ARGUMENT,    /* a descriptor or argument makes no sense */
     PLB_ERR_ADDRESS,     /* not an address this library understands */
     PLB_ERR_WEIGHT,      /* a weight above 65535, or weights that add up to 2^32 or more */
-    PLB_ERR_POINTS,      /* the ring would need more points than max_points allows */
+    PLB_ERR_POINTS,      /* a ring would need more points than max_points, or a table more places than table_size */
     PLB_ERR_MEMORY,      /* the allocator returned NULL */
     PLB_ERR_LIMIT,       /* this side has run out of streams, descriptors or ports */
     PLB_ERR_UNSUPPORTED, /* the port, or the object asked, cannot do this */
@@ -834,6 +836,26 @@ typedef struct plb_peak_ewma_desc {
     uint32_t decay_ms; /* in which an estimate falls to 1/e; 100 at least. 0: 10000 */
 } plb_peak_ewma_desc;
 PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc); /* NULL: all defaults */
+
+/* Maglev hashing (Eisenbud and others, NSDI 2016; weights as in Envoy): a key's hash is a place in a table, and the
+   place has its backend. For many keys and many backends: a pick costs the same however many there are, and the shares
+   are even, each within a place or two of what the weight says. When one of n backends leaves, its keys move, and about
+   one in a hundred of the others with it; an unready one's keys go to the others in proportion, and no other moves.
+   2 bytes a place (4 above 65 536 backends). A build takes 1 to 3 ms for 65 537 places, and for its duration 24 bytes a
+   backend and, where weights differ much, up to 4 a place. */
+typedef struct plb_maglev_desc {
+    uint32_t
+        table_size; /* places, a prime below 2^24; 100 a backend make shares exact to a percent. An update with more
+                            backends of weight above 0 is refused with PLB_ERR_POINTS. 0: 65537 */
+} plb_maglev_desc;
+/* PLB_ERR_ARGUMENT from plb_create: table_size is not a prime, or 2^24 or more. NULL: the default. */
+PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc);
+
+/* Rendezvous hashing (Thaler and Ravishankar 1998): a key draws a lot for each backend, and the best one wins. For
+   small sets, as a pick takes 50 ns and 2 more for each backend: but when one leaves, or another comes, or a weight
+   changes, not a single key moves that need not, and the second choices of one backend's keys are spread as evenly as
+   the first. Weights are exact. 8 bytes a backend. */
+PLB_API plb_strategy plb_rendezvous(void);
 
 /* ==== BALANCER =======================================================================================================
    The whole: made, polled, observed, ended. */
@@ -6194,6 +6216,606 @@ static const plb_strategy_ops plb__peak_ewma_ops = {"peak ewma",
 PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc)
 {
     return plb__strategy(&plb__peak_ewma_ops, desc);
+}
+
+/* ==== KEY HASH =======================================================================================================
+   64 bits of a key, or of a backend, for Maglev and rendezvous: the same on every machine. Two words are multiplied and
+   the halves of the product folded together, the idea of wyhash (Wang Yi 2019): 16 bytes are mixed in the time in which
+   FNV takes one or two. Not for secrets: who wants keys to collide can make them. */
+
+/* The fractions of the square roots of 2, 3, 5, 7. */
+#define PLB__ROOT_2 UINT64_C(0x6a09e667f3bcc908)
+#define PLB__ROOT_3 UINT64_C(0xbb67ae8584caa73b)
+#define PLB__ROOT_5 UINT64_C(0x3c6ef372fe94f82b)
+#define PLB__ROOT_7 UINT64_C(0xa54ff53a5f1d36f1)
+
+PLB__INLINE uint64_t plb__load_le64(const uint8_t *at)
+{
+    return plb__load_le32(at) | (uint64_t)plb__load_le32(at + 4) << 32;
+}
+
+PLB__INLINE uint64_t plb__fold(uint64_t a, uint64_t b)
+{
+    return (a * b) ^ plb__multiply_high(a, b);
+}
+
+/* The last 1 to 16 bytes are read as two words that may overlap; the length tells apart what then looks the same, and
+   comes in late, where no byte of the key can undo it. They do not wait for the bytes before them. */
+PLB__INLINE uint64_t plb__hash64(const void *key, size_t length)
+{
+    const uint8_t *at = (const uint8_t *)key;
+    uint64_t whole = length, body = PLB__ROOT_2, tail, first = 0, last = 0;
+    for (; length > 16; length -= 16, at += 16)
+        body = plb__fold(plb__load_le64(at) ^ PLB__ROOT_5, plb__load_le64(at + 8) ^ body);
+    if (length >= 8) {
+        first = plb__load_le64(at);
+        last = plb__load_le64(at + length - 8);
+    } else if (length >= 4) {
+        first = plb__load_le32(at);
+        last = plb__load_le32(at + length - 4);
+    } else if (length > 0) {
+        first = (uint32_t)at[0] | (uint32_t)at[length / 2] << 8 | (uint32_t)at[length - 1] << 16;
+    }
+    tail = plb__fold(first ^ PLB__ROOT_7, last ^ PLB__ROOT_3);
+    return plb__fold(body ^ whole, tail);
+}
+
+static uint64_t plb__hash_identity(const plb_addr *addr, uint32_t id)
+{
+    uint64_t hash = plb__hash64(&addr->u, plb__addr_bytes(addr));
+    hash = plb__mix(hash ^ ((uint64_t)id << 32 | (uint32_t)addr->port << 8 | addr->family));
+    return plb__mix(hash + addr->scope * PLB__GOLDEN);
+}
+
+/* A number for each backend. Duplicates that differ in weight get different ones, or one would stand in the other's
+   way. */
+static void plb__hash_backends(const plb_view *view, uint64_t *hashes)
+{
+    uint32_t i;
+    for (i = 0; i < view->count; i++) {
+        if (i > 0 && view->slots[i] == view->slots[i - 1])
+            hashes[i] = plb__mix(hashes[i - 1] + PLB__GOLDEN);
+        else
+            hashes[i] = plb__hash_identity(&view->slots[i]->addr, view->slots[i]->id);
+    }
+}
+
+/* ==== MAGLEV =========================================================================================================
+   Maglev hashing (Eisenbud and others, NSDI 2016, section 3.4): a table of places, which the backends fill by turns,
+   each in an order of its own. */
+
+#define PLB__MAGLEV_PLACES_DEFAULT UINT32_C(65537)
+#define PLB__MAGLEV_PLACES_LIMIT   (UINT32_C(1) << 24)
+
+typedef struct plb__maglev_state {
+    plb_allocator allocator;
+    uint32_t places;
+} plb__maglev_state;
+
+typedef struct plb__maglev_table {
+    size_t size;     /* of this allocation */
+    uint32_t places; /* 0: no backend has weight */
+    uint32_t backends;
+    uint16_t *owners16; /* whose each place is, up to 65 536 backends; above, owners32 */
+    uint32_t *owners32;
+} plb__maglev_table;
+
+static bool plb__is_prime(uint32_t number)
+{
+    uint32_t divisor;
+    for (divisor = 2; (uint64_t)divisor * divisor <= number; divisor++)
+        if (number % divisor == 0)
+            return false;
+    return number >= 2;
+}
+
+static plb_status plb__maglev_open(void *opaque, const void *opaque_desc, const plb_env *env)
+{
+    plb__maglev_state *state = (plb__maglev_state *)opaque;
+    const plb_maglev_desc *desc = (const plb_maglev_desc *)opaque_desc;
+    state->allocator = env->allocator;
+    state->places = desc != NULL && desc->table_size > 0 ? desc->table_size : PLB__MAGLEV_PLACES_DEFAULT;
+    if (state->places <= PLB__MAGLEV_PLACES_LIMIT && plb__is_prime(state->places))
+        return PLB_OK;
+    plb__log(env->balancer, PLB_LOG_ERROR, "maglev: table_size must be a prime below 2^24", PLB_OK);
+    return PLB_ERR_ARGUMENT;
+}
+
+/* A hash makes an order of all places: from one of them on with a skip, round and round; as their number is a prime,
+   each comes up once. The place is the whole part of hash * places / 2^64, the skip comes from the fraction. */
+PLB__INLINE uint32_t plb__maglev_place(uint64_t hash, uint32_t places)
+{
+    return (uint32_t)plb__multiply_high(hash, places);
+}
+
+PLB__INLINE uint32_t plb__maglev_skip(uint64_t hash, uint32_t places)
+{
+    return 1 + (uint32_t)plb__multiply_high(hash * places, places - 1);
+}
+
+PLB__INLINE uint32_t plb__maglev_after(uint32_t place, uint32_t skip, uint32_t places)
+{
+    place += skip;
+    return place < places ? place : place - places;
+}
+
+PLB__INLINE uint32_t plb__maglev_owner(const plb__maglev_table *table, uint32_t place)
+{
+    return PLB__LIKELY(table->owners16 != NULL) ? table->owners16[place] : table->owners32[place];
+}
+
+/* A backend while the table is filled: where it stands in its order, and when its next turn is. */
+typedef struct plb__maglev_filler {
+    uint32_t place, skip;
+    uint32_t rest; /* what rounding up has left over for the turn after: turns are heaviest / weight rounds apart */
+    uint32_t next; /* the one after it in the same round; after the last comes the first */
+} plb__maglev_filler;
+
+/* What a build needs until it is over, one allocation. */
+typedef struct plb__maglev_work {
+    size_t size; /* of the allocation */
+    uint64_t *hashes;
+    uintptr_t *taken;            /* a bit for each place */
+    plb__maglev_filler *fillers; /* one for each backend */
+    uint32_t *rounds;            /* the last filler that has a turn, or PLB_NONE */
+    uint32_t round_count;
+    uint32_t heaviest; /* of all weights; has a turn in every round */
+} plb__maglev_work;
+
+static bool plb__maglev_work_open(plb__maglev_work *work, const plb_allocator *a, const plb_view *view, uint32_t places)
+{
+    size_t hashes_size = view->count * sizeof(uint64_t), fillers_size = view->count * sizeof(plb__maglev_filler);
+    size_t taken_size = (places / PLB__WORD_BITS + 1) * sizeof(uintptr_t), rounds_size;
+    uint32_t i;
+    char *at;
+    work->heaviest = 0;
+    for (i = 0; i < view->count; i++)
+        if (view->weights[i] > work->heaviest)
+            work->heaviest = view->weights[i];
+    /* By the end of round r, from 0, there were more than r * weight_sum / heaviest turns. */
+    work->round_count = (uint32_t)((uint64_t)places * work->heaviest / view->weight_sum) + 2;
+    rounds_size = work->round_count * sizeof(uint32_t);
+    work->size = hashes_size + taken_size + fillers_size + rounds_size;
+    at = (char *)a->alloc(a->user, work->size);
+    if (at == NULL)
+        return false;
+    work->hashes = (uint64_t *)(void *)at;
+    work->taken = (uintptr_t *)(void *)(at + hashes_size);
+    work->fillers = (plb__maglev_filler *)(void *)(at + hashes_size + taken_size);
+    work->rounds = (uint32_t *)(void *)(at + hashes_size + taken_size + fillers_size);
+    memset(work->taken, 0, taken_size);
+    memset(work->rounds, 0xff, rounds_size);
+    return true;
+}
+
+/* Puts a filler behind those that have a turn in that round already; rounds that will not come are none. */
+static void plb__maglev_enqueue(plb__maglev_work *work, uint32_t filler, uint64_t round)
+{
+    uint32_t last;
+    if (round >= work->round_count)
+        return;
+    last = work->rounds[round];
+    if (last == PLB_NONE) {
+        work->fillers[filler].next = filler;
+    } else {
+        work->fillers[filler].next = work->fillers[last].next;
+        work->fillers[last].next = filler;
+    }
+    work->rounds[round] = filler;
+}
+
+/* All with weight have a turn in the first round, in set order, and so a place at least. */
+static void plb__maglev_start(plb__maglev_work *work, const plb_view *view, uint32_t places)
+{
+    uint32_t i;
+    plb__hash_backends(view, work->hashes);
+    for (i = 0; i < view->count; i++) {
+        plb__maglev_filler *filler = &work->fillers[i];
+        if (view->weights[i] == 0)
+            continue;
+        filler->place = plb__maglev_place(work->hashes[i], places);
+        filler->skip = plb__maglev_skip(work->hashes[i], places);
+        filler->rest = view->weights[i] - 1u;
+        plb__maglev_enqueue(work, i, 0);
+    }
+}
+
+/* The next place in the filler's order that is still free. */
+static uint32_t plb__maglev_take(plb__maglev_work *work, plb__maglev_filler *filler, uint32_t places)
+{
+    uint32_t place = filler->place;
+    const uint32_t skip = filler->skip;
+    const uintptr_t *taken = work->taken;
+    while ((taken[place / PLB__WORD_BITS] >> place % PLB__WORD_BITS & 1) != 0)
+        place = plb__maglev_after(place, skip, places);
+    filler->place = place;
+    work->taken[place / PLB__WORD_BITS] |= (uintptr_t)1 << place % PLB__WORD_BITS;
+    return place;
+}
+
+/* A backend's turn k, from 0, is in round k * heaviest / weight, rounded up: as often in proportion as its weight says,
+   and whatever the others weigh, so that its turns stay when one that is not the heaviest leaves. */
+static void plb__maglev_fill(plb__maglev_table *table, plb__maglev_work *work, const plb_view *view)
+{
+    uint32_t round, filled = 0;
+    for (round = 0; filled < table->places; round++) {
+        uint32_t last = work->rounds[round], next = last != PLB_NONE ? work->fillers[last].next : 0, i = PLB_NONE;
+        while (i != last && filled < table->places) {
+            plb__maglev_filler *filler = &work->fillers[next];
+            uint32_t place = plb__maglev_take(work, filler, table->places), wait = work->heaviest + filler->rest;
+            i = next;
+            next = filler->next;
+            if (table->owners16 != NULL)
+                table->owners16[place] = (uint16_t)i;
+            else
+                table->owners32[place] = i;
+            filler->rest = wait % view->weights[i];
+            plb__maglev_enqueue(work, i, (uint64_t)round + wait / view->weights[i]);
+            filled++;
+        }
+    }
+}
+
+static plb__maglev_table *plb__maglev_table_new(const plb_allocator *a, uint32_t places, uint32_t backends)
+{
+    bool narrow = backends <= 65536;
+    size_t size = sizeof(plb__maglev_table) + places * (narrow ? sizeof(uint16_t) : sizeof(uint32_t));
+    plb__maglev_table *table = (plb__maglev_table *)a->alloc(a->user, size);
+    if (table == NULL)
+        return NULL;
+    table->size = size;
+    table->places = places;
+    table->backends = backends;
+    table->owners16 = narrow ? (uint16_t *)(table + 1) : NULL;
+    table->owners32 = narrow ? NULL : (uint32_t *)(table + 1);
+    return table;
+}
+
+static plb_status plb__maglev_build(void *opaque, const plb_view *view, const plb_view *old_view, const void *old_table,
+                                    void **out)
+{
+    const plb__maglev_state *state = (const plb__maglev_state *)opaque;
+    const plb_allocator *a = &state->allocator;
+    uint32_t weighty = 0, i;
+    plb__maglev_table *table;
+    plb__maglev_work work;
+    (void)old_view;
+    (void)old_table;
+    for (i = 0; i < view->count; i++)
+        weighty += view->weights[i] > 0;
+    if (weighty > state->places)
+        return PLB_ERR_POINTS;
+    table = plb__maglev_table_new(a, weighty > 0 ? state->places : 0, view->count);
+    if (table == NULL)
+        return PLB_ERR_MEMORY;
+    if (weighty > 0) {
+        if (!plb__maglev_work_open(&work, a, view, table->places)) {
+            plb__delete(a, table, table->size);
+            return PLB_ERR_MEMORY;
+        }
+        plb__maglev_start(&work, view, table->places);
+        plb__maglev_fill(table, &work, view);
+        plb__delete(a, work.hashes, work.size);
+    }
+    *out = table;
+    return PLB_OK;
+}
+
+static void plb__maglev_discard(void *opaque, void *table)
+{
+    plb__delete(&((plb__maglev_state *)opaque)->allocator, table, ((plb__maglev_table *)table)->size);
+}
+
+/* The first ready backend from `index` on, wrapping, or PLB_NONE. */
+static uint32_t plb__ready_from(const plb_view *view, uint32_t index)
+{
+    uint32_t w = index / PLB__WORD_BITS, left = view->words + 1; /* the first word twice: its upper part, its lower */
+    uintptr_t word = PLB__LOAD_RELAXED(&view->ready[w]) & UINTPTR_MAX << index % PLB__WORD_BITS;
+    for (; left > 0; left--) {
+        if (word != 0)
+            return w * PLB__WORD_BITS + plb__lowest_one(word);
+        w = w + 1 < view->words ? w + 1 : 0;
+        word = PLB__LOAD_RELAXED(&view->ready[w]);
+    }
+    return PLB_NONE;
+}
+
+/* Places that a pick without a limit looks at before it goes to the ready backends directly. */
+#define PLB__MAGLEV_PATIENCE 256
+
+/* A key goes through the places as a backend did: from its own on, with a skip of its own. So the keys of one backend
+   part, each to another in proportion to weight, and every backend with weight comes up in time. */
+static uint32_t plb__maglev_rest(const plb__maglev_table *table, const plb_view *view, uint64_t hash, uint32_t limit)
+{
+    const uint32_t places = table->places, skip = plb__maglev_skip(hash, places);
+    uint32_t place = plb__maglev_place(hash, places), steps = limit > 0 ? limit : PLB__MAGLEV_PATIENCE;
+    if (steps > places)
+        steps = places; /* it would only begin again */
+    while (--steps > 0) {
+        uint32_t owner;
+        place = plb__maglev_after(place, skip, places);
+        owner = plb__maglev_owner(table, place);
+        if (plb__view_ready(view, owner))
+            return owner;
+    }
+    return limit > 0 ? PLB_NONE : plb__ready_from(view, (uint32_t)plb__multiply_high(plb__mix(hash), view->count));
+}
+
+static uint32_t plb__maglev_pick(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                 const void *key, size_t key_length, uint32_t limit)
+{
+    const plb__maglev_table *table = (const plb__maglev_table *)opaque_table;
+    uint64_t hash;
+    uint32_t owner;
+    (void)state;
+    (void)reader;
+    if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
+        return PLB_NONE;
+    hash = plb__hash64(key, key_length);
+    owner = plb__maglev_owner(table, plb__maglev_place(hash, table->places));
+    if (PLB__LIKELY(plb__view_ready(view, owner)))
+        return owner;
+    return plb__maglev_rest(table, view, hash, limit);
+}
+
+/* The cursor: the place to look at next, and the skip. Where no backend has weight there is no place, and it goes
+   through the set. */
+static uint32_t plb__maglev_next(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                 plb_cursor *cursor)
+{
+    const plb__maglev_table *table = (const plb__maglev_table *)opaque_table;
+    uint32_t place = (uint32_t)cursor->words[0];
+    (void)state;
+    (void)view;
+    (void)reader;
+    if (table->places == 0)
+        return (uint32_t)(cursor->words[0]++ % table->backends);
+    cursor->words[0] = plb__maglev_after(place, (uint32_t)cursor->words[1], table->places);
+    return plb__maglev_owner(table, place);
+}
+
+static uint32_t plb__maglev_first(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                  const void *key, size_t key_length, plb_cursor *cursor)
+{
+    const plb__maglev_table *table = (const plb__maglev_table *)opaque_table;
+    uint64_t hash = plb__hash64(key, key_length);
+    cursor->words[0] = plb__maglev_place(hash, table->places);
+    cursor->words[1] = plb__maglev_skip(hash, table->places);
+    return plb__maglev_next(state, table, view, reader, cursor);
+}
+
+static const plb_strategy_ops plb__maglev_ops = {"maglev",
+                                                 sizeof(plb__maglev_state),
+                                                 0,
+                                                 true,
+                                                 plb__maglev_open,
+                                                 NULL,
+                                                 plb__maglev_build,
+                                                 plb__maglev_discard,
+                                                 plb__maglev_first,
+                                                 plb__maglev_next,
+                                                 plb__maglev_pick,
+                                                 NULL,
+                                                 NULL,
+                                                 NULL,
+                                                 NULL,
+                                                 0};
+
+PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc)
+{
+    return plb__strategy(&plb__maglev_ops, desc);
+}
+
+/* ==== RENDEZVOUS =====================================================================================================
+   Highest random weight (Thaler and Ravishankar 1998): each key has a number u between 0 and 1 for each backend, and
+   the least -ln(u) / weight wins, which happens to each backend as often as its weight says. */
+
+typedef struct plb__rendezvous_state {
+    plb_allocator allocator;
+} plb__rendezvous_state;
+
+typedef struct plb__rendezvous_table {
+    size_t size;      /* of this allocation */
+    uint64_t *hashes; /* of the backends */
+} plb__rendezvous_table;
+
+static plb_status plb__rendezvous_open(void *state, const void *desc, const plb_env *env)
+{
+    (void)desc;
+    ((plb__rendezvous_state *)state)->allocator = env->allocator;
+    return PLB_OK;
+}
+
+static plb_status plb__rendezvous_build(void *state, const plb_view *view, const plb_view *old_view,
+                                        const void *old_table, void **out)
+{
+    const plb_allocator *a = &((const plb__rendezvous_state *)state)->allocator;
+    size_t size = sizeof(plb__rendezvous_table) + view->count * sizeof(uint64_t);
+    plb__rendezvous_table *table = (plb__rendezvous_table *)a->alloc(a->user, size);
+    (void)old_view;
+    (void)old_table;
+    if (table == NULL)
+        return PLB_ERR_MEMORY;
+    table->size = size;
+    table->hashes = (uint64_t *)(void *)(table + 1);
+    plb__hash_backends(view, table->hashes);
+    *out = table;
+    return PLB_OK;
+}
+
+static void plb__rendezvous_discard(void *state, void *table)
+{
+    plb__delete(&((plb__rendezvous_state *)state)->allocator, table, ((plb__rendezvous_table *)table)->size);
+}
+
+/* Logarithms and what is compared with them are in units of 2^-42: the greatest, 64 ln 2, times the greatest weight
+   then fits 64 bits. */
+#define PLB__LN_SHIFT 22
+#define PLB__LN_2     UINT64_C(0x2c5c85fdf47)
+
+/* -ln(u / 2^64). Doubled until it lies in the upper half, u is in one of 32 parts, which ends at end = (33 + part) / 64.
+   -ln(end) is in a table, and what u lacks to the end, as a fraction w < 1/33 of it, gives the rest:
+   -ln(1 - w) = w + w^2/2 + w^3/3 + w^4/4. The last part ends at 1, so what is small is as exact as the rest. */
+#define PLB__INVERSE_4(n) UINT64_MAX / (n), UINT64_MAX / (n + 1), UINT64_MAX / (n + 2), UINT64_MAX / (n + 3)
+static const uint64_t plb__inverses[32] = {PLB__INVERSE_4(33), PLB__INVERSE_4(37), PLB__INVERSE_4(41),
+                                           PLB__INVERSE_4(45), PLB__INVERSE_4(49), PLB__INVERSE_4(53),
+                                           PLB__INVERSE_4(57), PLB__INVERSE_4(61)};
+static const uint64_t plb__logarithms[32] = {0x2a645c4d0cf, 0x287b3fe5f24, 0x26a0515b3b2, 0x24d2c42269b,
+                                             0x2311dc81e48, 0x215cedc5a0b, 0x1fb358af7a5, 0x1e148a1a272,
+                                             0x1c7ff9c7455, 0x1af5295248d, 0x1973a343135, 0x17fafa3bd81,
+                                             0x168ac83e9c7, 0x1522ae0738a, 0x13c25277333, 0x1269621134e,
+                                             0x11178e8227e, 0x0fcc8e3659e, 0x0e881bf932b, 0x0d49f69e457,
+                                             0x0c11e0b2a8d, 0x0adfa035aa2, 0x09b2fe580ad, 0x088bc74113f,
+                                             0x0769c9d8e11, 0x064cd797565, 0x0534c457482, 0x0421662d679,
+                                             0x0312954293f, 0x02082bb13cf, 0x01020565893, 0};
+
+static uint64_t plb__minus_ln(uint64_t u)
+{
+    const uint64_t least = (~u >> PLB__LN_SHIFT) + 1; /* -ln(u) > 1 - u, whatever rounding does */
+    uint64_t ln = 0, w, square;
+    uint32_t part;
+    for (u += u == 0; u >> 63 == 0; u <<= 1)
+        ln += PLB__LN_2;
+    part = (uint32_t)(u >> 58) - 32;
+    w = plb__multiply_high(~u << 6, plb__inverses[part]);
+    square = (w >> 32) * (w >> 32);
+    ln += plb__logarithms[part] + (w >> PLB__LN_SHIFT);
+    ln += (square >> 22) * ((UINT64_C(1) << 31) + (w >> 32) / 3 + (square >> 34)) >> 32;
+    return ln > least ? ln : least;
+}
+
+/* What a backend bids for a key: cost / weight, the least wins, of equal ones the first in the set. Weight 0: the cost
+   is above 0, so it comes after all that have weight. */
+typedef struct plb__bid {
+    uint64_t cost;
+    uint32_t weight, index;
+} plb__bid;
+
+PLB__INLINE bool plb__bid_before(const plb__bid *a, const plb__bid *b)
+{
+    uint64_t a_cost = a->cost * b->weight, b_cost = b->cost * a->weight;
+    return a_cost < b_cost || (a_cost == b_cost && a->index < b->index);
+}
+
+/* The least bid of all, or of those after `last`, or of the ready ones; its index is PLB_NONE if there is none. A
+   logarithm is taken only where the least that it can be, 1 - u, would win: a few times for a key. */
+PLB__INLINE plb__bid plb__rendezvous_best(const plb__rendezvous_table *table, const plb_view *view, uint64_t key,
+                                          const plb__bid *last, bool ready_only)
+{
+    const uint64_t *hashes = table->hashes;
+    const uint16_t *weights = view->weights;
+    const uint32_t count = view->count;
+    plb__bid best, bid;
+    best.cost = 0;
+    best.weight = 0;
+    best.index = PLB_NONE;
+    for (bid.index = 0; bid.index < count; bid.index++) {
+        uint64_t u = plb__mix(key ^ hashes[bid.index]);
+        bid.weight = weights[bid.index];
+        bid.cost = ~u >> PLB__LN_SHIFT;
+        if (bid.cost * best.weight >= best.cost * bid.weight && best.index != PLB_NONE)
+            continue;
+        if (ready_only && !plb__view_ready(view, bid.index))
+            continue;
+        bid.cost = plb__minus_ln(u);
+        if ((best.index == PLB_NONE || plb__bid_before(&bid, &best)) && (last == NULL || plb__bid_before(last, &bid)))
+            best = bid;
+    }
+    return best;
+}
+
+/* Does the bid come within the first `limit` of all? */
+static bool plb__rendezvous_within(const plb__rendezvous_table *table, const plb_view *view, uint64_t key,
+                                   const plb__bid *best, uint32_t limit)
+{
+    uint32_t ahead = 0;
+    plb__bid bid;
+    for (bid.index = 0; bid.index < view->count && ahead < limit; bid.index++) {
+        uint64_t u = plb__mix(key ^ table->hashes[bid.index]);
+        bid.weight = view->weights[bid.index];
+        bid.cost = ~u >> PLB__LN_SHIFT;
+        if (bid.cost * best->weight > best->cost * bid.weight)
+            continue;
+        bid.cost = plb__minus_ln(u);
+        ahead += plb__bid_before(&bid, best);
+    }
+    return ahead < limit;
+}
+
+static uint32_t plb__rendezvous_pick(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                     const void *key, size_t key_length, uint32_t limit)
+{
+    const plb__rendezvous_table *table = (const plb__rendezvous_table *)opaque_table;
+    uint64_t hash;
+    plb__bid best;
+    (void)state;
+    (void)reader;
+    if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
+        return PLB_NONE;
+    hash = plb__hash64(key, key_length);
+    best = plb__rendezvous_best(table, view, hash, NULL, true);
+    if (limit == 0 || limit >= view->count || best.index == PLB_NONE)
+        return best.index;
+    return plb__rendezvous_within(table, view, hash, &best, limit) ? best.index : PLB_NONE;
+}
+
+/* The cursor: the key's hash, and the bid that was last. After the greatest comes the least again. */
+static uint32_t plb__rendezvous_show(plb_cursor *cursor, const plb__bid *bid)
+{
+    cursor->words[1] = bid->cost;
+    cursor->words[2] = bid->weight;
+    cursor->words[3] = bid->index;
+    return bid->index;
+}
+
+static uint32_t plb__rendezvous_next(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                     plb_cursor *cursor)
+{
+    const plb__rendezvous_table *table = (const plb__rendezvous_table *)opaque_table;
+    plb__bid last, bid;
+    (void)state;
+    (void)reader;
+    last.cost = cursor->words[1];
+    last.weight = (uint32_t)cursor->words[2];
+    last.index = (uint32_t)cursor->words[3];
+    bid = plb__rendezvous_best(table, view, cursor->words[0], &last, false);
+    if (bid.index == PLB_NONE)
+        bid = plb__rendezvous_best(table, view, cursor->words[0], NULL, false);
+    return plb__rendezvous_show(cursor, &bid);
+}
+
+static uint32_t plb__rendezvous_first(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+                                      const void *key, size_t key_length, plb_cursor *cursor)
+{
+    const plb__rendezvous_table *table = (const plb__rendezvous_table *)opaque_table;
+    plb__bid bid;
+    (void)state;
+    (void)reader;
+    cursor->words[0] = plb__hash64(key, key_length);
+    bid = plb__rendezvous_best(table, view, cursor->words[0], NULL, false);
+    return plb__rendezvous_show(cursor, &bid);
+}
+
+static const plb_strategy_ops plb__rendezvous_ops = {"rendezvous",
+                                                     sizeof(plb__rendezvous_state),
+                                                     0,
+                                                     true,
+                                                     plb__rendezvous_open,
+                                                     NULL,
+                                                     plb__rendezvous_build,
+                                                     plb__rendezvous_discard,
+                                                     plb__rendezvous_first,
+                                                     plb__rendezvous_next,
+                                                     plb__rendezvous_pick,
+                                                     NULL,
+                                                     NULL,
+                                                     NULL,
+                                                     NULL,
+                                                     0};
+
+PLB_API plb_strategy plb_rendezvous(void)
+{
+    return plb__strategy(&plb__rendezvous_ops, NULL);
 }
 
 /* ==== OPS ============================================================================================================
