@@ -1,6 +1,6 @@
 # make run     builds the load balancer and shows it at work
 # make test    installs or names what the tests need, then runs all of them
-# make bench   prints the times of selection beside those recorded of pingora
+# make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
 # make fuzz    runs each fuzz target for FUZZ_SECONDS
 # make         builds the examples; needs nothing but a C compiler
 
@@ -90,11 +90,15 @@ test: test-build
 
 # ---- figures ----
 
-build/bench: tests/bench/bench.c $(HEADERS) | build
-	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+build/bench build/bench_single: tests/bench/bench.c $(HEADERS) | build
+	$(CC) -std=c99 $(WARN) $(CFLAGS) $(VARIANT) $< -o $@ -pthread
+build/bench_single: VARIANT = -DPLB_NO_THREADS
 
-bench: build/bench
-	build/bench
+bench: build/bench build/bench_single
+	@bash tests/bench/bench.sh
+
+bench-plot:
+	@bash tests/bench/plot.sh
 
 bench-idle: build/load_balancer
 	bash tests/bench/idle.sh
@@ -112,4 +116,4 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 clean:
 	rm -rf build
 
-.PHONY: all run test test-needs test-build bench bench-idle bench-proxy fuzz clean
+.PHONY: all run test test-needs test-build bench bench-plot bench-idle bench-proxy fuzz clean

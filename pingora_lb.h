@@ -839,15 +839,16 @@ PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc); /* NULL: all
 
 /* Maglev hashing (Eisenbud and others, NSDI 2016; weights as in Envoy): a key's hash is a place in a table, and the
    place has its backend. For many keys and many backends: a pick costs the same however many there are, and the shares
-   are even, each within a place or two of what the weight says. When one of n backends leaves, its keys move, and about
-   one in a hundred of the others with it; an unready one's keys go to the others in proportion, and no other moves.
-   2 bytes a place (4 above 65 536 backends). A build takes 1 to 3 ms for 65 537 places, and for its duration 24 bytes a
-   backend and, where weights differ much, up to 4 a place. */
+   are even, each within a place or two of what its weight says; with any weight, one place at least. When a backend
+   leaves, its keys move, and fewer than one in a hundred of the others; an unready one's keys go to the others in
+   proportion, and no other moves. 2 bytes a place (4 above 65 536 backends). A build of 65 537 places takes some 2 ms,
+   and for its duration 24 bytes a backend and, where weights differ much, up to 4 a place. */
 typedef struct plb_maglev_desc {
-    uint32_t
-        table_size; /* places, a prime below 2^24; 100 a backend make shares exact to a percent. An update with more
-                            backends of weight above 0 is refused with PLB_ERR_POINTS. 0: 65537 */
+    /* Places, a prime below 2^24; 100 for each backend make shares exact to a percent. An update with more backends of
+       weight above 0 than places is refused with PLB_ERR_POINTS. 0: 65537 */
+    uint32_t table_size;
 } plb_maglev_desc;
+
 /* PLB_ERR_ARGUMENT from plb_create: table_size is not a prime, or 2^24 or more. NULL: the default. */
 PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc);
 
@@ -1343,7 +1344,7 @@ PLB_API const char *plb_status_text(plb_status status)
         "An argument makes no sense.",
         "This is not an address in a form that is understood.",
         "A weight is above 65535, or the weights add up to 2^32 or more.",
-        "The ring would need more points than max_points allows.",
+        "The ring would need more points than max_points, or the table more places than table_size.",
         "There is not enough memory.",
         "This side has run out of streams, descriptors or ports.",
         "The port or object in use cannot do this.",
@@ -6653,7 +6654,7 @@ static void plb__rendezvous_discard(void *state, void *table)
 #define PLB__LN_SHIFT 22
 #define PLB__LN_2     UINT64_C(0x2c5c85fdf47)
 
-/* -ln(u / 2^64). Doubled until it lies in the upper half, u is in one of 32 parts, which ends at end = (33 + part) / 64.
+/* -ln(u / 2^64). Doubled until it lies in the upper half, u is in one of 32 parts; its end is at (33 + part) / 64.
    -ln(end) is in a table, and what u lacks to the end, as a fraction w < 1/33 of it, gives the rest:
    -ln(1 - w) = w + w^2/2 + w^3/3 + w^4/4. The last part ends at 1, so what is small is as exact as the rest. */
 #define PLB__INVERSE_4(n) UINT64_MAX / (n), UINT64_MAX / (n + 1), UINT64_MAX / (n + 2), UINT64_MAX / (n + 3)

@@ -348,10 +348,12 @@ TEST the_answers_never_change(void)
             uint32_t index;
             if (golden[i].strategy != s)
                 continue;
-            index = set->strategy->first(set->strategy_state, set->table, &set->view, NULL, key, length, &cursor);
+            index = set->strategy->first(set->strategy_state, set->tiers[0].table, &set->tiers[0].view, NULL, key,
+                                         length, &cursor);
             for (p = 0; p < 4; p++) {
                 ASSERT_EQ_FMT(golden[i].picks[p], index, "%u");
-                index = set->strategy->next(set->strategy_state, set->table, &set->view, NULL, &cursor);
+                index =
+                    set->strategy->next(set->strategy_state, set->tiers[0].table, &set->tiers[0].view, NULL, &cursor);
             }
         }
         plb_destroy(lb);
@@ -421,11 +423,12 @@ TEST backends_of_one_address_have_a_share_each(void)
         }
         lb = balancer(strategies[s](), backends, 4);
         set = set_of(lb);
-        ASSERT_EQ_FMT(4u, (unsigned)set->view.count, "%u");
+        ASSERT_EQ_FMT(4u, (unsigned)set->tiers[0].view.count, "%u");
         for (k = 0; k < KEYS; k++)
-            counts[set->strategy->pick(set->strategy_state, set->table, &set->view, NULL, &k, sizeof k, 0)]++;
+            counts[set->strategy->pick(set->strategy_state, set->tiers[0].table, &set->tiers[0].view, NULL, &k,
+                                       sizeof k, 0)]++;
         for (i = 0; i < 4; i++)
-            weights[i] = plb_view_weight(&set->view, i);
+            weights[i] = plb_view_weight(&set->tiers[0].view, i);
         ASSERT(follows(counts, weights, 4, PLB_NONE));
         plb_destroy(lb);
     }
@@ -654,11 +657,11 @@ TEST a_build_without_memory_leaves_nothing_behind(void)
         ASSERT_EQ(PLB_OK, set->strategy->open(&state, lb->desc.strategy.desc, &env));
         for (n = 0; n < allocations[s]; n++) {
             allocations_left = n;
-            ASSERT_EQ(PLB_ERR_MEMORY, set->strategy->build(&state, &set->view, NULL, NULL, &table));
+            ASSERT_EQ(PLB_ERR_MEMORY, set->strategy->build(&state, &set->tiers[0].view, NULL, NULL, &table));
             ASSERT_EQ_FMT((size_t)0, bytes_out, "%zu");
         }
         allocations_left = n;
-        ASSERT_EQ(PLB_OK, set->strategy->build(&state, &set->view, NULL, NULL, &table));
+        ASSERT_EQ(PLB_OK, set->strategy->build(&state, &set->tiers[0].view, NULL, NULL, &table));
         set->strategy->discard(&state, table);
         ASSERT_EQ_FMT((size_t)0, bytes_out, "%zu");
         plb_destroy(lb);
@@ -683,13 +686,13 @@ TEST the_table_is_filled_as_in_the_paper(void)
         lb = balancer_of(maglev(), 3, weights, 3, PLB_NONE);
         set = set_of(lb);
         table = plb__maglev_table_new(&lb->env.allocator, 7, 3);
-        ASSERT(table != NULL && plb__maglev_work_open(&work, &lb->env.allocator, &set->view, 7));
-        plb__maglev_start(&work, &set->view, 7);
+        ASSERT(table != NULL && plb__maglev_work_open(&work, &lb->env.allocator, &set->tiers[0].view, 7));
+        plb__maglev_start(&work, &set->tiers[0].view, 7);
         for (i = 0; i < 3; i++) {
             work.fillers[i].place = offsets[i];
             work.fillers[i].skip = skips[i];
         }
-        plb__maglev_fill(table, &work, &set->view);
+        plb__maglev_fill(table, &work, &set->tiers[0].view);
         for (i = 0; i < 7; i++)
             ASSERT_EQ_FMT(round == 0 ? before[i] : after[i], table->owners16[i], "%u");
         plb__delete(&lb->env.allocator, work.hashes, work.size);
@@ -1007,7 +1010,7 @@ TEST equal_weights_are_as_good_as_none(void)
     uint32_t k, i;
     plb_balancer *light = balancer_of(plb_rendezvous(), N, ones, 1, PLB_NONE);
     plb_balancer *heavy = balancer_of(plb_rendezvous(), N, sevens, 1, PLB_NONE);
-    const plb__rendezvous_table *table = (const plb__rendezvous_table *)set_of(light)->table;
+    const plb__rendezvous_table *table = (const plb__rendezvous_table *)set_of(light)->tiers[0].table;
     for (k = 0; k < 20000; k++) {
         char key[24];
         uint64_t hash = plb__hash64(key, (size_t)snprintf(key, sizeof key, "/item/%u", (unsigned)k)), best = 0;
