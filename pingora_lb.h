@@ -678,6 +678,7 @@ PLB_API uint32_t plb_view_ready_count(const plb_view *view);
 PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth);   /* in set order, from 0; or PLB_NONE */
 PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index); /* plb_begin without plb_end yet */
 PLB_API uint32_t plb_view_slot(const plb_view *view, uint32_t index);      /* a small number, the same in every set */
+PLB_API void *plb_view_state(const plb_view *view);                        /* the strategy's */
 PLB_API void *plb_view_data(const plb_view *view, uint32_t index);         /* the strategy's slot_size bytes, or NULL */
 PLB_API uint32_t plb_view_ready_weight(const plb_view *view);              /* of the ready backends together */
 
@@ -726,15 +727,16 @@ typedef struct plb_strategy_ops {
     plb_status (*build)(void *state, const plb_view *view, const plb_view *old_view, const void *old_table,
                         void **table);
     void (*discard)(void *state, void *table); /* NULL when build is */
-    /* The raw sequence for a key: the first backend, and each next one. It may repeat, it never ends. Any thread. */
-    uint32_t (*first)(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
-                      size_t key_length, plb_cursor *cursor);
-    uint32_t (*next)(void *state, const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor);
+    /* The raw sequence for a key: the first backend, and each next one. It may repeat, it never ends. Any thread. These
+       three find the state by plb_view_state: six arguments fit into registers, seven do not. */
+    uint32_t (*first)(const void *table, const plb_view *view, plb_reader *reader, const void *key, size_t key_length,
+                      plb_cursor *cursor);
+    uint32_t (*next)(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor);
     /* The fast path of a plain select: the first ready backend among the first `limit` of the raw sequence, or
        PLB_NONE. limit 0: a ready one if there is one. Same effects on `state` as walking. Any thread, no lock, no
        allocation. NULL: the balancer walks with first and next. */
-    uint32_t (*pick)(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
-                     size_t key_length, uint32_t limit);
+    uint32_t (*pick)(const void *table, const plb_view *view, plb_reader *reader, const void *key, size_t key_length,
+                     uint32_t limit);
     /* A backend of the view became ready, or ceased to be, after build (which sees how it is). May be NULL. Any thread;
        two flips of one backend in a row may be told in either order. */
     void (*flipped)(void *state, void *table, const plb_view *view, uint32_t index, bool ready);
@@ -2170,6 +2172,7 @@ struct plb_view {
     uint32_t ready_weight;
     uint32_t partial_count; /* backends that have less than their full share */
     uintptr_t *ready;
+    void *state; /* the strategy's */
     plb__compact *addrs;
     plb__slot **slots;
     uint16_t *weights;
@@ -2389,6 +2392,11 @@ PLB_API uint32_t plb_view_ready_count(const plb_view *view)
 PLB_API uint32_t plb_view_ready_weight(const plb_view *view)
 {
     return PLB__LOAD_RELAXED(&view->ready_weight);
+}
+
+PLB_API void *plb_view_state(const plb_view *view)
+{
+    return view->state;
 }
 
 PLB_API void *plb_view_data(const plb_view *view, uint32_t index)
@@ -3369,8 +3377,7 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, const plb__walk *walk, co
     uint32_t steps = 0, index;
     plb_cursor cursor;
     plb__seen seen;
-    index = lb->strategy->first(lb->strategy_state, tier->table, view, walk->reader, request->key, request->key_length,
-                                &cursor);
+    index = lb->strategy->first(tier->table, view, walk->reader, request->key, request->key_length, &cursor);
     seen.count = 0;
     for (; *left > 0; --*left, steps++) {
         if (!plb__seen_has(&seen, index)) {
@@ -3382,7 +3389,7 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, const plb__walk *walk, co
         }
         if (request->max_iterations == 0 && (seen.count == view->count || steps == PLB__PATIENCE))
             return plb__sweep(walk, tier, &seen, left);
-        index = lb->strategy->next(lb->strategy_state, tier->table, view, walk->reader, &cursor);
+        index = lb->strategy->next(tier->table, view, walk->reader, &cursor);
     }
     return PLB_NONE;
 }
@@ -3435,7 +3442,7 @@ PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb__tier *tier, co
 PLB__INLINE uint32_t plb__tier_pick(const plb_balancer *lb, const plb__tier *tier, plb_reader *reader, const void *key,
                                     size_t key_length, uint32_t limit)
 {
-    return lb->strategy->pick(lb->strategy_state, tier->table, &tier->view, reader, key, key_length, limit);
+    return lb->strategy->pick(tier->table, &tier->view, reader, key, key_length, limit);
 }
 
 /* The active tier has just run out, and the one that follows it is not active yet. */
@@ -3523,8 +3530,7 @@ PLB__INLINE plb_status plb__select_simple(const plb__set *set, plb_reader *reade
                                           uint32_t max_iterations, plb_addr *out)
 {
     const plb__tier *tier = &set->tiers[0];
-    uint32_t index =
-        set->strategy->pick(set->strategy_state, tier->table, &tier->view, reader, key, key_length, max_iterations);
+    uint32_t index = set->strategy->pick(tier->table, &tier->view, reader, key, key_length, max_iterations);
     return plb__select_finish(&tier->view, reader, index, out);
 }
 
@@ -3770,10 +3776,10 @@ PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info)
     const plb__tier *tier = (const plb__tier *)walk->tier;
     uint32_t index;
     if (walk->started)
-        index = lb->strategy->next(lb->strategy_state, tier->table, &tier->view, walk->hold.reader, &walk->cursor);
+        index = lb->strategy->next(tier->table, &tier->view, walk->hold.reader, &walk->cursor);
     else
-        index = lb->strategy->first(lb->strategy_state, tier->table, &tier->view, walk->hold.reader, walk->key,
-                                    walk->key_length, &walk->cursor);
+        index = lb->strategy->first(tier->table, &tier->view, walk->hold.reader, walk->key, walk->key_length,
+                                    &walk->cursor);
     walk->started = true;
     plb__fill_info(tier, index, info);
 }
@@ -3974,10 +3980,10 @@ PLB__RARE uint32_t plb__round_robin_listed(plb__weighted_state *state, const plb
     return plb__round_robin_rest(state, table, view, reader, number, limit);
 }
 
-static uint32_t plb__round_robin_pick(void *opaque, const void *opaque_table, const plb_view *view, plb_reader *reader,
+static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *view, plb_reader *reader,
                                       const void *key, size_t key_length, uint32_t limit)
 {
-    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    plb__weighted_state *state = (plb__weighted_state *)view->state;
     const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
     uintptr_t number = reader->turn;
     uint32_t index;
@@ -4015,13 +4021,12 @@ PLB__RARE uint32_t plb__random_listed(const plb__weighted_table *table, const pl
     return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(table, view, reader, limit);
 }
 
-static uint32_t plb__random_pick(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
-                                 const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__random_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
+                                 size_t key_length, uint32_t limit)
 {
     const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
     uint64_t number = plb__random(reader);
     uint32_t index;
-    (void)state;
     (void)key;
     (void)key_length;
     if (PLB__UNLIKELY(table->ends != NULL))
@@ -4057,13 +4062,12 @@ PLB__RARE uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
     return plb__view_ready_after(view, (uint32_t)((place + n * step) * count >> 32));
 }
 
-static uint32_t plb__fnv_pick(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
-                              const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__fnv_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
+                              size_t key_length, uint32_t limit)
 {
     const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
     uint64_t hash;
     uint32_t index;
-    (void)state;
     (void)reader;
     if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
         return PLB_NONE;
@@ -4087,20 +4091,19 @@ PLB__INLINE uint64_t plb__weighted_number(plb__weighted_state *state, plb_reader
     return state->numbers == PLB__NUMBERS_COUNT ? plb__turns_pass(reader, &state->counter, 1) : plb__random(reader);
 }
 
-static uint32_t plb__weighted_raw_first(void *opaque, const void *table, const plb_view *view, plb_reader *reader,
-                                        const void *key, size_t key_length, plb_cursor *cursor)
+static uint32_t plb__weighted_raw_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                        size_t key_length, plb_cursor *cursor)
 {
-    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    plb__weighted_state *state = (plb__weighted_state *)view->state;
     (void)view;
     cursor->words[0] = state->numbers == PLB__NUMBERS_FNV ? plb__fnv1a(PLB__FNV_BASIS, key, key_length)
                                                           : plb__weighted_number(state, reader);
     return plb__weighted_start((const plb__weighted_table *)table, cursor->words[0]);
 }
 
-static uint32_t plb__weighted_raw_next(void *opaque, const void *table, const plb_view *view, plb_reader *reader,
-                                       plb_cursor *cursor)
+static uint32_t plb__weighted_raw_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
-    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    plb__weighted_state *state = (plb__weighted_state *)view->state;
     (void)view;
     cursor->words[0] =
         state->numbers == PLB__NUMBERS_FNV ? plb__fnv_again(cursor->words[0]) : plb__weighted_number(state, reader);
@@ -4854,12 +4857,11 @@ static void plb__ketama_discard(void *opaque, void *table)
 /* Points that a pick without a limit looks at before it goes to the ready backends directly. */
 #define PLB__RING_PATIENCE 256
 
-static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                 const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__ketama_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                 size_t key_length, uint32_t limit)
 {
     const plb__ring *ring = (const plb__ring *)table;
     uint32_t steps = limit > 0 ? limit : PLB__RING_PATIENCE, ready = PLB__LOAD_RELAXED(&view->ready_count), at;
-    (void)state;
     (void)reader;
     if (PLB__UNLIKELY(ready == 0))
         return PLB_NONE;
@@ -4873,11 +4875,10 @@ static uint32_t plb__ketama_pick(void *state, const void *table, const plb_view 
 
 /* The raw sequence remembers the point it has come to. Where all weights are 0 there is no point, and it goes through
    the set. */
-static uint32_t plb__ketama_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                  const void *key, size_t key_length, plb_cursor *cursor)
+static uint32_t plb__ketama_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                  size_t key_length, plb_cursor *cursor)
 {
     const plb__ring *ring = (const plb__ring *)table;
-    (void)state;
     (void)view;
     (void)reader;
     cursor->words[0] = 0;
@@ -4887,11 +4888,9 @@ static uint32_t plb__ketama_first(void *state, const void *table, const plb_view
     return plb__ring_owner(ring, (uint32_t)cursor->words[0]);
 }
 
-static uint32_t plb__ketama_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                 plb_cursor *cursor)
+static uint32_t plb__ketama_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     const plb__ring *ring = (const plb__ring *)table;
-    (void)state;
     (void)view;
     (void)reader;
     if (ring->count == 0)
@@ -5167,21 +5166,18 @@ PLB__INLINE uint32_t plb__smooth_take(const plb__smooth_table *table, const plb_
     return PLB_NONE;
 }
 
-static uint32_t plb__smooth_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                 const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__smooth_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                 size_t key_length, uint32_t limit)
 {
     uint32_t index = plb__smooth_take((const plb__smooth_table *)table, NULL);
-    (void)state;
     (void)key;
     (void)key_length;
     (void)limit; /* the first of the sequence is a ready one, if there is one */
     return PLB__LIKELY(index != PLB_NONE) ? index : plb_view_draw(view, reader);
 }
 
-static uint32_t plb__smooth_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                 plb_cursor *cursor)
+static uint32_t plb__smooth_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
-    (void)state;
     (void)reader;
     if (cursor->words[PLB__SMOOTH_SHOWN] < PLB__SMOOTH_CHOICES) {
         uint32_t index = plb__smooth_take((const plb__smooth_table *)table, cursor);
@@ -5194,13 +5190,13 @@ static uint32_t plb__smooth_next(void *state, const void *table, const plb_view 
     return (uint32_t)(cursor->words[PLB__SMOOTH_PLAIN]++ % view->count);
 }
 
-static uint32_t plb__smooth_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                  const void *key, size_t key_length, plb_cursor *cursor)
+static uint32_t plb__smooth_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                  size_t key_length, plb_cursor *cursor)
 {
     (void)key;
     (void)key_length;
     cursor->words[PLB__SMOOTH_SHOWN] = cursor->words[PLB__SMOOTH_PLAIN] = 0;
-    return plb__smooth_next(state, table, view, reader, cursor);
+    return plb__smooth_next(table, view, reader, cursor);
 }
 
 /* Where a number stands in a rising array, which has it. */
@@ -5393,10 +5389,10 @@ PLB__INLINE plb__load plb__least_find(const plb_view *view, uint32_t start, bool
     return best;
 }
 
-static uint32_t plb__least_pick(void *opaque, const void *opaque_table, const plb_view *view, plb_reader *reader,
-                                const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__least_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
+                                size_t key_length, uint32_t limit)
 {
-    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    plb__weighted_state *state = (plb__weighted_state *)view->state;
     const plb__weighted_table *table = (const plb__weighted_table *)opaque_table;
     uint32_t start = plb__weighted_start(table, plb_reader_turn(reader, &state->counter));
     (void)key;
@@ -5433,12 +5429,10 @@ static uint32_t plb__least_rest(const plb_view *view, plb__least_walk *walk)
     }
 }
 
-static uint32_t plb__least_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                plb_cursor *cursor)
+static uint32_t plb__least_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     plb__least_walk walk;
     uint32_t index = PLB_NONE;
-    (void)state;
     (void)table;
     (void)reader;
     memcpy(&walk, cursor, sizeof walk);
@@ -5457,17 +5451,17 @@ static uint32_t plb__least_next(void *state, const void *table, const plb_view *
     return index;
 }
 
-static uint32_t plb__least_first(void *opaque, const void *table, const plb_view *view, plb_reader *reader,
-                                 const void *key, size_t key_length, plb_cursor *cursor)
+static uint32_t plb__least_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                 size_t key_length, plb_cursor *cursor)
 {
-    plb__weighted_state *state = (plb__weighted_state *)opaque;
+    plb__weighted_state *state = (plb__weighted_state *)view->state;
     plb__least_walk walk;
     (void)key;
     (void)key_length;
     memset(&walk, 0, sizeof walk);
     walk.start = plb__weighted_start((const plb__weighted_table *)table, plb_reader_turn(reader, &state->counter));
     memcpy(cursor, &walk, sizeof walk);
-    return plb__least_next(opaque, table, view, reader, cursor);
+    return plb__least_next(table, view, reader, cursor);
 }
 
 static const plb_strategy_ops plb__least_ops = {"least connections",
@@ -5570,46 +5564,46 @@ static uint32_t plb__bounded_sweep(const plb__bounded_state *state, const plb_vi
 
 /* From a step of Ketama's sequence on to a backend that is not full. Where patience ends, the sweep finds one; after
    that the sequence is Ketama's, so a walk that excludes whatever is not full still reaches the others. */
-PLB__INLINE uint32_t plb__bounded_pass(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                       plb_cursor *cursor, uint32_t index)
+PLB__INLINE uint32_t plb__bounded_pass(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor,
+                                       uint32_t index)
 {
-    const plb__bounded_state *own = (const plb__bounded_state *)state;
+    const plb__bounded_state *own = (const plb__bounded_state *)view->state;
     uint64_t *left = &cursor->words[PLB__BOUNDED_LEFT];
     while (*left > 0 && PLB__UNLIKELY(plb__bounded_is_full(own, view, index))) {
         if (--*left == 0)
             return plb__bounded_sweep(own, view, reader, index);
-        index = plb__ketama_next(state, table, view, reader, cursor);
+        index = plb__ketama_next(table, view, reader, cursor);
     }
     return index;
 }
 
-static uint32_t plb__bounded_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                   const void *key, size_t key_length, plb_cursor *cursor)
+static uint32_t plb__bounded_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                   size_t key_length, plb_cursor *cursor)
 {
-    uint32_t index = plb__ketama_first(state, table, view, reader, key, key_length, cursor);
+    uint32_t index = plb__ketama_first(table, view, reader, key, key_length, cursor);
     cursor->words[PLB__BOUNDED_LEFT] = PLB__BOUNDED_PATIENCE;
-    return plb__bounded_pass(state, table, view, reader, cursor, index);
+    return plb__bounded_pass(table, view, reader, cursor, index);
 }
 
-static uint32_t plb__bounded_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                  plb_cursor *cursor)
+static uint32_t plb__bounded_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
-    uint32_t index = plb__ketama_next(state, table, view, reader, cursor);
-    return plb__bounded_pass(state, table, view, reader, cursor, index);
+    uint32_t index = plb__ketama_next(table, view, reader, cursor);
+    return plb__bounded_pass(table, view, reader, cursor, index);
 }
 
-static uint32_t plb__bounded_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                  const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__bounded_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                  size_t key_length, uint32_t limit)
 {
     uint32_t steps = limit > 0 ? limit : PLB__RING_PATIENCE, index;
     plb_cursor cursor;
     if (PLB__UNLIKELY(plb_view_ready_count(view) == 0))
         return PLB_NONE;
-    index = plb__bounded_first(state, table, view, reader, key, key_length, &cursor);
+    index = plb__bounded_first(table, view, reader, key, key_length, &cursor);
     while (PLB__UNLIKELY(!plb__view_ready(view, index))) {
         if (--steps == 0)
-            return limit > 0 ? PLB_NONE : plb__bounded_sweep((const plb__bounded_state *)state, view, reader, index);
-        index = plb__bounded_next(state, table, view, reader, &cursor);
+            return limit > 0 ? PLB_NONE
+                             : plb__bounded_sweep((const plb__bounded_state *)view->state, view, reader, index);
+        index = plb__bounded_next(table, view, reader, &cursor);
     }
     return index;
 }
@@ -5704,12 +5698,10 @@ PLB__INLINE uint32_t plb__ip_hash_step(plb__ip_hash_walk *walk, const plb__weigh
     return plb__weighted_start(table, walk->hash);
 }
 
-static uint32_t plb__ip_hash_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                  plb_cursor *cursor)
+static uint32_t plb__ip_hash_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     plb__ip_hash_walk walk;
     uint32_t index;
-    (void)state;
     (void)view;
     (void)reader;
     memcpy(&walk, cursor, sizeof walk);
@@ -5718,20 +5710,19 @@ static uint32_t plb__ip_hash_next(void *state, const void *table, const plb_view
     return index;
 }
 
-static uint32_t plb__ip_hash_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                   const void *key, size_t key_length, plb_cursor *cursor)
+static uint32_t plb__ip_hash_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                   size_t key_length, plb_cursor *cursor)
 {
     plb__ip_hash_walk walk = plb__ip_hash_start(key, key_length);
     memcpy(cursor, &walk, sizeof walk);
-    return plb__ip_hash_next(state, table, view, reader, cursor);
+    return plb__ip_hash_next(table, view, reader, cursor);
 }
 
-static uint32_t plb__ip_hash_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                  const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__ip_hash_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                  size_t key_length, uint32_t limit)
 {
     plb__ip_hash_walk walk = plb__ip_hash_start(key, key_length);
     uint32_t steps = limit > 0 ? limit : PLB__IP_HASH_TRIES + 1, index = 0;
-    (void)state;
     (void)reader;
     if (PLB__UNLIKELY(plb_view_ready_count(view) == 0))
         return PLB_NONE;
@@ -5960,10 +5951,10 @@ PLB__INLINE uint32_t plb__choices_pick(const void *state, const void *opaque, co
 
 /* The raw sequence: the better of two, then the other one (a retry that excludes the first finds it at once), then two
    new ones. Where none is ready: any, by weight. */
-static uint32_t plb__choices_next(void *opaque, const void *opaque_table, const plb_view *view, plb_reader *reader,
+static uint32_t plb__choices_next(const void *opaque_table, const plb_view *view, plb_reader *reader,
                                   plb_cursor *cursor)
 {
-    const plb__choices_state *state = (const plb__choices_state *)opaque;
+    const plb__choices_state *state = (const plb__choices_state *)view->state;
     const plb__choices *table = (const plb__choices *)opaque_table;
     uint32_t kept = (uint32_t)cursor->words[0];
     plb__two two;
@@ -5978,13 +5969,13 @@ static uint32_t plb__choices_next(void *opaque, const void *opaque_table, const 
     return two.one;
 }
 
-static uint32_t plb__choices_first(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                   const void *key, size_t key_length, plb_cursor *cursor)
+static uint32_t plb__choices_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                   size_t key_length, plb_cursor *cursor)
 {
     (void)key;
     (void)key_length;
     cursor->words[0] = PLB_NONE;
-    return plb__choices_next(state, table, view, reader, cursor);
+    return plb__choices_next(table, view, reader, cursor);
 }
 
 PLB__INLINE uint32_t plb__slot_load(const plb__slot *slot)
@@ -6013,13 +6004,13 @@ static plb_status plb__two_choices_open(void *opaque, const void *desc, const pl
     return PLB_OK;
 }
 
-static uint32_t plb__two_choices_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                      const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__two_choices_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                      size_t key_length, uint32_t limit)
 {
     (void)key;
     (void)key_length;
     (void)limit; /* the first of the raw sequence is a ready one if there is one */
-    return plb__choices_pick(state, table, view, reader, plb__order_by_load);
+    return plb__choices_pick(view->state, table, view, reader, plb__order_by_load);
 }
 
 static const plb_strategy_ops plb__two_choices_ops = {"two choices",
@@ -6188,13 +6179,13 @@ static plb_status plb__peak_ewma_open(void *opaque, const void *desc, const plb_
     return PLB_OK;
 }
 
-static uint32_t plb__peak_ewma_pick(void *state, const void *table, const plb_view *view, plb_reader *reader,
-                                    const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__peak_ewma_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                    size_t key_length, uint32_t limit)
 {
     (void)key;
     (void)key_length;
     (void)limit; /* as with two choices */
-    return plb__choices_pick(state, table, view, reader, plb__order_by_cost);
+    return plb__choices_pick(view->state, table, view, reader, plb__order_by_cost);
 }
 
 static const plb_strategy_ops plb__peak_ewma_ops = {"peak ewma",
@@ -6542,13 +6533,12 @@ static uint32_t plb__maglev_rest(const plb__maglev_table *table, const plb_view 
     return limit > 0 ? PLB_NONE : plb__ready_from(view, (uint32_t)plb__multiply_high(plb__mix(hash), view->count));
 }
 
-static uint32_t plb__maglev_pick(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
-                                 const void *key, size_t key_length, uint32_t limit)
+static uint32_t plb__maglev_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
+                                 size_t key_length, uint32_t limit)
 {
     const plb__maglev_table *table = (const plb__maglev_table *)opaque_table;
     uint64_t hash;
     uint32_t owner;
-    (void)state;
     (void)reader;
     if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
         return PLB_NONE;
@@ -6561,12 +6551,10 @@ static uint32_t plb__maglev_pick(void *state, const void *opaque_table, const pl
 
 /* The cursor: the place to look at next, and the skip. Where no backend has weight there is no place, and it goes
    through the set. */
-static uint32_t plb__maglev_next(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
-                                 plb_cursor *cursor)
+static uint32_t plb__maglev_next(const void *opaque_table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     const plb__maglev_table *table = (const plb__maglev_table *)opaque_table;
     uint32_t place = (uint32_t)cursor->words[0];
-    (void)state;
     (void)view;
     (void)reader;
     if (table->places == 0)
@@ -6575,14 +6563,14 @@ static uint32_t plb__maglev_next(void *state, const void *opaque_table, const pl
     return plb__maglev_owner(table, place);
 }
 
-static uint32_t plb__maglev_first(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
-                                  const void *key, size_t key_length, plb_cursor *cursor)
+static uint32_t plb__maglev_first(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
+                                  size_t key_length, plb_cursor *cursor)
 {
     const plb__maglev_table *table = (const plb__maglev_table *)opaque_table;
     uint64_t hash = plb__hash64(key, key_length);
     cursor->words[0] = plb__maglev_place(hash, table->places);
     cursor->words[1] = plb__maglev_skip(hash, table->places);
-    return plb__maglev_next(state, table, view, reader, cursor);
+    return plb__maglev_next(table, view, reader, cursor);
 }
 
 static const plb_strategy_ops plb__maglev_ops = {"maglev",
@@ -6743,13 +6731,12 @@ static bool plb__rendezvous_within(const plb__rendezvous_table *table, const plb
     return ahead < limit;
 }
 
-static uint32_t plb__rendezvous_pick(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+static uint32_t plb__rendezvous_pick(const void *opaque_table, const plb_view *view, plb_reader *reader,
                                      const void *key, size_t key_length, uint32_t limit)
 {
     const plb__rendezvous_table *table = (const plb__rendezvous_table *)opaque_table;
     uint64_t hash;
     plb__bid best;
-    (void)state;
     (void)reader;
     if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
         return PLB_NONE;
@@ -6769,12 +6756,11 @@ static uint32_t plb__rendezvous_show(plb_cursor *cursor, const plb__bid *bid)
     return bid->index;
 }
 
-static uint32_t plb__rendezvous_next(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+static uint32_t plb__rendezvous_next(const void *opaque_table, const plb_view *view, plb_reader *reader,
                                      plb_cursor *cursor)
 {
     const plb__rendezvous_table *table = (const plb__rendezvous_table *)opaque_table;
     plb__bid last, bid;
-    (void)state;
     (void)reader;
     last.cost = cursor->words[1];
     last.weight = (uint32_t)cursor->words[2];
@@ -6785,12 +6771,11 @@ static uint32_t plb__rendezvous_next(void *state, const void *opaque_table, cons
     return plb__rendezvous_show(cursor, &bid);
 }
 
-static uint32_t plb__rendezvous_first(void *state, const void *opaque_table, const plb_view *view, plb_reader *reader,
+static uint32_t plb__rendezvous_first(const void *opaque_table, const plb_view *view, plb_reader *reader,
                                       const void *key, size_t key_length, plb_cursor *cursor)
 {
     const plb__rendezvous_table *table = (const plb__rendezvous_table *)opaque_table;
     plb__bid bid;
-    (void)state;
     (void)reader;
     cursor->words[0] = plb__hash64(key, key_length);
     bid = plb__rendezvous_best(table, view, cursor->words[0], NULL, false);
@@ -7214,6 +7199,7 @@ static plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__t
     plb_view *view = &tier->view;
     const plb__tier *old;
     uint32_t i;
+    view->state = lb->strategy_state;
     for (i = 0; i < view->count; i++) {
         uint32_t index = u->list->members[tier->start + i];
         plb__set_fill(tier, i, u->slots[index], u->list->backends[index].weight);

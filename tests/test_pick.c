@@ -1341,12 +1341,12 @@ static void custom_discard(void *state, void *table)
     free(table);
 }
 
-static uint32_t custom_first(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
+static uint32_t custom_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
                              size_t key_length, plb_cursor *cursor)
 {
     const uint32_t *slots = (const uint32_t *)table;
     uint32_t i, count = plb_view_count(view), ready_count = 0;
-    custom_state *self = (custom_state *)state;
+    custom_state *self = (custom_state *)plb_view_state(view);
     (void)reader;
     (void)key;
     (void)key_length;
@@ -1363,22 +1363,21 @@ static uint32_t custom_first(void *state, const void *table, const plb_view *vie
     return 0;
 }
 
-static uint32_t custom_next(void *state, const void *table, const plb_view *view, plb_reader *reader,
+static uint32_t custom_next(const void *table, const plb_view *view, plb_reader *reader,
                             plb_cursor *cursor)
 {
-    (void)state;
     (void)table;
     (void)reader;
     return (uint32_t)(++cursor->words[7] % plb_view_count(view));
 }
 
-static uint32_t custom_pick(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
+static uint32_t custom_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
                             size_t key_length, uint32_t limit)
 {
     uint32_t nth, best = PLB_NONE, index;
     plb_cursor cursor;
     (void)limit;
-    custom_first(state, table, view, reader, key, key_length, &cursor);
+    custom_first(table, view, reader, key, key_length, &cursor);
     for (nth = 0; (index = plb_view_ready_nth(view, nth)) != PLB_NONE; nth++)
         if (best == PLB_NONE || plb_view_in_flight(view, index) < plb_view_in_flight(view, best))
             best = index;
@@ -1424,10 +1423,9 @@ static const plb_strategy_ops picking_ops = {.name = "picking",
                                              .began = custom_began,
                                              .ended = custom_ended};
 
-static uint32_t first_index(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
+static uint32_t first_index(const void *table, const plb_view *view, plb_reader *reader, const void *key,
                             size_t key_length, plb_cursor *cursor)
 {
-    (void)state;
     (void)table;
     (void)key;
     (void)key_length;
@@ -1435,9 +1433,8 @@ static uint32_t first_index(void *state, const void *table, const plb_view *view
     return (uint32_t)cursor->words[0];
 }
 
-static uint32_t next_index(void *state, const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
+static uint32_t next_index(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
-    (void)state;
     (void)table;
     (void)reader;
     return (uint32_t)(++cursor->words[0] % plb_view_count(view));
