@@ -2164,8 +2164,9 @@ typedef struct plb__compact {
 } plb__compact;
 
 /* One tier of a set as its strategy sees it. Fixed when built, but for the readiness: bits, and what follows from them.
-   The ready backends also stand in a list, in no order, so that one can be drawn in one step; the bits are the truth,
-   and the list may lag behind them. */
+   The ready backends also stand in a list, in no order, so that one can be drawn in one step; and their numbers word by
+   word in a tree (Fenwick 1994), so that the n-th of them is found in a few. The bits are the truth, and those two may
+   lag behind them. */
 struct plb_view {
     uint32_t count;
     uint32_t ready_count;
@@ -2179,8 +2180,10 @@ struct plb_view {
     uint32_t *list;
     uint32_t listed; /* backends in the list */
     uint32_t list_changes;
-    uint32_t *places; /* in the list, by index, plus 1; 0: not there */
-    uint32_t words;   /* of each bitmap */
+    uint32_t *places;   /* in the list, by index, plus 1; 0: not there */
+    uint32_t ranks_top; /* the greatest power of 2 up to `words` */
+    uint32_t *ranks;    /* entry i, from 1 on: ready ones in the words i - (i & -i) to i - 1 */
+    uint32_t words;     /* of each bitmap */
     uint32_t weight_sum;
     uint32_t weight_min, weight_max; /* of those above 0 */
 };
@@ -2240,7 +2243,8 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
         count += counts[t];
         words += plb__words(counts[t]);
     }
-    size = sizeof *set + (tier_count - 1) * sizeof(plb__tier) + words * (1 + PLB__BITMAPS) * sizeof(uintptr_t);
+    size = sizeof *set + (tier_count - 1) * sizeof(plb__tier);
+    size += (words * (2 + PLB__BITMAPS) + tier_count) * sizeof(uintptr_t);
     size += count * (each + sizeof(uint16_t));
     set = (plb__set *)plb__new(a, size);
     if (set == NULL)
@@ -2258,9 +2262,13 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
         tier->start = (uint32_t)count;
         view->count = counts[t];
         view->words = plb__words(counts[t]);
+        view->ranks_top = 1;
+        while (view->ranks_top <= view->words / 2)
+            view->ranks_top *= 2;
         view->slots = set->slots + count;
         view->addrs = addrs + count;
         view->ready = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
+        view->ranks = (uint32_t *)plb__carve(&at, view->words + 1, sizeof(uintptr_t)); /* keeps what follows aligned */
         for (b = 0; b < PLB__BITMAPS; b++)
             tier->bits[b] = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
     }
@@ -2329,7 +2337,11 @@ static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
         view->ready_weight += view->weights[i];
         view->places[i] = view->listed + 1;
         view->list[view->listed++] = i;
+        view->ranks[i / PLB__WORD_BITS + 1]++;
     }
+    for (i = 1; i <= view->words; i++)
+        if (i + (i & (0u - i)) <= view->words)
+            view->ranks[i + (i & (0u - i))] += view->ranks[i];
 }
 
 PLB__INLINE bool plb__bit(const uintptr_t *words, uint32_t index)
@@ -2404,21 +2416,46 @@ PLB_API void *plb_view_data(const plb_view *view, uint32_t index)
     return plb__slot_data(view->slots[index]);
 }
 
+#define PLB__BYTES UINT64_C(0x0101010101010101)
+
+/* Where the n-th one of a word stands, counted from 0; it has more than n. Without a branch (after Vigna, "Broadword
+   implementation of rank/select queries", 2008): sums over bytes say in which byte, and then over its bits. */
+PLB__INLINE uint32_t plb__nth_one(uint64_t word, uint32_t n)
+{
+    const uint64_t high = PLB__BYTES << 7;
+    uint64_t sums = word - (word >> 1 & UINT64_C(0x5555555555555555)), before, bits;
+    uint32_t shift;
+    sums = (sums & UINT64_C(0x3333333333333333)) + (sums >> 2 & UINT64_C(0x3333333333333333));
+    sums = ((sums + (sums >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f)) * PLB__BYTES; /* ones up to the end of each byte */
+    before = ((n * PLB__BYTES | high) - sums) & high;                          /* bytes that end too early */
+    shift = (uint32_t)((before >> 7) * PLB__BYTES >> 53) & 0x78;
+    n -= (uint32_t)((sums << 8) >> shift & 0xff);
+    bits = (word >> shift & 0xff) * PLB__BYTES & UINT64_C(0x8040201008040201); /* one bit of it in each byte */
+    sums = (((bits + (high - PLB__BYTES)) & high) >> 7) * PLB__BYTES;
+    before = ((n * PLB__BYTES | high) - sums) & high;
+    return shift + ((uint32_t)((before >> 7) * PLB__BYTES >> 56) & 7);
+}
+
+/* The n-th ready backend in set order, or PLB_NONE; while flips are going on, one near it or PLB_NONE. */
+PLB__INLINE uint32_t plb__view_ready_nth(const plb_view *view, uint32_t nth)
+{
+    uint32_t w = 0, step = view->ranks_top;
+    uintptr_t word;
+    for (; step > 0; step >>= 1) {
+        uint32_t ones = w + step <= view->words ? PLB__LOAD_RELAXED(&view->ranks[w + step]) : UINT32_MAX;
+        w += ones <= nth ? step : 0;
+        nth -= ones <= nth ? ones : 0;
+    }
+    if (PLB__UNLIKELY(w >= view->words))
+        return PLB_NONE;
+    word = PLB__LOAD_RELAXED(&view->ready[w]);
+    return w * PLB__WORD_BITS + plb__nth_one(word, nth) % PLB__WORD_BITS;
+}
+
 PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth)
 {
-    uint32_t w;
-    for (w = 0; w < view->words; w++) {
-        uintptr_t word = PLB__LOAD_RELAXED(&view->ready[w]);
-        uint32_t ones = plb__count_ones(word);
-        if (nth >= ones) {
-            nth -= ones;
-            continue;
-        }
-        for (; nth > 0; nth--)
-            word &= word - 1;
-        return w * PLB__WORD_BITS + plb__lowest_one(word);
-    }
-    return PLB_NONE;
+    uint32_t index = plb__view_ready_nth(view, nth);
+    return index < view->count ? index : PLB_NONE;
 }
 
 /* The first ready backend at or after an index, wrapping, or PLB_NONE. */
@@ -2429,7 +2466,7 @@ PLB__INLINE uint32_t plb__view_ready_after(const plb_view *view, uint32_t index)
     for (;; tries--) {
         if (PLB__LIKELY(word != 0))
             return w * PLB__WORD_BITS + plb__lowest_one(word);
-        if (tries == 0)
+        if (tries == 0 || PLB__LOAD_RELAXED(&view->ready_count) == 0)
             return PLB_NONE;
         w = w + 1 < view->words ? w + 1 : 0;
         word = PLB__LOAD_RELAXED(&view->ready[w]);
@@ -2546,7 +2583,7 @@ static void plb__bit_count(uintptr_t *words, uint32_t *count, uint32_t index, bo
 static void plb__view_set_ready(const plb__set *set, plb__tier *tier, uint32_t index, bool ready)
 {
     plb_view *view = &tier->view;
-    uint32_t weight = view->weights[index];
+    uint32_t weight = view->weights[index], i;
     bool changed;
     if (plb__view_ready(view, index) == ready)
         return;
@@ -2561,6 +2598,8 @@ static void plb__view_set_ready(const plb__set *set, plb__tier *tier, uint32_t i
     }
     if (!changed)
         return;
+    for (i = index / PLB__WORD_BITS + 1; i <= view->words; i += i & (0u - i))
+        plb__fetch_add(&view->ranks[i], ready ? 1 : UINT32_MAX);
     plb__list_changed(view, index);
     if (set->strategy->flipped != NULL)
         set->strategy->flipped(set->strategy_state, tier->table, view, index, ready);
@@ -3941,43 +3980,41 @@ PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint6
     return plb__weighted_owner(table, plb__remainder(number, &table->places));
 }
 
-/* The walk goes on from a number that is one more each time, so to the next ready backend: what it would have counted
-   on the way is added at once. */
-PLB__RARE uint32_t plb__round_robin_rest(plb__weighted_state *state, const plb__weighted_table *table,
-                                         const plb_view *view, plb_reader *reader, uintptr_t number, uint32_t limit)
+/* The walk goes on from a number that is one more each time, so to the next ready backend. *turns: how far it counts. */
+static uint32_t plb__round_robin_walk(const plb__weighted_table *table, const plb_view *view, uintptr_t number,
+                                      uint32_t limit, uintptr_t *turns)
 {
-    uint32_t from = plb__remainder(number + 1, &table->count), index = PLB_NONE;
-    uintptr_t steps;
-    if (PLB__LOAD_RELAXED(&view->ready_count) > 0)
-        index = plb__view_ready_after(view, from);
-    steps = index >= from ? (uintptr_t)index - from : (uintptr_t)view->count - from + index;
-    if (index == PLB_NONE || (limit > 0 && steps + 2 > limit)) {
-        steps = limit > 0 ? limit - 1 : 0; /* moved on once more by the time the limit is noticed */
-        index = PLB_NONE;
-    }
-    plb__turns_pass(reader, &state->counter, steps + 1);
+    uint32_t from = plb__remainder(number + 1, &table->count), index = plb__view_ready_after(view, from);
+    *turns = (uintptr_t)2 + (index >= from ? index - from : view->count - from + index);
+    if (index != PLB_NONE && (limit == 0 || *turns <= limit))
+        return index;
+    *turns = (uintptr_t)limit + 1; /* moved on once more by the time the limit is noticed */
+    return PLB_NONE;
+}
+
+PLB__RARE uint32_t plb__round_robin_rest(const plb__weighted_table *table, const plb_view *view, plb_reader *reader,
+                                         uintptr_t number, uint32_t limit)
+{
+    uintptr_t turns;
+    uint32_t index = plb__round_robin_walk(table, view, number, limit, &turns);
+    reader->turn = number + turns;
     return index;
 }
 
-/* Where weights differ, or the turn is everybody's. */
+/* Where weights differ, or the turn is everybody's: then the pick is made from the turn that is shown, and counts as far
+   as it went; should another thread have been faster, again from the turn that this one got. */
 PLB__RARE uint32_t plb__round_robin_listed(plb__weighted_state *state, const plb__weighted_table *table,
                                            const plb_view *view, plb_reader *reader, uint32_t limit)
 {
-    uintptr_t number;
-    uint32_t index;
-    if (reader->own_turn) {
-        number = reader->turn++;
-        index = plb__weighted_start(table, number);
-    } else { /* starts from what is shown, while the locked addition waits */
-        uintptr_t shown = PLB__LOAD_RELAXED(&state->counter);
-        index = plb__weighted_start(table, shown);
-        number = plb__fetch_add_relaxed(&state->counter, 1);
-        if (PLB__UNLIKELY(number != shown))
-            index = plb__weighted_start(table, number);
-    }
-    if (PLB__LIKELY(plb__view_ready(view, index)))
+    uintptr_t shown = reader->own_turn ? reader->turn : PLB__LOAD_RELAXED(&state->counter), number, turns = 1;
+    uint32_t index = plb__weighted_start(table, shown);
+    if (PLB__UNLIKELY(!plb__view_ready(view, index)))
+        index = plb__round_robin_walk(table, view, shown, limit, &turns);
+    number = plb__turns_pass(reader, &state->counter, turns);
+    if (PLB__LIKELY(number == shown))
         return index;
-    return plb__round_robin_rest(state, table, view, reader, number, limit);
+    index = plb__weighted_start(table, number);
+    return plb__view_ready(view, index) ? index : plb__round_robin_walk(table, view, number, limit, &turns);
 }
 
 static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *view, plb_reader *reader,
@@ -3995,7 +4032,7 @@ static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *
     index = plb__remainder(number, &table->places);
     if (PLB__LIKELY(plb__view_ready(view, index)))
         return index;
-    return plb__round_robin_rest(state, table, view, reader, number, limit);
+    return plb__round_robin_rest(table, view, reader, number, limit);
 }
 
 PLB__RARE uint32_t plb__random_rest(const plb__weighted_table *table, const plb_view *view, plb_reader *reader,
@@ -4045,21 +4082,28 @@ PLB__INLINE uint64_t plb__fnv_again(uint64_t number)
     return hash;
 }
 
-/* Places that a key without a limit tries, each as likely as any other, before it takes the next ready backend. Hashing
-   a hash again takes six times as long as mixing it, so the faithful sequence is kept for those who set a limit. */
+/* Places that a key without a limit tries while half of the backends are ready: so most keys that have moved stay where
+   they are when another backend fails. Hashing a hash again takes six times as long as this, so the faithful sequence is
+   kept for those who set a limit. */
 #define PLB__KEYED_TRIES 16
 
-/* A ready backend for the hash of a key, the same as long as nothing changes. The places are those of double hashing
-   (Kirsch and Mitzenmacher 2006), and all are looked at: that takes less time than a branch that cannot be foreseen. */
+/* A ready backend for the hash of a key, the same as long as nothing changes. When few are ready, the one whose turn it
+   is among them, without trying: a branch that cannot be foreseen takes longer than finding it. */
 PLB__RARE uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
 {
-    uint64_t mixed = plb__mix(hash), count = view->count;
-    uint32_t place = (uint32_t)mixed, step = (uint32_t)(mixed >> 32) | 1, n;
-    uintptr_t found = 0;
-    for (n = 0; n < PLB__KEYED_TRIES; n++)
-        found |= (uintptr_t)plb__view_ready(view, (uint32_t)((place + n * step) * count >> 32)) << n;
-    n = found != 0 ? plb__lowest_one(found) : PLB__KEYED_TRIES;
-    return plb__view_ready_after(view, (uint32_t)((place + n * step) * count >> 32));
+    uint32_t ready = PLB__LOAD_RELAXED(&view->ready_count), tries, index = 0;
+    hash = plb__mix(hash);
+    if (ready < view->count / 2) {
+        index = plb__view_ready_nth(view, (uint32_t)((hash >> 32) * ready >> 32));
+        return PLB__LIKELY(index < view->count && plb__view_ready(view, index)) ? index
+                                                                                : plb__view_ready_after(view, 0);
+    }
+    for (tries = 0; tries < PLB__KEYED_TRIES; tries++, hash *= PLB__GOLDEN) {
+        index = (uint32_t)((hash >> 32) * view->count >> 32);
+        if (plb__view_ready(view, index))
+            return index;
+    }
+    return plb__view_ready_after(view, index);
 }
 
 static uint32_t plb__fnv_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
