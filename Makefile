@@ -30,9 +30,10 @@ run: build/load_balancer
 
 # ---- tests: every unit plainly, under address and undefined, under thread; then builds, fuzz corpora, real peers ----
 
-# A name that ends in _poll, _spill, _crc1 or _crc8 is the same source built another way.
+# A name that ends in _poll, _spill, _shared, _crc1 or _crc8 is the same source built another way.
 UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
-         conformance_posix_poll threads_spill ring_crc1 ring_crc8
+         conformance_posix_poll threads_spill stress_spill stress_shared \
+         ring_crc1 ring_crc8
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
 TEST_BUILD = -std=c99 $(WARN) -Werror -isystem $(GREATEST) -g $(VARIANT) $(filter %.c,$^) -o $@ -pthread
@@ -42,6 +43,7 @@ FLAGS_tsan  := -O1 -fsanitize=thread
 
 build/unit/%_poll.plain build/unit/%_poll.asan build/unit/%_poll.tsan: VARIANT = -DPLB_POSIX_POLL
 build/unit/%_spill.plain build/unit/%_spill.asan build/unit/%_spill.tsan: VARIANT = -DPLB_READERS=1
+build/unit/%_shared.plain build/unit/%_shared.asan build/unit/%_shared.tsan: VARIANT = -DPLB_NO_THREAD_LOCAL
 build/unit/%_crc1.plain build/unit/%_crc1.asan build/unit/%_crc1.tsan: VARIANT = -DPLB_CRC_TABLES=1
 build/unit/%_crc8.plain build/unit/%_crc8.asan build/unit/%_crc8.tsan: VARIANT = -DPLB_CRC_TABLES=8
 
@@ -57,6 +59,9 @@ build/unit/%_poll.$(1): tests/test_%.c $(TESTING) | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%_spill.$(1): tests/test_%.c $(TESTING) | build/unit
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/%_shared.$(1): tests/test_%.c $(TESTING) | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%_crc1.$(1): tests/test_%.c $(TESTING) | build/unit

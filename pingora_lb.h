@@ -93,22 +93,29 @@
    them takes a lock, waits or makes a system call, but for plb_add and its like and plb_handle_open, which allocate,
    and what plb_io.wake does. With the allocator from several threads it must be thread-safe: malloc is, plb_arena is
    not. Callbacks (on_..., log, summary, ext_release) come from the polling thread; they may call anything but plb_poll
-   and plb_destroy; during plb_destroy, nothing. An accept callback comes from the thread that picks.
+   and plb_destroy; during plb_destroy, nothing. An accept callback comes from the thread that picks, and may pick. So
+   may a signal handler, by plb_select and plb_select_with, whatever it interrupts. A walk may end on another thread
+   than it began on.
 
    HOW A SET STAYS ALIVE WHILE IT IS READ
-   A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader writes the
-   set that it found into a cell, a cache line of its own, and looks again whether that is still the published one; if
-   not, it moves on. The writer publishes first and reads the cells afterwards, and frees what no cell names. Each side
-   must not let its load overtake its store; then one of the two sees the other. Usually that costs a locked instruction
-   on both sides. A port with a plb_barrier (membarrier) lets the writer pay for both, once per set, and the reader's
-   store is a plain one: if it came before the barrier the writer sees it, and if the look came after it the reader sees
-   the new set. A cell belongs to one thread for good, told by the address of a thread-local byte, or to a handle. A
-   thread that gets none claims a common cell by compare-and-swap for the time of the call, and if all are taken it
-   counts itself in a counter; while that is not 0 nothing is freed. So readers never wait and need not register, and
-   as at most two retired sets exist, one that stalls holds up updates (they coalesce until it goes), not memory.
-   What a pick holds beyond the call is not the set but the slot: its in-flight count is the reference.
-   A flip of health writes the slot, then a bit of the published view; publication reads every slot again after its
-   store. So no flip is lost, and none rebuilds anything.
+   A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader stores the
+   set that it found into a cell that nobody else writes, then looks again: if another set is published by now, it moves
+   on to that. The writer stores the new pointer and reads the cells afterwards. All four are sequentially consistent,
+   so the second look finds the new set, or the writer finds the cell: a retired set that no cell names is read by
+   nobody, and as it is never published again, nobody can come to it. (If its memory is, as another set, the second look
+   found that one, and the writer's next look at the cells spares it.) Letting go is a release that the writer's look
+   acquires, so all reading is over before the memory goes. With plb_barrier the reader's store is a plain one: a reader
+   whose second look came before the barrier has its store seen after it, any later look finds the new set.
+   Readers without a cell count themselves before they look, on one of two sides. Whoever reads a retired set was
+   counted before it retired; once each side was seen at 0 since, at whatever moments, all of them have left. New ones
+   go to the side that is empty, so the other one gets there, however many they are.
+   No reader waits or registers. At most two retired sets exist: two readers that stand still in different sets (or one
+   that is only counted) hold up updates, which become one until they go on, but never memory. What a pick holds beyond
+   the call is the slot: it counts itself there while the set, which holds the slot too, is still announced.
+   A flip writes the slot, then the bits of the set that is about to be published, then those of the one that is.
+   Publication names the new set to flips, then reads every slot, then shows the set to readers: a flip finds the new
+   set, or its slot was read after it. A bit is put on only if none of its word was put out since the slot was read; so
+   a thread that was held up never shows as ready what was switched off meanwhile.
 
    TIERS, PANIC, SLOW START
    plb_backend.priority makes tiers: picks come from the first one that has a ready backend, and go back as soon as an
@@ -559,8 +566,9 @@ typedef struct plb_token {
 
 typedef enum plb_change {
     PLB_CHANGE_ADD = 0,
-    PLB_CHANGE_REMOVE, /* addr (or name and port) and id say which; the rest is not looked at */
-    PLB_CHANGE_REPLACE /* all of them */
+    PLB_CHANGE_REMOVE,  /* addr (or name and port) and id say which; the rest is not looked at */
+    PLB_CHANGE_REPLACE, /* all of them */
+    PLB_CHANGE_NONE     /* nothing: only what comes of their ext is asked for, and no memory may be needed for it */
 } plb_change;
 
 typedef struct plb_discovery_ops {
@@ -575,7 +583,7 @@ typedef struct plb_discovery_ops {
     void (*applied)(void *state, plb_status status);
     /* plb_add, plb_remove, plb_replace, from plb_poll and plb_destroy; a new start follows. The backends' memory is the
        caller's; their ext is the discovery's from here on, whatever is returned, but for PLB_ERR_MEMORY: nothing was
-       done then, and the same comes again in a second. NULL: changes are refused with PLB_ERR_UNSUPPORTED. */
+       done then, and the same comes again in a second, or from plb_destroy as PLB_CHANGE_NONE. NULL: changes are refused with PLB_ERR_UNSUPPORTED. */
     plb_status (*change)(void *state, plb_change change, const plb_backend *backends, size_t count);
 } plb_discovery_ops;
 
@@ -608,9 +616,9 @@ typedef struct plb_static_desc {
 PLB_API plb_discovery plb_static(const plb_static_desc *desc);
 
 /* Change the static list; an update follows at once. The backends are copied. PLB_ERR_ADDRESS, PLB_ERR_WEIGHT,
-   PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the discovery has no list, or a name cannot be resolved here): nothing changes
+   PLB_ERR_ARGUMENT (a priority), PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the discovery has no list, or a name cannot be resolved here): nothing changes
    and ext stays the caller's. What only shows later (a sum of weights of 2^32 or more) is logged and undone. Adding
-   what is there already replaces its weight, max_conns and enablement. Any thread. */
+   what is there already replaces its weight, max_conns, priority and enablement. Any thread. */
 PLB_API plb_status plb_add(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count);
@@ -696,7 +704,7 @@ PLB_API uint64_t plb_reader_random(plb_reader *reader); /* 64 random bits (Split
 PLB_API uintptr_t plb_reader_turn(plb_reader *reader, uintptr_t *shared);
 
 /* A ready backend at random, each as likely as its weight says; PLB_NONE if there is none. O(1), whatever the share of
-   those that are ready. */
+   those that are ready; but O(n) now and then where the heaviest weighs several times the average. */
 PLB_API uint32_t plb_view_draw(const plb_view *view, plb_reader *reader);
 
 /* The first ready backend at or after an index, wrapping; PLB_NONE if there is none. */
@@ -947,7 +955,9 @@ PLB_API void plb_check_now(plb_balancer *lb);
 /* How the last update went. From the polling thread. */
 PLB_API void plb_last_update(const plb_balancer *lb, plb_update_info *out);
 
-/* Switches a backend of the current set on or off, whatever its health. PLB_ERR_ADDRESS: not in the set. Any thread. */
+/* Switches a backend of the current set on or off, whatever its health. Off: no pick that begins after this returned
+   takes it, nor is it ready in any set that is published later; what was picked before runs on (in_flight). When it
+   leaves the set and comes back, it is on. PLB_ERR_ADDRESS: not in the set. Any thread. */
 PLB_API plb_status plb_set_enabled(plb_balancer *lb, const plb_addr *addr, uint32_t id, bool enabled);
 
 /* Would a pick take it? false too when it is not in the set. Any thread. */
@@ -2153,7 +2163,10 @@ static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_add
 /* ==== SET AND VIEW ===================================================================================================
    A set's memory, its readiness bits and how they follow the slots, and what strategies may see of it. */
 
-#define PLB__WORD_BITS ((uint32_t)(sizeof(uintptr_t) * 8))
+/* Bitmaps use the lower half of each word. Of readiness, the upper half counts how often a bit was put out. */
+#define PLB__WORD_BITS ((uint32_t)(sizeof(uintptr_t) * 4))
+#define PLB__ONE_OUT   ((uintptr_t)1 << PLB__WORD_BITS)
+#define PLB__BITS      (PLB__ONE_OUT - 1)
 
 /* An IPv4 address in 8 bytes, so that copying it out does not fetch the slot: a plb_addr without its scope, which is 0.
    Other families: all zero. */
@@ -2428,7 +2441,7 @@ PLB__INLINE uint32_t plb__nth_one(uint64_t word, uint32_t n)
     sums = (sums & UINT64_C(0x3333333333333333)) + (sums >> 2 & UINT64_C(0x3333333333333333));
     sums = ((sums + (sums >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f)) * PLB__BYTES; /* ones up to the end of each byte */
     before = ((n * PLB__BYTES | high) - sums) & high;                          /* bytes that end too early */
-    shift = (uint32_t)((before >> 7) * PLB__BYTES >> 53) & 0x78;
+    shift = (uint32_t)((before >> 7) * PLB__BYTES >> 53) & 0x38;
     n -= (uint32_t)((sums << 8) >> shift & 0xff);
     bits = (word >> shift & 0xff) * PLB__BYTES & UINT64_C(0x8040201008040201); /* one bit of it in each byte */
     sums = (((bits + (high - PLB__BYTES)) & high) >> 7) * PLB__BYTES;
@@ -2448,7 +2461,7 @@ PLB__INLINE uint32_t plb__view_ready_nth(const plb_view *view, uint32_t nth)
     }
     if (PLB__UNLIKELY(w >= view->words))
         return PLB_NONE;
-    word = PLB__LOAD_RELAXED(&view->ready[w]);
+    word = PLB__LOAD_RELAXED(&view->ready[w]) & PLB__BITS;
     return w * PLB__WORD_BITS + plb__nth_one(word, nth) % PLB__WORD_BITS;
 }
 
@@ -2462,14 +2475,14 @@ PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth)
 PLB__INLINE uint32_t plb__view_ready_after(const plb_view *view, uint32_t index)
 {
     uint32_t w = index / PLB__WORD_BITS, tries = view->words;
-    uintptr_t word = PLB__LOAD_RELAXED(&view->ready[w]) & ~(uintptr_t)0 << index % PLB__WORD_BITS;
+    uintptr_t word = PLB__LOAD_RELAXED(&view->ready[w]) & PLB__BITS & PLB__BITS << index % PLB__WORD_BITS;
     for (;; tries--) {
         if (PLB__LIKELY(word != 0))
             return w * PLB__WORD_BITS + plb__lowest_one(word);
         if (tries == 0 || PLB__LOAD_RELAXED(&view->ready_count) == 0)
             return PLB_NONE;
         w = w + 1 < view->words ? w + 1 : 0;
-        word = PLB__LOAD_RELAXED(&view->ready[w]);
+        word = PLB__LOAD_RELAXED(&view->ready[w]) & PLB__BITS;
     }
 }
 
@@ -2478,9 +2491,25 @@ PLB_API uint32_t plb_view_ready_after(const plb_view *view, uint32_t index)
     return plb__view_ready_after(view, index);
 }
 
+/* A ready backend at random, each as likely as its weight says, by going through all of them. */
+PLB__RARE uint32_t plb__view_draw_slowly(const plb_view *view, plb_reader *reader)
+{
+    uint32_t place = (uint32_t)((plb__random(reader) >> 32) * PLB__LOAD_RELAXED(&view->ready_weight) >> 32), w;
+    for (w = 0; w < view->words; w++) {
+        uintptr_t word = PLB__LOAD_RELAXED(&view->ready[w]) & PLB__BITS;
+        for (; word != 0; word &= word - 1) {
+            uint32_t index = w * PLB__WORD_BITS + plb__lowest_one(word);
+            if (place < view->weights[index])
+                return index;
+            place -= view->weights[index];
+        }
+    }
+    return plb__view_ready_after(view, 0); /* some ceased to be ready meanwhile */
+}
+
 /* Where weights differ, a draw is taken back with a probability that makes lighter backends come up more seldom. Four
-   draws are made at a time, since they take less than a branch that cannot be foreseen; if all of so many rounds were
-   taken back, or the list is being changed, the next ready one will do. */
+   draws are made at a time, since they take less than a branch that cannot be foreseen; after so many rounds in vain, as
+   where one backend is heavy among many light ones, all are gone through. */
 #define PLB__DRAW_ROUNDS 8
 
 PLB__RARE uint32_t plb__draw_by_weight(const plb_view *view, plb_reader *reader, uint32_t listed)
@@ -2499,7 +2528,7 @@ PLB__RARE uint32_t plb__draw_by_weight(const plb_view *view, plb_reader *reader,
             return PLB__LIKELY(plb__view_ready(view, i)) ? i : plb__view_ready_after(view, i);
         }
     }
-    return plb__view_ready_after(view, drawn[0]);
+    return plb__view_draw_slowly(view, reader);
 }
 
 PLB__INLINE uint32_t plb__view_draw(const plb_view *view, plb_reader *reader)
@@ -2578,31 +2607,53 @@ static void plb__bit_count(uintptr_t *words, uint32_t *count, uint32_t index, bo
         plb__fetch_add(count, on ? 1 : UINT32_MAX);
 }
 
-/* The count goes up before the bits do, and down after them: a thread that is held up in between makes it too high for
-   that time, never too low, which would hide a backend that is ready. */
-static void plb__view_set_ready(const plb__set *set, plb__tier *tier, uint32_t index, bool ready)
+/* Puts a bit of readiness on, if none of its word was put out since the word was `seen`. */
+static bool plb__ready_on(plb_view *view, uint32_t index, uintptr_t seen)
+{
+    bool on;
+    plb__fetch_add(&view->ready_weight, view->weights[index]);
+    plb__fetch_add(&view->ready_count, 1);
+    on = plb__cas(&view->ready[index / PLB__WORD_BITS], seen, seen | (uintptr_t)1 << index % PLB__WORD_BITS);
+    if (!on) {
+        plb__fetch_add(&view->ready_count, UINT32_MAX);
+        plb__fetch_add(&view->ready_weight, 0u - view->weights[index]);
+    }
+    return on;
+}
+
+/* Puts it out, and says whether it was on. */
+static bool plb__ready_out(plb_view *view, uint32_t index)
+{
+    uintptr_t bit = (uintptr_t)1 << index % PLB__WORD_BITS, *word = &view->ready[index / PLB__WORD_BITS], seen;
+    do
+        seen = PLB__LOAD(word);
+    while (!plb__cas(word, seen, (seen & ~bit) + PLB__ONE_OUT));
+    if ((seen & bit) == 0)
+        return false;
+    plb__fetch_add(&view->ready_count, UINT32_MAX);
+    plb__fetch_add(&view->ready_weight, 0u - view->weights[index]);
+    return true;
+}
+
+/* Makes a bit of readiness say so; false: another thread was faster. `seen` is its word as it was before the state was
+   read that decided: so a thread that is held up in between never shows as ready what has been put out meanwhile, not
+   even for a moment. The count goes up before the bits do, and down after them: too high for a while, never too low,
+   which would hide a backend that is ready. */
+static bool plb__view_set_ready(const plb__set *set, plb__tier *tier, uint32_t index, uintptr_t seen, bool ready)
 {
     plb_view *view = &tier->view;
-    uint32_t weight = view->weights[index], i;
-    bool changed;
-    if (plb__view_ready(view, index) == ready)
-        return;
-    if (ready) {
-        plb__fetch_add(&view->ready_weight, weight);
-        plb__fetch_add(&view->ready_count, 1);
-    }
-    changed = plb__bit_put(view->ready, index, ready);
-    if (changed != ready) {
-        plb__fetch_add(&view->ready_count, UINT32_MAX);
-        plb__fetch_add(&view->ready_weight, 0u - weight);
-    }
-    if (!changed)
-        return;
+    uint32_t i;
+    bool is_on = (seen >> index % PLB__WORD_BITS & 1) != 0;
+    if (ready && is_on)
+        return true;
+    if (ready ? !plb__ready_on(view, index, seen) : !plb__ready_out(view, index))
+        return !ready;
     for (i = index / PLB__WORD_BITS + 1; i <= view->words; i += i & (0u - i))
         plb__fetch_add(&view->ranks[i], ready ? 1 : UINT32_MAX);
     plb__list_changed(view, index);
     if (set->strategy->flipped != NULL)
         set->strategy->flipped(set->strategy_state, tier->table, view, index, ready);
+    return true;
 }
 
 /* Makes one entry say what its slot says. Several threads may be at it: who writes last looks again afterwards, so the
@@ -2611,19 +2662,20 @@ static void plb__entry_sync(const plb__set *set, plb__tier *tier, uint32_t index
 {
     plb__slot *slot = tier->view.slots[index];
     uint32_t state, panic;
-    if (tier->view.weights[index] == 0)
-        return;
+    bool done;
     do {
+        uintptr_t seen = PLB__LOAD(&tier->view.ready[index / PLB__WORD_BITS]);
         bool usable, healthy;
         state = plb__slot_state(slot);
         panic = PLB__LOAD(&tier->panic);
-        usable = (state & PLB__DISABLED) == 0;
+        usable = tier->view.weights[index] > 0 && (state & PLB__DISABLED) == 0;
         healthy = usable && (state & PLB__UNHEALTHY) == 0;
         plb__bit_count(tier->bits[PLB__BITS_USABLE], &tier->usable, index, usable);
         plb__bit_count(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, index, healthy);
         plb__bit_count(tier->bits[PLB__BITS_PARTIAL], &tier->view.partial_count, index, (state & PLB__PARTIAL) != 0);
-        plb__view_set_ready(set, tier, index, (healthy || (usable && panic != 0)) && (state & PLB__FULL) == 0);
-    } while (plb__slot_state(slot) != state || PLB__LOAD(&tier->panic) != panic);
+        done = plb__view_set_ready(set, tier, index, seen,
+                                   (healthy || (usable && panic != 0)) && (state & PLB__FULL) == 0);
+    } while (!done || plb__slot_state(slot) != state || PLB__LOAD(&tier->panic) != panic);
 }
 
 /* The first tier with a healthy backend that is ready; else the first that panics; else the first. */
@@ -2870,8 +2922,10 @@ struct plb_balancer {
     char pad[2 * PLB__CACHE_LINE - 3 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
     plb__cell cells[PLB__CELLS];
     /* other threads now and then */
-    uint32_t spilled; /* readers beyond those */
-    uintptr_t spills; /* seeds given to those, and to handles */
+    uintptr_t newest;    /* the plb__set that is published, or about to be */
+    uint32_t spilled[2]; /* readers beyond those, on either side */
+    uint32_t side;       /* where the next one counts itself */
+    uintptr_t spills;    /* seeds given to those, and to handles */
     uintptr_t handles;
     uint64_t seed;
     uintptr_t mailbox;
@@ -2884,14 +2938,14 @@ struct plb_balancer {
     plb_timer tick_timer; /* the strategy's */
     plb_timer ramp_timer; /* of slow starts */
     plb__set *retired[2];
+    uint32_t left[2]; /* sides of `spilled` that were seen empty since it retired, a bit each */
     plb__slot *departed;
     uint32_t *free_numbers; /* of slots; holds numbers_capacity */
     uint32_t free_number_count, next_number, numbers_capacity;
     plb__op *free_ops, *running;
     /* discovery */
     void *discovery_state;
-    plb__op *discovery; /* running or waiting to be applied */
-    bool answered;      /* its answer is there, and waits for a retired set to be let go */
+    plb__op *discovery; /* running */
     bool update_due, first_update_over;
     plb__mail *changes, **changes_end; /* queued plb__change */
     bool changes_stalled;              /* there was no memory for the first of them */
@@ -2997,25 +3051,26 @@ static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const 
 }
 
 /* ==== READERS ========================================================================================================
-   Hazard pointers (Michael 2004), one to a reader, taken for the time of a call: a reader writes the set that it found
-   published into a cell of its own, then looks whether it is still the published one. The writer publishes first and
-   reads the cells afterwards. A set goes when no cell names it. At most two retired sets wait; with both still held, an
-   update waits too, so a stalled reader costs two sets and delays updates, and nobody ever waits for a lock.
+   Hazard pointers (Michael 2004), one to a reader, taken for the time of a call. The manual says why it works.
 
-   That works only if neither side's store can be overtaken by its load. A port that has a barrier for all threads
-   (plb_barrier) lets the rare writer pay for both: the reader's store is then a plain one. Else it is sequentially
-   consistent, as the writer's always is.
+   It works only if neither side's store can be overtaken by its load. A port that has a barrier for all threads
+   (plb_barrier) lets the rare writer pay for both: the reader's store is then a relaxed one. It continues the release
+   sequence of its thread's last withdrawal, so the writer, who may see it instead of the 0 before it, acquires that
+   too. Without a barrier the store is sequentially consistent, as the writer's always is.
 
    A cell belongs to one thread for good: to that of a handle, or to the one whose thread-local byte it is named after.
-   Threads beyond those claim one of the common cells for the call by compare-and-swap, and if all are claimed they
-   count themselves in `spilled`; while that is not 0 nothing goes. */
+   When that thread has ended, another one may get its byte, and the cell with it: no two that live have the same. A
+   cell that is not 0 is in use further up, by a call that called back, was interrupted, or began a walk: then, and for
+   threads beyond those, a common cell is claimed for the call by compare-and-swap. If all are claimed, readers count
+   themselves in `spilled`. After fork, cells that other threads had claimed stay so in the child, which frees nothing.
+   */
 
 #ifndef PLB_NO_THREADS
-/* Announces a reader in a cell that nobody else writes, and returns the published set; NULL, and nothing to leave,
-   before the first one. */
-PLB__INLINE plb__set *plb__announce(plb_balancer *lb, plb_reader *reader)
+/* Announces a reader in a cell that nobody else writes, and returns the set at `where`, which is lb->current or
+   lb->newest; NULL, and nothing to leave, before the first one. */
+PLB__INLINE plb__set *plb__announce(plb_balancer *lb, const uintptr_t *where, plb_reader *reader)
 {
-    uintptr_t set = PLB__LOAD_ACQUIRE(&lb->current), seen;
+    uintptr_t set = PLB__LOAD_ACQUIRE(where), seen;
     do {
         seen = set;
         if (PLB__LIKELY(lb->port.barrier != NULL))
@@ -3023,21 +3078,22 @@ PLB__INLINE plb__set *plb__announce(plb_balancer *lb, plb_reader *reader)
         else
             PLB__STORE(&reader->set, seen);
         PLB__KEEP_ORDER();
-        set = PLB__LOAD(&lb->current);
+        set = PLB__LOAD(where);
     } while (PLB__UNLIKELY(set != seen));
     return (plb__set *)set;
 }
 
-static plb__set *plb__enter_spilled(plb_balancer *lb, plb_hold *hold)
+static plb__set *plb__enter_spilled(plb_balancer *lb, const uintptr_t *where, plb_hold *hold)
 {
     plb__set *set;
-    plb__fetch_add(&lb->spilled, 1);
+    hold->own.set = PLB__LOAD_RELAXED(&lb->side);
+    plb__fetch_add(&lb->spilled[hold->own.set], 1);
     hold->reader = &hold->own;
     hold->own.own_turn = false;
     hold->own.random = plb__mix(lb->seed + plb__fetch_add_relaxed(&lb->spills, 1) * PLB__GOLDEN);
-    set = (plb__set *)PLB__LOAD(&lb->current);
+    set = (plb__set *)PLB__LOAD(where);
     if (set == NULL)
-        plb__fetch_add(&lb->spilled, UINT32_MAX);
+        plb__fetch_add(&lb->spilled[hold->own.set], UINT32_MAX);
     return set;
 }
 
@@ -3067,15 +3123,15 @@ static plb__cell *plb__own_cell(plb_balancer *lb, uintptr_t me)
     return NULL;
 }
 
-static plb__set *plb__enter_common(plb_balancer *lb, plb_hold *hold)
+static plb__set *plb__enter_common(plb_balancer *lb, const uintptr_t *where, plb_hold *hold)
 {
-    uintptr_t set = PLB__LOAD(&lb->current);
+    uintptr_t set = PLB__LOAD(where);
     uint32_t tries, at = plb__spread((uintptr_t)hold >> 6, PLB_READERS);
     for (tries = set != 0 ? PLB_READERS : 0; tries > 0; tries--, at = at + 1 < PLB_READERS ? at + 1 : 0) {
         plb_reader *reader = &lb->cells[PLB_READERS + at].reader;
         if (PLB__LOAD_RELAXED(&reader->set) == 0 && plb__cas(&reader->set, 0, set)) {
             uintptr_t now;
-            while (PLB__UNLIKELY((now = PLB__LOAD(&lb->current)) != set)) {
+            while (PLB__UNLIKELY((now = PLB__LOAD(where)) != set)) {
                 set = now;
                 PLB__STORE(&reader->set, set);
             }
@@ -3083,16 +3139,16 @@ static plb__set *plb__enter_common(plb_balancer *lb, plb_hold *hold)
             return (plb__set *)set;
         }
     }
-    return plb__enter_spilled(lb, hold);
+    return plb__enter_spilled(lb, where, hold);
 }
 
-PLB__RARE plb__set *plb__enter_elsewhere(plb_balancer *lb, plb_hold *hold, uintptr_t me)
+PLB__RARE plb__set *plb__enter_elsewhere(plb_balancer *lb, const uintptr_t *where, plb_hold *hold)
 {
-    plb__cell *cell = plb__own_cell(lb, me);
+    plb__cell *cell = plb__own_cell(lb, plb__thread());
     if (cell == NULL)
-        return plb__enter_common(lb, hold);
+        return plb__enter_common(lb, where, hold);
     hold->reader = &cell->reader;
-    return plb__announce(lb, &cell->reader);
+    return plb__announce(lb, where, &cell->reader);
 }
 
 /* The cell where this thread looks first, if it owns it and does not use it further up; else NULL. */
@@ -3110,9 +3166,9 @@ PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
 {
     plb_reader *reader = plb__home_reader(lb);
     if (PLB__UNLIKELY(reader == NULL))
-        return plb__enter_elsewhere(lb, hold, plb__thread());
+        return plb__enter_elsewhere(lb, &lb->current, hold);
     hold->reader = reader;
-    return plb__announce(lb, reader);
+    return plb__announce(lb, &lb->current, reader);
 }
 
 /* As plb__enter, by a handle. An accept callback may pick by the handle that is picking: then as anybody. */
@@ -3121,22 +3177,23 @@ PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
     if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&handle->reader.set) != 0))
         return plb__enter(handle->balancer, hold);
     hold->reader = &handle->reader;
-    return plb__announce(handle->balancer, &handle->reader);
+    return plb__announce(handle->balancer, &handle->balancer->current, &handle->reader);
 }
 
 PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 {
     if (PLB__UNLIKELY(hold->reader == &hold->own))
-        plb__fetch_add(&lb->spilled, UINT32_MAX);
+        plb__fetch_add(&lb->spilled[hold->own.set], UINT32_MAX);
     else
         plb__withdraw(hold->reader);
 }
 #else
 /* With one thread the count is all that is needed, and not even that by a pick that calls nobody back. */
-PLB__INLINE plb__set *plb__announce(plb_balancer *lb, plb_reader *reader)
+PLB__INLINE plb__set *plb__announce(plb_balancer *lb, const uintptr_t *where, plb_reader *reader)
 {
+    (void)lb;
     (void)reader;
-    return (plb__set *)lb->current;
+    return (plb__set *)*where;
 }
 
 PLB__INLINE void plb__withdraw(plb_reader *reader)
@@ -3149,11 +3206,17 @@ PLB__INLINE plb_reader *plb__home_reader(plb_balancer *lb)
     return &lb->cells[0].reader;
 }
 
-PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
+PLB__INLINE plb__set *plb__enter_elsewhere(plb_balancer *lb, const uintptr_t *where, plb_hold *hold)
 {
     hold->reader = &lb->cells[0].reader;
-    lb->spilled += lb->current != 0;
-    return (plb__set *)lb->current;
+    hold->own.set = lb->side;
+    lb->spilled[lb->side] += *where != 0;
+    return (plb__set *)*where;
+}
+
+PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
+{
+    return plb__enter_elsewhere(lb, &lb->current, hold);
 }
 
 PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
@@ -3165,17 +3228,30 @@ PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
 
 PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 {
-    (void)hold;
-    lb->spilled--;
+    lb->spilled[hold->own.set]--;
 }
 #endif
 
+/* Looks who has left of those that are only counted. Whoever reads a retired set was counted before it retired; so once
+   each side was seen empty since then, at whatever moments, none of them is left. New ones are sent to the side that is
+   empty: the other one runs dry, and no stream of readers, however dense, holds up an update. */
+static void plb__look_at_spilled(plb_balancer *lb)
+{
+    uint32_t side;
+    for (side = 0; side < 2; side++) {
+        if (PLB__LOAD(&lb->spilled[side]) != 0)
+            continue;
+        lb->left[0] |= 1u << side;
+        lb->left[1] |= 1u << side;
+        PLB__STORE_RELAXED(&lb->side, side);
+    }
+}
+
+/* Does a cell or a handle name that set? */
 static bool plb__is_read(plb_balancer *lb, const plb__set *set)
 {
     const plb_handle *handle = (const plb_handle *)PLB__LOAD(&lb->handles);
     uint32_t i = PLB__CELLS;
-    if (PLB__LOAD(&lb->spilled) != 0)
-        return true;
     while (i-- > 0)
         if (PLB__LOAD(&lb->cells[i].reader.set) == (uintptr_t)set)
             return true;
@@ -3185,28 +3261,38 @@ static bool plb__is_read(plb_balancer *lb, const plb__set *set)
     return false;
 }
 
-/* The slot has changed: says so in the current set. The slot must be held by the caller, and `held` too, a set; if it is
-   the current one at this moment, one that comes later will see the change by itself. */
-static void plb__slot_changed(plb_balancer *lb, plb__slot *slot, plb__set *held)
+/* Makes the set at `where` say what a slot says, if it is in there, and returns the set. */
+static uintptr_t plb__slot_tell(plb_balancer *lb, const uintptr_t *where, const plb__slot *slot, uint32_t index)
 {
     plb_hold hold;
-    plb__set *set;
-    if (PLB__LOAD(&lb->current) == (uintptr_t)held) {
-        plb__set_sync(held, slot);
-        return;
-    }
-    set = plb__enter(lb, &hold);
-    plb__set_sync(set, slot);
+    plb__set *set = plb__enter_elsewhere(lb, where, &hold);
+    if (set == NULL)
+        return 0;
+    if (index >= set->count || set->slots[index] != slot) /* else it is there, so it may be looked at */
+        for (index = 0; index < set->count && set->slots[index] != slot;)
+            index++;
+    if (index < set->count)
+        plb__set_sync(set, set->slots[index]);
     plb__leave(lb, &hold);
+    return (uintptr_t)set;
 }
 
-static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, bool on, plb__set *held)
+/* The slot, perhaps gone by now, has changed: says so in the set that is about to be published, then in the one that
+   is. A set that comes later will have been read from the slots as they are now. `index`: where it may stand. */
+static void plb__slot_changed(plb_balancer *lb, const plb__slot *slot, uint32_t index)
+{
+    uintptr_t newest = plb__slot_tell(lb, &lb->newest, slot, index);
+    if (PLB__LOAD(&lb->current) != newest)
+        plb__slot_tell(lb, &lb->current, slot, index);
+}
+
+static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, bool on)
 {
     uint32_t flags;
     do
         flags = PLB__LOAD(&slot->flags);
     while (!plb__cas32(&slot->flags, flags, on ? flags | flag : flags & ~flag));
-    plb__slot_changed(lb, slot, held);
+    plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
 }
 
 /* Handles are never given back before plb_destroy, so that the list of them can be read at any time; one that was
@@ -3297,34 +3383,19 @@ static bool plb__excluded(const plb_request *request, uint32_t slot)
     return false;
 }
 
-/* A slot, perhaps gone by now, has got room: says so in the current set, wherever it stands there. */
-static void plb__slot_has_room(plb_balancer *lb, const plb__slot *slot, uint32_t index)
-{
-    plb_hold hold;
-    plb__set *set = plb__enter(lb, &hold);
-    if (set == NULL)
-        return;
-    if (index >= set->count || set->slots[index] != slot) /* else it is there, so it may be looked at */
-        for (index = 0; index < set->count && set->slots[index] != slot;)
-            index++;
-    if (index < set->count)
-        plb__set_sync(set, set->slots[index]);
-    plb__leave(lb, &hold);
-}
-
 /* Counts one request less. */
 static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t index = PLB__LOAD_RELAXED(&slot->index);
     uint32_t before = plb__fetch_add(&slot->in_flight, UINT32_MAX); /* from here on the slot may be gone */
     if (PLB__UNLIKELY((before & PLB__LIMITED) != 0))
-        plb__slot_has_room(lb, slot, index);
+        plb__slot_changed(lb, slot, index);
     if (PLB__UNLIKELY((before & ~PLB__LIMITED) == (PLB__DEPARTED | 1)))
         plb__wake(lb);
 }
 
 /* Takes one request more, or nothing if that would be more than max_conns. The set is held by the caller. */
-PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot, plb__set *held)
+PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t before = plb__fetch_add(&slot->in_flight, 1), count = (before & PLB__COUNT_MASK) + 1, max_conns;
     if (PLB__LIKELY((before & PLB__LIMITED) == 0))
@@ -3335,30 +3406,34 @@ PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot, plb__set *hel
     if (count > max_conns)
         plb__fetch_add(&slot->in_flight, UINT32_MAX);
     if (count >= max_conns)
-        plb__slot_changed(lb, slot, held);
+        plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
     return count <= max_conns;
 }
 
 /* A walk under way: the request, and for whom. */
 typedef struct plb__walk {
     const plb_request *request;
+    const plb__set *set;
     plb_reader *reader;
     plb_balancer *taker; /* NULL unless the backend is to be taken: accept does not reach past max_conns */
-    plb__set *set;
-    uint64_t luck; /* of the key, or of this walk: decides about partial shares */
-    bool shares;   /* are partial shares to be looked at? */
+    uint64_t luck;       /* of the key, or of this walk: decides about partial shares; 0: not known yet */
+    bool shares;         /* are partial shares to be looked at? */
 } plb__walk;
 
 /* A backend that starts slowly refuses those whose luck is above its share. One luck for each key and backend: as the
    share grows, keys come and none goes. */
-static bool plb__admits(const plb__walk *walk, plb__slot *slot)
+static bool plb__admits(plb__walk *walk, plb__slot *slot)
 {
     uint32_t share = PLB__LOAD_RELAXED(&slot->share);
+    const plb_request *request = walk->request;
+    if (walk->luck == 0)
+        walk->luck = walk->set->strategy->keyed ? plb__fnv1a(PLB__FNV_BASIS, request->key, request->key_length)
+                                                : plb__random(walk->reader);
     return share == PLB__SHARE_ALL || plb__mix(walk->luck + slot->number * PLB__GOLDEN) % PLB__SHARE_ALL < share;
 }
 
 /* Is it this one? */
-static bool plb__accepts(const plb__walk *walk, const plb__tier *tier, uint32_t index)
+static bool plb__accepts(plb__walk *walk, const plb__tier *tier, uint32_t index)
 {
     const plb_request *request = walk->request;
     plb__slot *slot = tier->view.slots[index];
@@ -3372,7 +3447,7 @@ static bool plb__accepts(const plb__walk *walk, const plb__tier *tier, uint32_t 
             info.ready = false;
         accepted = request->accept(request->accept_user, &info);
     }
-    return accepted && (walk->taker == NULL || plb__slot_take(walk->taker, slot, walk->set));
+    return accepted && (walk->taker == NULL || plb__slot_take(walk->taker, slot));
 }
 
 /* What one walk has asked already. */
@@ -3391,10 +3466,10 @@ static bool plb__seen_has(const plb__seen *seen, uint32_t index)
 }
 
 /* Asks every backend that was not asked yet, in set order, within *left of them. */
-static uint32_t plb__sweep(const plb__walk *walk, const plb__tier *tier, const plb__seen *seen, uint32_t *left)
+static uint32_t plb__sweep(plb__walk *walk, const plb__tier *tier, const plb__seen *seen, uint32_t *left)
 {
     uint32_t i;
-    for (i = 0; i<tier->view.count && * left> 0; i++) {
+    for (i = 0; *left > 0 && i < tier->view.count; i++) {
         if (plb__seen_has(seen, i))
             continue;
         if (plb__accepts(walk, tier, i))
@@ -3408,11 +3483,13 @@ static uint32_t plb__sweep(const plb__walk *walk, const plb__tier *tier, const p
 #define PLB__PATIENCE (4 * PLB_SEEN_MAX)
 
 /* pingora's UniqueIterator: every step counts, a backend is asked once, and the sequence has moved on once more when
-   the limit is noticed. *left: the steps that may still be taken. */
-static uint32_t plb__walk_tier(const plb_balancer *lb, const plb__walk *walk, const plb__tier *tier, uint32_t *left)
+   the limit is noticed. *left: the steps that may still be taken. Once all were asked, the steps that are left are
+   pingora's only where there is nothing else to try. */
+static uint32_t plb__walk_tier(const plb_balancer *lb, plb__walk *walk, const plb__tier *tier, uint32_t *left)
 {
     const plb_request *request = walk->request;
     const plb_view *view = &tier->view;
+    bool endless = request->max_iterations == 0, goes_on = endless || walk->shares || walk->set->tier_count > 1;
     uint32_t steps = 0, index;
     plb_cursor cursor;
     plb__seen seen;
@@ -3426,56 +3503,50 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, const plb__walk *walk, co
             if (plb__accepts(walk, tier, index))
                 return index;
         }
-        if (request->max_iterations == 0 && (seen.count == view->count || steps == PLB__PATIENCE))
+        if ((goes_on && seen.count == view->count) || (endless && steps == PLB__PATIENCE))
             return plb__sweep(walk, tier, &seen, left);
         index = lb->strategy->next(tier->table, view, walk->reader, &cursor);
     }
     return PLB_NONE;
 }
 
-/* Through the tier that picks come from, then through the others. */
-static uint32_t plb__walk_tiers(const plb_balancer *lb, const plb__walk *walk, const plb__tier **tier)
+/* Those that start slowly and refuse are passed over, unless that leaves none in the tier. */
+static uint32_t plb__walk_shares(const plb_balancer *lb, plb__walk *walk, const plb__tier *tier, uint32_t *left)
 {
-    const plb__set *set = walk->set;
+    uint32_t before = *left, index;
+    walk->shares = walk->request->accept == NULL && PLB__LOAD_RELAXED(&tier->view.partial_count) > 0;
+    index = plb__walk_tier(lb, walk, tier, left);
+    if (index != PLB_NONE || !walk->shares)
+        return index;
+    walk->shares = false;
+    *left = before;
+    return plb__walk_tier(lb, walk, tier, left);
+}
+
+/* Through the tier that picks come from, then through the others. */
+static uint32_t plb__walk_tiers(const plb_balancer *lb, plb__walk *walk, const plb__tier **tier)
+{
     uint32_t t, index, left = walk->request->max_iterations > 0 ? walk->request->max_iterations : UINT32_MAX;
     const plb__tier *active = *tier;
-    index = plb__walk_tier(lb, walk, active, &left);
-    for (t = 0; t < set->tier_count && index == PLB_NONE && left > 0; t++) {
-        *tier = &set->tiers[t];
-        if (*tier != active && (*tier)->view.count > 0)
-            index = plb__walk_tier(lb, walk, *tier, &left);
+    index = plb__walk_shares(lb, walk, active, &left);
+    for (t = 0; t < walk->set->tier_count && index == PLB_NONE && left > 0; t++) {
+        *tier = &walk->set->tiers[t];
+        if (*tier != active)
+            index = plb__walk_shares(lb, walk, *tier, &left);
     }
     return index;
 }
 
-/* Some backends start slowly: those that refuse are passed over, unless that leaves none. */
-static uint32_t plb__walk_pick(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
-                               plb_balancer *taker, const plb__tier **tier)
+/* Any ready backend will do, and the strategy finds one by itself. */
+PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb_request *request)
 {
-    plb__walk walk;
-    uint32_t index;
-    walk.request = request;
-    walk.reader = reader;
-    walk.taker = taker;
-    walk.set = set;
-    walk.shares = PLB__LOAD_RELAXED(&(*tier)->view.partial_count) > 0;
-    walk.luck = 0;
-    if (walk.shares)
-        walk.luck =
-            lb->strategy->keyed ? plb__fnv1a(PLB__FNV_BASIS, request->key, request->key_length) : plb__random(reader);
-    index = plb__walk_tiers(lb, &walk, tier);
-    if (index != PLB_NONE || !walk.shares || request->accept != NULL)
-        return index;
-    walk.shares = false;
-    *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
-    return plb__walk_tiers(lb, &walk, tier);
+    return PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL);
 }
 
-/* Any ready backend will do, and the strategy finds one by itself. */
-PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb__tier *tier, const plb_request *request)
+/* No backend starts slowly. */
+PLB__INLINE bool plb__is_whole(const plb__tier *tier)
 {
-    return PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL &&
-                       PLB__LOAD_RELAXED(&tier->view.partial_count) == 0);
+    return PLB__LIKELY(PLB__LOAD_RELAXED(&tier->view.partial_count) == 0);
 }
 
 PLB__INLINE uint32_t plb__tier_pick(const plb_balancer *lb, const plb__tier *tier, plb_reader *reader, const void *key,
@@ -3486,13 +3557,14 @@ PLB__INLINE uint32_t plb__tier_pick(const plb_balancer *lb, const plb__tier *tie
 
 /* The active tier has just run out, and the one that follows it is not active yet. */
 static uint32_t plb__pick_from_others(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
-                                      size_t key_length, const plb__tier **tier)
+                                      size_t key_length, uint32_t limit, const plb__tier **tier)
 {
     uint32_t t, index = PLB_NONE;
     for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
         *tier = &set->tiers[t];
-        if ((*tier)->view.count > 0)
-            index = plb__tier_pick(lb, *tier, reader, key, key_length, 0);
+        index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
+        if (index == PLB_NONE && limit > 0 && plb__view_ready_after(&(*tier)->view, 0) != PLB_NONE)
+            break; /* it has not run out: the limit is too low */
     }
     return index;
 }
@@ -3501,9 +3573,53 @@ PLB__INLINE uint32_t plb__plain_pick(const plb_balancer *lb, const plb__set *set
                                      size_t key_length, uint32_t limit, const plb__tier **tier)
 {
     uint32_t index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
-    if (PLB__UNLIKELY(index == PLB_NONE && limit == 0 && set->tier_count > 1))
-        return plb__pick_from_others(lb, set, reader, key, key_length, tier);
+    if (PLB__UNLIKELY(index == PLB_NONE && set->tier_count > 1))
+        return plb__pick_from_others(lb, set, reader, key, key_length, limit, tier);
     return index;
+}
+
+/* Draws in place of a backend that refuses, before it has to take the request after all. */
+#define PLB__REFUSALS_MAX 16
+
+/* Only the requests of those that start slowly and refuse go elsewhere: to one drawn at random, for a key the same as
+   long as nothing changes. Walking instead would be long where few are ready. */
+static uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
+{
+    uint32_t tries, drawn = index;
+    plb_reader lots;
+    memset(&lots, 0, sizeof lots);
+    for (tries = 0; tries < PLB__REFUSALS_MAX && drawn != PLB_NONE; tries++) {
+        if (plb__admits(walk, view->slots[drawn]))
+            return drawn;
+        if (tries == 0)
+            lots.random = walk->luck;
+        drawn = plb_view_draw(view, &lots);
+    }
+    return index;
+}
+
+/* A pick that is not plain, or from a tier in which backends start slowly. */
+static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
+                               plb_balancer *taker, const plb__tier **tier)
+{
+    const plb__tier *active = *tier;
+    plb__walk walk;
+    walk.request = request;
+    walk.set = set;
+    walk.reader = reader;
+    walk.taker = taker;
+    walk.luck = 0;
+    if (plb__is_plain(lb, request)) {
+        uint32_t index =
+            plb__plain_pick(lb, set, reader, request->key, request->key_length, request->max_iterations, tier);
+        if (index == PLB_NONE)
+            return PLB_NONE;
+        index = plb__pick_instead(&walk, &(*tier)->view, index);
+        if (taker == NULL || plb__slot_take(taker, (*tier)->view.slots[index]))
+            return index;
+    }
+    *tier = active;
+    return plb__walk_tiers(lb, &walk, tier);
 }
 
 /* Copies the address that was picked, and leaves. */
@@ -3526,9 +3642,10 @@ static plb_status plb__select_full(plb_balancer *lb, plb_hold *hold, plb__set *s
     const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
     uint32_t index = PLB_NONE;
     if (set->count > 0)
-        index = plb__is_plain(lb, tier, request) ? plb__plain_pick(lb, set, hold->reader, request->key,
-                                                                   request->key_length, request->max_iterations, &tier)
-                                                 : plb__walk_pick(lb, set, hold->reader, request, NULL, &tier);
+        index = plb__is_plain(lb, request) && plb__is_whole(tier)
+                    ? plb__plain_pick(lb, set, hold->reader, request->key, request->key_length, request->max_iterations,
+                                      &tier)
+                    : plb__walk_pick(lb, set, hold->reader, request, NULL, &tier);
     return plb__select_end(lb, hold, set, tier, index, out);
 }
 
@@ -3549,7 +3666,7 @@ PLB__RARE plb_status plb__select_entered(plb_balancer *lb, plb_hold *hold, plb__
 /* Nothing to look at but the one tier's pick? */
 PLB__INLINE bool plb__is_simple(const plb__set *set)
 {
-    return PLB__LIKELY(set != NULL && set->simple && PLB__LOAD_RELAXED(&set->tiers[0].view.partial_count) == 0);
+    return PLB__LIKELY(set != NULL && set->simple && plb__is_whole(&set->tiers[0]));
 }
 
 /* What remains to be done after a pick. Not inlined, so that the pick before it keeps three values and no more. */
@@ -3586,7 +3703,7 @@ PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_leng
 {
     plb_reader *reader = plb__home_reader(lb);
     if (PLB__LIKELY(reader != NULL)) {
-        const plb__set *set = plb__announce(lb, reader);
+        const plb__set *set = plb__announce(lb, &lb->current, reader);
         if (plb__is_simple(set))
             return plb__select_simple(set, reader, key, key_length, max_iterations, out);
         plb__withdraw(reader);
@@ -3607,7 +3724,7 @@ PLB_API plb_status plb_handle_select(plb_handle *handle, const void *key, size_t
 {
     plb_reader *reader = &handle->reader;
     if (PLB__LIKELY(PLB__LOAD_RELAXED(&reader->set) == 0)) {
-        const plb__set *set = plb__announce(handle->balancer, reader);
+        const plb__set *set = plb__announce(handle->balancer, &handle->balancer->current, reader);
         if (plb__is_simple(set))
             return plb__select_simple(set, reader, key, key_length, max_iterations, out);
         plb__withdraw(reader);
@@ -3629,23 +3746,20 @@ PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request 
     return set != NULL ? plb__select_full(handle->balancer, &hold, set, request, out) : PLB_ERR_EMPTY;
 }
 
-/* How often plb_begin picks again when other threads were faster to fill a backend up to max_conns. */
-#define PLB__TAKE_TRIES 16
-
-/* Picks a backend and takes it. */
-PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
-                                     const plb__tier **tier)
+/* Picks a backend and takes it. Where another thread was faster to fill it up to max_conns, goes the long way, which
+   asks each one: the bits of a set that has been replaced meanwhile may say for good that this one has room. */
+PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, const plb__set *set, plb_reader *reader,
+                                     const plb_request *request, const plb__tier **tier)
 {
-    int tries;
-    if (PLB__UNLIKELY(!plb__is_plain(lb, *tier, request)))
-        return plb__walk_pick(lb, set, reader, request, lb, tier);
-    for (tries = 0; tries < PLB__TAKE_TRIES; tries++) {
+    const plb__tier *active = *tier;
+    if (PLB__LIKELY(plb__is_plain(lb, request) && plb__is_whole(active))) {
         uint32_t index =
             plb__plain_pick(lb, set, reader, request->key, request->key_length, request->max_iterations, tier);
-        if (index == PLB_NONE || PLB__LIKELY(plb__slot_take(lb, (*tier)->view.slots[index], set)))
+        if (index == PLB_NONE || PLB__LIKELY(plb__slot_take(lb, (*tier)->view.slots[index])))
             return index;
     }
-    return PLB_NONE;
+    *tier = active;
+    return plb__walk_pick(lb, set, reader, request, lb, tier);
 }
 
 PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
@@ -3732,7 +3846,7 @@ PLB_API plb_status plb_set_enabled(plb_balancer *lb, const plb_addr *addr, uint3
         return PLB_ERR_ADDRESS;
     index = plb__set_find(set, addr, id, &tier);
     if (index != PLB_NONE)
-        plb__slot_flag(lb, tier->view.slots[index], PLB__DISABLED, !enabled, set);
+        plb__slot_flag(lb, tier->view.slots[index], PLB__DISABLED, !enabled);
     plb__leave(lb, &hold);
     return index != PLB_NONE ? PLB_OK : PLB_ERR_ADDRESS;
 }
@@ -4082,8 +4196,14 @@ PLB__INLINE uint64_t plb__fnv_again(uint64_t number)
     return hash;
 }
 
-/* Places that a key without a limit tries while half of the backends are ready: so most keys that have moved stay where
-   they are when another backend fails. Hashing a hash again takes six times as long as this, so the faithful sequence is
+/* Is less than a quarter of it ready? */
+PLB__INLINE bool plb__view_is_sparse(const plb_view *view)
+{
+    return PLB__LOAD_RELAXED(&view->ready_count) < (view->count + 3) / 4;
+}
+
+/* Places that a key without a limit tries while enough backends are ready: so most keys that have moved stay where they
+   are when another backend fails. Hashing a hash again takes six times as long as this, so the faithful sequence is
    kept for those who set a limit. */
 #define PLB__KEYED_TRIES 16
 
@@ -4093,7 +4213,7 @@ PLB__RARE uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
 {
     uint32_t ready = PLB__LOAD_RELAXED(&view->ready_count), tries, index = 0;
     hash = plb__mix(hash);
-    if (ready < view->count / 2) {
+    if (plb__view_is_sparse(view)) {
         index = plb__view_ready_nth(view, (uint32_t)((hash >> 32) * ready >> 32));
         return PLB__LIKELY(index < view->count && plb__view_ready(view, index)) ? index
                                                                                 : plb__view_ready_after(view, 0);
@@ -5410,11 +5530,10 @@ PLB__INLINE plb__load plb__least_find(const plb_view *view, uint32_t start, bool
     best.weight = 1;
     best.index = PLB_NONE;
     best.distance = 0;
-    best.distance = 0;
     while (left > 0 && sample > 0) {
         uint32_t room = left < view->count - from ? left : view->count - from, shift = from % PLB__WORD_BITS;
         uint32_t span = PLB__WORD_BITS - shift < room ? PLB__WORD_BITS - shift : room;
-        uintptr_t all = UINTPTR_MAX >> (PLB__WORD_BITS - span);
+        uintptr_t all = PLB__BITS >> (PLB__WORD_BITS - span);
         uintptr_t word = PLB__LOAD_RELAXED(&view->ready[from / PLB__WORD_BITS]) >> shift & all;
         if (word == all) {
             uint32_t end = from + (span < sample ? span : sample), i;
@@ -5442,6 +5561,8 @@ static uint32_t plb__least_pick(const void *opaque_table, const plb_view *view, 
     (void)key;
     (void)key_length;
     (void)limit; /* the first of the sequence is a ready one, if there is one */
+    if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
+        return PLB_NONE;
     if (table->ends == NULL)
         return plb__least_find(view, start, true, NULL).index;
     return plb__least_find(view, start, false, NULL).index;
@@ -5774,6 +5895,8 @@ static uint32_t plb__ip_hash_pick(const void *table, const plb_view *view, plb_r
         index = plb__ip_hash_step(&walk, (const plb__weighted_table *)table);
         if (PLB__LIKELY(plb__view_ready(view, index)))
             return index;
+        if (limit == 0 && plb__view_is_sparse(view))
+            return plb__keyed_rest(view, walk.hash);
     }
     return limit > 0 ? PLB_NONE : plb_view_ready_after(view, index);
 }
@@ -6542,20 +6665,6 @@ static void plb__maglev_discard(void *opaque, void *table)
     plb__delete(&((plb__maglev_state *)opaque)->allocator, table, ((plb__maglev_table *)table)->size);
 }
 
-/* The first ready backend from `index` on, wrapping, or PLB_NONE. */
-static uint32_t plb__ready_from(const plb_view *view, uint32_t index)
-{
-    uint32_t w = index / PLB__WORD_BITS, left = view->words + 1; /* the first word twice: its upper part, its lower */
-    uintptr_t word = PLB__LOAD_RELAXED(&view->ready[w]) & UINTPTR_MAX << index % PLB__WORD_BITS;
-    for (; left > 0; left--) {
-        if (word != 0)
-            return w * PLB__WORD_BITS + plb__lowest_one(word);
-        w = w + 1 < view->words ? w + 1 : 0;
-        word = PLB__LOAD_RELAXED(&view->ready[w]);
-    }
-    return PLB_NONE;
-}
-
 /* Places that a pick without a limit looks at before it goes to the ready backends directly. */
 #define PLB__MAGLEV_PATIENCE 256
 
@@ -6565,6 +6674,8 @@ static uint32_t plb__maglev_rest(const plb__maglev_table *table, const plb_view 
 {
     const uint32_t places = table->places, skip = plb__maglev_skip(hash, places);
     uint32_t place = plb__maglev_place(hash, places), steps = limit > 0 ? limit : PLB__MAGLEV_PATIENCE;
+    if (limit == 0 && plb__view_is_sparse(view))
+        return plb__keyed_rest(view, hash);
     if (steps > places)
         steps = places; /* it would only begin again */
     while (--steps > 0) {
@@ -6574,7 +6685,8 @@ static uint32_t plb__maglev_rest(const plb__maglev_table *table, const plb_view 
         if (plb__view_ready(view, owner))
             return owner;
     }
-    return limit > 0 ? PLB_NONE : plb__ready_from(view, (uint32_t)plb__multiply_high(plb__mix(hash), view->count));
+    return limit > 0 ? PLB_NONE
+                     : plb__view_ready_after(view, (uint32_t)plb__multiply_high(plb__mix(hash), view->count));
 }
 
 static uint32_t plb__maglev_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
@@ -7306,11 +7418,11 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
         if (!plb__list_continues(u->list, i)) {
             if (PLB__LOAD_RELAXED(&slot->max_conns) != backend->max_conns) {
                 plb__slot_limit(slot, backend->max_conns);
-                plb__slot_changed(lb, slot, (plb__set *)lb->current);
+                plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
             }
         }
         if (backend->enablement != PLB_ENABLEMENT_KEEP)
-            plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF, (plb__set *)lb->current);
+            plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF);
         if (backend->ext != slot->ext && !plb__list_repeats_ext(u->list, i))
             plb__release_ext(backend->ext, backend->ext_release);
     }
@@ -7372,8 +7484,9 @@ static bool plb__reclaim(plb_balancer *lb)
 {
     plb__slot **link = &lb->departed;
     int i;
+    plb__look_at_spilled(lb);
     for (i = 0; i < 2; i++) {
-        if (lb->retired[i] != NULL && !plb__is_read(lb, lb->retired[i])) {
+        if (lb->retired[i] != NULL && lb->left[i] == 3 && !plb__is_read(lb, lb->retired[i])) {
             plb__set_delete(lb, lb->retired[i]);
             lb->retired[i] = NULL;
         }
@@ -7390,8 +7503,8 @@ static bool plb__reclaim(plb_balancer *lb)
     return lb->retired[0] != NULL || lb->retired[1] != NULL;
 }
 
-/* Publishes a set. A flip that came before the store finds the old set at best, so every slot is read again after
-   it. */
+/* Publishes a set. From the first store on, flips are told to it; those that came before are read from the slots; then
+   readers may have it. So a backend that was switched off before is not picked from it, not even for a moment. */
 static void plb__publish(plb_balancer *lb, plb__set *set)
 {
     plb__set *old = (plb__set *)lb->current;
@@ -7401,12 +7514,16 @@ static void plb__publish(plb_balancer *lb, plb__set *set)
         if (i == 0 || set->slots[i - 1] != set->slots[i])
             PLB__STORE_RELAXED(&set->slots[i]->index, i);
     }
+    PLB__STORE(&lb->newest, (uintptr_t)set);
+    plb__set_sync_all(set);
     PLB__STORE(&lb->current, (uintptr_t)set);
     if (lb->port.barrier != NULL)
         lb->port.barrier->issue(lb->port.barrier->self);
-    plb__set_sync_all(set);
-    if (old != NULL)
-        lb->retired[lb->retired[0] != NULL] = old;
+    if (old != NULL) {
+        i = lb->retired[0] != NULL;
+        lb->retired[i] = old;
+        lb->left[i] = 0;
+    }
     plb__reclaim(lb);
 }
 
@@ -7531,7 +7648,6 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
     }
     plb__op_free(lb, op);
     lb->discovery = NULL;
-    lb->answered = false;
     lb->update.status = status;
     lb->update.updates += status == PLB_OK;
     lb->update.changes += changed;
@@ -7572,15 +7688,11 @@ static void plb__log_update(const plb_balancer *lb)
     plb__log_end(lb, &line);
 }
 
-/* Applies the answer that waits, if there is room for one more retired set. */
 static void plb__answer_apply(plb_balancer *lb)
 {
     uint64_t start = plb__now_us(lb);
     bool changed = false;
-    plb_status status;
-    if (lb->retired[0] != NULL && lb->retired[1] != NULL)
-        return;
-    status = plb__update_apply(lb, lb->discovery->answer, &changed);
+    plb_status status = plb__update_apply(lb, lb->discovery->answer, &changed);
     lb->update.build_us = plb__since_us(lb, start);
     plb__update_over(lb, status, changed);
     if (changed)
@@ -7597,7 +7709,6 @@ static void plb__discovery_answered(plb_balancer *lb, plb_status status)
         plb__update_over(lb, status, false);
         return;
     }
-    lb->answered = true;
     plb__answer_apply(lb);
 }
 
@@ -7610,6 +7721,13 @@ static void plb__discovery_timeout(void *user)
         return; /* its completion is in the mailbox */
     lb->desc.discovery.ops->cancel(lb->discovery_state, token);
     plb__discovery_answered(lb, PLB_ERR_TIMEOUT);
+}
+
+/* One discovery runs at a time, and it starts when there is room for one more retired set: so its answer never has to
+   wait, and the changes that come meanwhile, which the discovery takes in, become one update. */
+static bool plb__discovery_can_start(const plb_balancer *lb)
+{
+    return lb->update_due && lb->discovery == NULL && (lb->retired[0] == NULL || lb->retired[1] == NULL);
 }
 
 static void plb__discovery_start(plb_balancer *lb)
@@ -7660,7 +7778,7 @@ static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_
         plb_backend backend = backends[i];
         plb_status status;
         if (what == PLB_CHANGE_REMOVE)
-            backend.weight = 0; /* is not looked at */
+            backend.weight = backend.priority = 0; /* they are not looked at */
         status = plb__backend_check(&backend, lb->port.names != NULL || what == PLB_CHANGE_REMOVE);
         if (status != PLB_OK)
             return status;
@@ -7741,12 +7859,34 @@ static void plb__changes_apply(plb_balancer *lb)
     }
 }
 
-/* At the end: the discovery knows which ext it has already. */
+/* Leaves what the oldest change brings and a later one brings again to the later one. */
+static void plb__change_forget_repeated(plb_balancer *lb)
+{
+    const plb__change *oldest = (const plb__change *)(void *)lb->changes;
+    const plb__mail *mail;
+    size_t i, j;
+    for (mail = oldest->mail.next; mail != NULL; mail = mail->next) {
+        const plb__list *later = ((const plb__change *)(const void *)mail)->list;
+        for (i = 0; i < oldest->list->count; i++) {
+            plb_backend *x = &oldest->list->backends[i];
+            for (j = 0; j < later->count && x->ext != NULL; j++) {
+                const plb_backend *y = &later->backends[j];
+                if (x->ext == y->ext && plb__identity_compare(&x->addr, x->id, &y->addr, y->id) == 0)
+                    x->ext = NULL;
+            }
+        }
+    }
+}
+
+/* At the end: the discovery knows which ext it has already, and releases what there is no memory for. */
 static void plb__changes_end(plb_balancer *lb)
 {
     while (lb->changes != NULL) {
-        if (plb__change_offer(lb) == PLB_ERR_MEMORY)
-            plb__release_strangers(lb, ((plb__change *)(void *)lb->changes)->list);
+        if (plb__change_offer(lb) == PLB_ERR_MEMORY) {
+            plb__change_forget_repeated(lb);
+            ((plb__change *)(void *)lb->changes)->what = PLB_CHANGE_NONE;
+            plb__change_offer(lb);
+        }
         plb__change_pop(lb);
     }
 }
@@ -7806,6 +7946,16 @@ static plb__static_entry *plb__static_entry_new(plb__static *self, const plb_bac
     return entry;
 }
 
+/* Releases an ext that the list does not have any more, unless the set has it. */
+static void plb__static_release(const plb__static *self, const plb_backend *backend)
+{
+    plb_backend_info info;
+    if (backend->ext == NULL)
+        return;
+    if (plb_find(self->env.balancer, &backend->addr, backend->id, &info) != PLB_OK || info.backend.ext != backend->ext)
+        plb__release_ext(backend->ext, backend->ext_release);
+}
+
 static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
 {
     const plb_allocator *a = &self->env.allocator;
@@ -7814,7 +7964,7 @@ static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
         self->unresolved--;
     }
     if (!entry->given)
-        plb__release_ext(entry->backend.ext, entry->backend.ext_release);
+        plb__static_release(self, &entry->backend);
     plb__delete(a, entry->addrs, entry->addr_count * sizeof(plb_addr));
     plb__delete(a, entry, entry->size);
 }
@@ -8103,7 +8253,7 @@ static void plb__static_inherit(plb__static_entry *entry, plb__static_entry *old
     if (entry->given || old->backend.ext == NULL)
         return;
     if (entry->backend.ext != old->backend.ext)
-        plb__release_ext(entry->backend.ext, entry->backend.ext_release);
+        plb__static_release(entry->list, &entry->backend);
     entry->backend.ext = old->backend.ext;
     entry->backend.ext_release = old->backend.ext_release;
     entry->given = old->given;
@@ -8122,7 +8272,7 @@ static void plb__static_reject(const plb__static *self, const plb_backend *backe
         for (entry = self->entries; entry != NULL && !known; entry = entry->next)
             known = entry->backend.ext == backends[i].ext && plb__static_compare(&entry->backend, &backends[i]) == 0;
         if (!known)
-            plb__release_ext(backends[i].ext, backends[i].ext_release);
+            plb__static_release(self, &backends[i]);
     }
 }
 
@@ -8192,6 +8342,9 @@ static plb_status plb__static_change(void *opaque, plb_change change, const plb_
         break;
     case PLB_CHANGE_REMOVE:
         plb__static_free_all(self, plb__static_take(&self->entries, backends));
+        break;
+    case PLB_CHANGE_NONE:
+        plb__static_reject(self, backends, count);
         break;
     default:
         status = plb__static_replace(self, backends, count);
@@ -8307,7 +8460,7 @@ static void plb__ramp_slot(plb_balancer *lb, plb__slot *slot)
         plb__ramp_wait(lb);
     } else {
         PLB__STORE(&slot->share, PLB__SHARE_ALL);
-        plb__slot_changed(lb, slot, (plb__set *)lb->current);
+        plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
     }
 }
 
@@ -8343,7 +8496,7 @@ static void plb__health_observe(plb_balancer *lb, const plb__tier *tier, uint32_
     slot->u.control.streak = 0;
     if (success)
         plb__ramp_start(lb, slot);
-    plb__slot_flag(lb, slot, PLB__UNHEALTHY, !success, (plb__set *)lb->current);
+    plb__slot_flag(lb, slot, PLB__UNHEALTHY, !success);
     plb__fill_info(tier, index, &info);
     plb__log_backend(lb, success ? PLB_LOG_INFO : PLB_LOG_WARN,
                      success ? "healthy again:" : "unhealthy:", &info.backend, status);
@@ -8618,10 +8771,8 @@ static void plb__mail_read(plb_balancer *lb)
 
 static void plb__discover(plb_balancer *lb)
 {
-    if (lb->answered)
-        plb__answer_apply(lb);
     plb__changes_apply(lb);
-    if (lb->update_due && lb->discovery == NULL)
+    if (plb__discovery_can_start(lb))
         plb__discovery_start(lb);
     plb__mail_read(lb); /* what completed at once */
 }
@@ -8648,7 +8799,7 @@ static bool plb__is_busy(plb_balancer *lb)
 {
     if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0)
         return true;
-    if (lb->discovery == NULL && (lb->update_due || (lb->changes != NULL && !lb->changes_stalled)))
+    if (plb__discovery_can_start(lb) || (lb->discovery == NULL && lb->changes != NULL && !lb->changes_stalled))
         return true;
     return plb__round_can_go_on(lb) || (lb->round_due && !lb->round_running && lb->first_update_over);
 }
