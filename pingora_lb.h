@@ -704,7 +704,7 @@ PLB_API uint64_t plb_reader_random(plb_reader *reader); /* 64 random bits (Split
 PLB_API uintptr_t plb_reader_turn(plb_reader *reader, uintptr_t *shared);
 
 /* A ready backend at random, each as likely as its weight says; PLB_NONE if there is none. O(1), whatever the share of
-   those that are ready; but O(n) now and then where the heaviest weighs several times the average. */
+   those that are ready; but O(n) now and then where the heaviest weighs many times the average. */
 PLB_API uint32_t plb_view_draw(const plb_view *view, plb_reader *reader);
 
 /* The first ready backend at or after an index, wrapping; PLB_NONE if there is none. */
@@ -851,7 +851,7 @@ PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc); /* NULL: all
    place has its backend. For many keys and many backends: a pick costs the same however many there are, and the shares
    are even, each within a place or two of what its weight says; with any weight, one place at least. When a backend
    leaves, its keys move, and fewer than one in a hundred of the others; an unready one's keys go to the others in
-   proportion, and no other moves. 2 bytes a place (4 above 65 536 backends). A build of 65 537 places takes some 2 ms,
+   proportion, and no other moves (without a limit, while a quarter is ready). 2 bytes a place (4 above 65 536 backends). A build of 65 537 places takes some 2 ms,
    and for its duration 24 bytes a backend and, where weights differ much, up to 4 a place. */
 typedef struct plb_maglev_desc {
     /* Places, a prime below 2^24; 100 for each backend make shares exact to a percent. An update with more backends of
@@ -989,7 +989,8 @@ typedef struct plb_request {
     const void *key; /* for strategies with a key; others ignore it */
     size_t key_length;
     uint32_t max_iterations; /* steps of the raw sequence to look at, as pingora counts them; 0: find a ready backend if
-                                there is one */
+                                there is one. Where the sequence would be long, for few are ready, that may be another
+                                than its first ready one, but for a key the same each time */
     const uint32_t *exclude; /* slots (plb_pick.slot) not to take: what a retry has tried already */
     size_t exclude_count;
     plb_accept_fn accept; /* NULL: the first ready one. Excluded backends are shown to it as not ready */
@@ -2177,9 +2178,8 @@ typedef struct plb__compact {
 } plb__compact;
 
 /* One tier of a set as its strategy sees it. Fixed when built, but for the readiness: bits, and what follows from them.
-   The ready backends also stand in a list, in no order, so that one can be drawn in one step; and their numbers word by
-   word in a tree (Fenwick 1994), so that the n-th of them is found in a few. The bits are the truth, and those two may
-   lag behind them. */
+   The ready backends also stand in a list, in no order, so that one can be drawn in one step; the bits are the truth,
+   and the list may lag behind them. */
 struct plb_view {
     uint32_t count;
     uint32_t ready_count;
@@ -2193,10 +2193,8 @@ struct plb_view {
     uint32_t *list;
     uint32_t listed; /* backends in the list */
     uint32_t list_changes;
-    uint32_t *places;   /* in the list, by index, plus 1; 0: not there */
-    uint32_t ranks_top; /* the greatest power of 2 up to `words` */
-    uint32_t *ranks;    /* entry i, from 1 on: ready ones in the words i - (i & -i) to i - 1 */
-    uint32_t words;     /* of each bitmap */
+    uint32_t *places; /* in the list, by index, plus 1; 0: not there */
+    uint32_t words;   /* of each bitmap */
     uint32_t weight_sum;
     uint32_t weight_min, weight_max; /* of those above 0 */
 };
@@ -2257,7 +2255,7 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
         words += plb__words(counts[t]);
     }
     size = sizeof *set + (tier_count - 1) * sizeof(plb__tier);
-    size += (words * (2 + PLB__BITMAPS) + tier_count) * sizeof(uintptr_t);
+    size += words * (1 + PLB__BITMAPS) * sizeof(uintptr_t);
     size += count * (each + sizeof(uint16_t));
     set = (plb__set *)plb__new(a, size);
     if (set == NULL)
@@ -2275,13 +2273,9 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
         tier->start = (uint32_t)count;
         view->count = counts[t];
         view->words = plb__words(counts[t]);
-        view->ranks_top = 1;
-        while (view->ranks_top <= view->words / 2)
-            view->ranks_top *= 2;
         view->slots = set->slots + count;
         view->addrs = addrs + count;
         view->ready = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
-        view->ranks = (uint32_t *)plb__carve(&at, view->words + 1, sizeof(uintptr_t)); /* keeps what follows aligned */
         for (b = 0; b < PLB__BITMAPS; b++)
             tier->bits[b] = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
     }
@@ -2350,11 +2344,7 @@ static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
         view->ready_weight += view->weights[i];
         view->places[i] = view->listed + 1;
         view->list[view->listed++] = i;
-        view->ranks[i / PLB__WORD_BITS + 1]++;
     }
-    for (i = 1; i <= view->words; i++)
-        if (i + (i & (0u - i)) <= view->words)
-            view->ranks[i + (i & (0u - i))] += view->ranks[i];
 }
 
 PLB__INLINE bool plb__bit(const uintptr_t *words, uint32_t index)
@@ -2429,46 +2419,21 @@ PLB_API void *plb_view_data(const plb_view *view, uint32_t index)
     return plb__slot_data(view->slots[index]);
 }
 
-#define PLB__BYTES UINT64_C(0x0101010101010101)
-
-/* Where the n-th one of a word stands, counted from 0; it has more than n. Without a branch (after Vigna, "Broadword
-   implementation of rank/select queries", 2008): sums over bytes say in which byte, and then over its bits. */
-PLB__INLINE uint32_t plb__nth_one(uint64_t word, uint32_t n)
-{
-    const uint64_t high = PLB__BYTES << 7;
-    uint64_t sums = word - (word >> 1 & UINT64_C(0x5555555555555555)), before, bits;
-    uint32_t shift;
-    sums = (sums & UINT64_C(0x3333333333333333)) + (sums >> 2 & UINT64_C(0x3333333333333333));
-    sums = ((sums + (sums >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f)) * PLB__BYTES; /* ones up to the end of each byte */
-    before = ((n * PLB__BYTES | high) - sums) & high;                          /* bytes that end too early */
-    shift = (uint32_t)((before >> 7) * PLB__BYTES >> 53) & 0x38;
-    n -= (uint32_t)((sums << 8) >> shift & 0xff);
-    bits = (word >> shift & 0xff) * PLB__BYTES & UINT64_C(0x8040201008040201); /* one bit of it in each byte */
-    sums = (((bits + (high - PLB__BYTES)) & high) >> 7) * PLB__BYTES;
-    before = ((n * PLB__BYTES | high) - sums) & high;
-    return shift + ((uint32_t)((before >> 7) * PLB__BYTES >> 56) & 7);
-}
-
-/* The n-th ready backend in set order, or PLB_NONE; while flips are going on, one near it or PLB_NONE. */
-PLB__INLINE uint32_t plb__view_ready_nth(const plb_view *view, uint32_t nth)
-{
-    uint32_t w = 0, step = view->ranks_top;
-    uintptr_t word;
-    for (; step > 0; step >>= 1) {
-        uint32_t ones = w + step <= view->words ? PLB__LOAD_RELAXED(&view->ranks[w + step]) : UINT32_MAX;
-        w += ones <= nth ? step : 0;
-        nth -= ones <= nth ? ones : 0;
-    }
-    if (PLB__UNLIKELY(w >= view->words))
-        return PLB_NONE;
-    word = PLB__LOAD_RELAXED(&view->ready[w]) & PLB__BITS;
-    return w * PLB__WORD_BITS + plb__nth_one(word, nth) % PLB__WORD_BITS;
-}
-
 PLB_API uint32_t plb_view_ready_nth(const plb_view *view, uint32_t nth)
 {
-    uint32_t index = plb__view_ready_nth(view, nth);
-    return index < view->count ? index : PLB_NONE;
+    uint32_t w;
+    for (w = 0; w < view->words; w++) {
+        uintptr_t word = PLB__LOAD_RELAXED(&view->ready[w]) & PLB__BITS;
+        uint32_t ones = plb__count_ones(word);
+        if (nth >= ones) {
+            nth -= ones;
+            continue;
+        }
+        for (; nth > 0; nth--)
+            word &= word - 1;
+        return w * PLB__WORD_BITS + plb__lowest_one(word);
+    }
+    return PLB_NONE;
 }
 
 /* The first ready backend at or after an index, wrapping, or PLB_NONE. */
@@ -2642,14 +2607,11 @@ static bool plb__ready_out(plb_view *view, uint32_t index)
 static bool plb__view_set_ready(const plb__set *set, plb__tier *tier, uint32_t index, uintptr_t seen, bool ready)
 {
     plb_view *view = &tier->view;
-    uint32_t i;
     bool is_on = (seen >> index % PLB__WORD_BITS & 1) != 0;
     if (ready && is_on)
         return true;
     if (ready ? !plb__ready_on(view, index, seen) : !plb__ready_out(view, index))
         return !ready;
-    for (i = index / PLB__WORD_BITS + 1; i <= view->words; i += i & (0u - i))
-        plb__fetch_add(&view->ranks[i], ready ? 1 : UINT32_MAX);
     plb__list_changed(view, index);
     if (set->strategy->flipped != NULL)
         set->strategy->flipped(set->strategy_state, tier->table, view, index, ready);
@@ -4207,17 +4169,18 @@ PLB__INLINE bool plb__view_is_sparse(const plb_view *view)
    kept for those who set a limit. */
 #define PLB__KEYED_TRIES 16
 
-/* A ready backend for the hash of a key, the same as long as nothing changes. When few are ready, the one whose turn it
-   is among them, without trying: a branch that cannot be foreseen takes longer than finding it. */
+/* A ready backend for the hash of a key, the same as long as nothing changes. When few are ready it is drawn by the
+   hash, which needs no trying; which one that is depends on the order in which they became ready. */
 PLB__RARE uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
 {
-    uint32_t ready = PLB__LOAD_RELAXED(&view->ready_count), tries, index = 0;
-    hash = plb__mix(hash);
+    uint32_t tries, index = 0;
     if (plb__view_is_sparse(view)) {
-        index = plb__view_ready_nth(view, (uint32_t)((hash >> 32) * ready >> 32));
-        return PLB__LIKELY(index < view->count && plb__view_ready(view, index)) ? index
-                                                                                : plb__view_ready_after(view, 0);
+        plb_reader lots;
+        memset(&lots, 0, sizeof lots);
+        lots.random = hash;
+        return plb__view_draw(view, &lots);
     }
+    hash = plb__mix(hash);
     for (tries = 0; tries < PLB__KEYED_TRIES; tries++, hash *= PLB__GOLDEN) {
         index = (uint32_t)((hash >> 32) * view->count >> 32);
         if (plb__view_ready(view, index))
@@ -5333,10 +5296,13 @@ PLB__INLINE uint32_t plb__smooth_take(const plb__smooth_table *table, const plb_
 static uint32_t plb__smooth_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
                                  size_t key_length, uint32_t limit)
 {
-    uint32_t index = plb__smooth_take((const plb__smooth_table *)table, NULL);
+    uint32_t index;
     (void)key;
     (void)key_length;
     (void)limit; /* the first of the sequence is a ready one, if there is one */
+    if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
+        return PLB_NONE;
+    index = plb__smooth_take((const plb__smooth_table *)table, NULL);
     return PLB__LIKELY(index != PLB_NONE) ? index : plb_view_draw(view, reader);
 }
 
@@ -6112,7 +6078,10 @@ PLB__INLINE uint32_t plb__choices_pick(const void *state, const void *opaque, co
                                                          const plb_view *view, plb__two two))
 {
     const plb__choices *table = (const plb__choices *)opaque;
-    plb__two two = plb__two_draw(table, view, reader);
+    plb__two two;
+    if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
+        return PLB_NONE;
+    two = plb__two_draw(table, view, reader);
     return PLB__LIKELY(two.one != PLB_NONE) ? order(state, table, view, two).one : PLB_NONE;
 }
 

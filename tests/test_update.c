@@ -712,11 +712,10 @@ static plb_status meddle_build(void *state, const plb_view *view, const plb_view
 }
 
 /* The first one that is ready, whatever the key. */
-static uint32_t meddle_pick(void *state, const void *table, const plb_view *view, plb_reader *reader, const void *key,
+static uint32_t meddle_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
                             size_t key_length, uint32_t limit)
 {
     void (*meddle)(meddler * m) = meddling->in_pick;
-    (void)state;
     (void)table;
     (void)reader;
     (void)key;
