@@ -583,7 +583,8 @@ typedef struct plb_discovery_ops {
     void (*applied)(void *state, plb_status status);
     /* plb_add, plb_remove, plb_replace, from plb_poll and plb_destroy; a new start follows. The backends' memory is the
        caller's; their ext is the discovery's from here on, whatever is returned, but for PLB_ERR_MEMORY: nothing was
-       done then, and the same comes again in a second, or from plb_destroy as PLB_CHANGE_NONE. NULL: changes are refused with PLB_ERR_UNSUPPORTED. */
+       done then, and the same comes again in a second, or from plb_destroy as PLB_CHANGE_NONE. NULL: changes are
+       refused with PLB_ERR_UNSUPPORTED. */
     plb_status (*change)(void *state, plb_change change, const plb_backend *backends, size_t count);
 } plb_discovery_ops;
 
@@ -616,9 +617,10 @@ typedef struct plb_static_desc {
 PLB_API plb_discovery plb_static(const plb_static_desc *desc);
 
 /* Change the static list; an update follows at once. The backends are copied. PLB_ERR_ADDRESS, PLB_ERR_WEIGHT,
-   PLB_ERR_ARGUMENT (a priority), PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the discovery has no list, or a name cannot be resolved here): nothing changes
-   and ext stays the caller's. What only shows later (a sum of weights of 2^32 or more) is logged and undone. Adding
-   what is there already replaces its weight, max_conns, priority and enablement. Any thread. */
+   PLB_ERR_ARGUMENT (a priority), PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the discovery has no list, or a name cannot be
+   resolved here): nothing changes and ext stays the caller's. What only shows later (a sum of weights of 2^32 or more)
+   is logged and undone. Adding what is there already replaces its weight, max_conns, priority and enablement. Any
+   thread. */
 PLB_API plb_status plb_add(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count);
@@ -851,8 +853,9 @@ PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc); /* NULL: all
    place has its backend. For many keys and many backends: a pick costs the same however many there are, and the shares
    are even, each within a place or two of what its weight says; with any weight, one place at least. When a backend
    leaves, its keys move, and fewer than one in a hundred of the others; an unready one's keys go to the others in
-   proportion, and no other moves (without a limit, while a quarter is ready). 2 bytes a place (4 above 65 536 backends). A build of 65 537 places takes some 2 ms,
-   and for its duration 24 bytes a backend and, where weights differ much, up to 4 a place. */
+   proportion, and no other moves (without a limit: while a quarter is ready). 2 bytes a place (4 above 65 536
+   backends). A build of 65 537 places takes some 2 ms, and for its duration 24 bytes a backend and, where weights
+   differ much, up to 4 a place. */
 typedef struct plb_maglev_desc {
     /* Places, a prime below 2^24; 100 for each backend make shares exact to a percent. An update with more backends of
        weight above 0 than places is refused with PLB_ERR_POINTS. 0: 65537 */
@@ -2473,8 +2476,8 @@ PLB__RARE uint32_t plb__view_draw_slowly(const plb_view *view, plb_reader *reade
 }
 
 /* Where weights differ, a draw is taken back with a probability that makes lighter backends come up more seldom. Four
-   draws are made at a time, since they take less than a branch that cannot be foreseen; after so many rounds in vain, as
-   where one backend is heavy among many light ones, all are gone through. */
+   draws are made at a time, since they take less than a branch that cannot be foreseen; after so many rounds in vain,
+   as where one backend is heavy among many light ones, all are gone through. */
 #define PLB__DRAW_ROUNDS 8
 
 PLB__RARE uint32_t plb__draw_by_weight(const plb_view *view, plb_reader *reader, uint32_t listed)
@@ -3930,6 +3933,12 @@ PLB__INLINE uint32_t plb__remainder(uint64_t number, const plb__divisor *divisor
     return (uint32_t)(rest >= divisor->value ? rest - divisor->value : rest);
 }
 
+/* A random number, scaled to below `count`: faster than the remainder, and as good. */
+PLB__INLINE uint32_t plb__share(uint64_t number, uint32_t count)
+{
+    return (uint32_t)((number >> 32) * count >> 32);
+}
+
 typedef enum plb__numbers { PLB__NUMBERS_COUNT, PLB__NUMBERS_RANDOM, PLB__NUMBERS_FNV } plb__numbers;
 
 typedef struct plb__weighted_state {
@@ -4056,7 +4065,7 @@ PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint6
     return plb__weighted_owner(table, plb__remainder(number, &table->places));
 }
 
-/* The walk goes on from a number that is one more each time, so to the next ready backend. *turns: how far it counts. */
+/* The walk goes on from a number that is one more each time: to the next ready backend. *turns: how far it counts. */
 static uint32_t plb__round_robin_walk(const plb__weighted_table *table, const plb_view *view, uintptr_t number,
                                       uint32_t limit, uintptr_t *turns)
 {
@@ -4077,8 +4086,8 @@ PLB__RARE uint32_t plb__round_robin_rest(const plb__weighted_table *table, const
     return index;
 }
 
-/* Where weights differ, or the turn is everybody's: then the pick is made from the turn that is shown, and counts as far
-   as it went; should another thread have been faster, again from the turn that this one got. */
+/* Where weights differ, or the turn is everybody's: then the pick is made from the turn that is shown, and counts as
+   far as it went; should another thread have been faster, again from the turn that this one got. */
 PLB__RARE uint32_t plb__round_robin_listed(plb__weighted_state *state, const plb__weighted_table *table,
                                            const plb_view *view, plb_reader *reader, uint32_t limit)
 {
@@ -4111,8 +4120,7 @@ static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *
     return plb__round_robin_rest(table, view, reader, number, limit);
 }
 
-PLB__RARE uint32_t plb__random_rest(const plb__weighted_table *table, const plb_view *view, plb_reader *reader,
-                                    uint32_t limit)
+PLB__RARE uint32_t plb__random_rest(const plb_view *view, plb_reader *reader, uint32_t limit)
 {
     uint32_t index;
     if (PLB__LOAD_RELAXED(&view->ready_count) == 0)
@@ -4120,7 +4128,7 @@ PLB__RARE uint32_t plb__random_rest(const plb__weighted_table *table, const plb_
     if (limit == 0)
         return plb_view_draw(view, reader);
     for (; limit > 1; limit--) {
-        index = plb__remainder(plb__random(reader), &table->count);
+        index = plb__share(plb__random(reader), view->count);
         if (plb__view_ready(view, index))
             return index;
     }
@@ -4130,8 +4138,8 @@ PLB__RARE uint32_t plb__random_rest(const plb__weighted_table *table, const plb_
 PLB__RARE uint32_t plb__random_listed(const plb__weighted_table *table, const plb_view *view, plb_reader *reader,
                                       uint32_t limit, uint64_t number)
 {
-    uint32_t index = plb__weighted_start(table, number);
-    return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(table, view, reader, limit);
+    uint32_t index = plb__weighted_owner(table, plb__share(number, table->places.value));
+    return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(view, reader, limit);
 }
 
 static uint32_t plb__random_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
@@ -4144,8 +4152,8 @@ static uint32_t plb__random_pick(const void *opaque_table, const plb_view *view,
     (void)key_length;
     if (PLB__UNLIKELY(table->ends != NULL))
         return plb__random_listed(table, view, reader, limit, number);
-    index = plb__remainder(number, &table->places);
-    return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(table, view, reader, limit);
+    index = plb__share(number, table->places.value);
+    return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(view, reader, limit);
 }
 
 /* The hash of a hash's 8 bytes, from the lowest on. */
@@ -8917,6 +8925,9 @@ static void plb__seed_readers(plb_balancer *lb)
         lb->port.random->fill(lb->port.random->self, &lb->seed, sizeof lb->seed);
     for (i = 0; i < sizeof lb->cells / sizeof *lb->cells; i++)
         lb->cells[i].reader.random = plb__mix(lb->seed + i);
+#ifdef PLB_NO_THREADS
+    lb->cells[0].reader.own_turn = true; /* there is no other that could share it */
+#endif
 }
 
 PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)

@@ -348,12 +348,10 @@ TEST the_answers_never_change(void)
             uint32_t index;
             if (golden[i].strategy != s)
                 continue;
-            index = set->strategy->first(set->tiers[0].table, &set->tiers[0].view, NULL, key,
-                                         length, &cursor);
+            index = set->strategy->first(set->tiers[0].table, &set->tiers[0].view, NULL, key, length, &cursor);
             for (p = 0; p < 4; p++) {
                 ASSERT_EQ_FMT(golden[i].picks[p], index, "%u");
-                index =
-                    set->strategy->next(set->tiers[0].table, &set->tiers[0].view, NULL, &cursor);
+                index = set->strategy->next(set->tiers[0].table, &set->tiers[0].view, NULL, &cursor);
             }
         }
         plb_destroy(lb);
@@ -425,8 +423,7 @@ TEST backends_of_one_address_have_a_share_each(void)
         set = set_of(lb);
         ASSERT_EQ_FMT(4u, (unsigned)set->tiers[0].view.count, "%u");
         for (k = 0; k < KEYS; k++)
-            counts[set->strategy->pick(set->tiers[0].table, &set->tiers[0].view, NULL, &k,
-                                       sizeof k, 0)]++;
+            counts[set->strategy->pick(set->tiers[0].table, &set->tiers[0].view, NULL, &k, sizeof k, 0)]++;
         for (i = 0; i < 4; i++)
             weights[i] = plb_view_weight(&set->tiers[0].view, i);
         ASSERT(follows(counts, weights, 4, PLB_NONE));

@@ -28,8 +28,25 @@ static plb_strategy ketama(void)
     return plb_ketama(NULL);
 }
 
-static const strategy_fn strategies[] = {plb_round_robin, plb_random_choice, plb_fnv, ketama};
-static const strategy_fn keyed_strategies[] = {plb_fnv, ketama};
+static plb_strategy bounded_loads(void)
+{
+    return plb_bounded_loads(NULL);
+}
+
+static plb_strategy peak_ewma(void)
+{
+    return plb_peak_ewma(NULL);
+}
+
+static plb_strategy maglev(void)
+{
+    return plb_maglev(NULL);
+}
+
+static const strategy_fn strategies[] = {
+    plb_round_robin, plb_random_choice, plb_fnv, ketama,        plb_smooth_round_robin, plb_least_connections,
+    plb_two_choices, peak_ewma,         maglev,  bounded_loads, plb_rendezvous,         plb_ip_hash};
+static const strategy_fn keyed_strategies[] = {plb_fnv, ketama, maglev, plb_rendezvous};
 
 static plb_balancer *balancer(plb_strategy strategy, const plb_backend *backends, size_t count)
 {
@@ -1363,8 +1380,7 @@ static uint32_t custom_first(const void *table, const plb_view *view, plb_reader
     return 0;
 }
 
-static uint32_t custom_next(const void *table, const plb_view *view, plb_reader *reader,
-                            plb_cursor *cursor)
+static uint32_t custom_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     (void)table;
     (void)reader;

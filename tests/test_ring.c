@@ -560,7 +560,8 @@ TEST a_build_without_memory_leaves_nothing_behind(void)
     void *table = NULL;
     CHECK_CALL(build_step_by_step(&state, &set->tiers[0].view, NULL, NULL, &allocations));
     ASSERT_EQ(3, allocations);
-    CHECK_CALL(build_step_by_step(&state, &one_more->tiers[0].view, &set->tiers[0].view, set->tiers[0].table, &allocations));
+    CHECK_CALL(
+        build_step_by_step(&state, &one_more->tiers[0].view, &set->tiers[0].view, set->tiers[0].table, &allocations));
     ASSERT_EQm("one for the difference, a ring and twice three", 8, allocations);
     state.max_points = 100 * 160 - 1;
     allocations_left = 100;
@@ -590,7 +591,8 @@ TEST a_build_takes_no_more_memory_than_promised(void)
         ASSERT((bytes_most - ring_bytes) * 10 <= points * 93 + 10 * 48 * 1024);
         plb__ketama_discard(&state, table);
         bytes_most = 0;
-        ASSERT_EQ(PLB_OK, plb__ketama_build(&state, &one_more->tiers[0].view, &set->tiers[0].view, set->tiers[0].table, &table));
+        ASSERT_EQ(PLB_OK, plb__ketama_build(&state, &one_more->tiers[0].view, &set->tiers[0].view, set->tiers[0].table,
+                                            &table));
         if (plb__ring_shift(count * 160) == plb__ring_shift(count * 160 + 160))
             ASSERTm("amended", bytes_most - bytes_out < points / 2);
         plb__ketama_discard(&state, table);

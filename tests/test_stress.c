@@ -23,10 +23,10 @@
 #define SCALE 1
 #endif
 
-#if PLB__READERS < 8 || defined(PLB_NO_THREAD_LOCAL)
-#define RUN_MS (40 * SCALE)
+#if PLB_READERS < 8 || defined(PLB_NO_THREAD_LOCAL)
+#define RUN_MS (16 * SCALE)
 #else
-#define RUN_MS (250 * SCALE)
+#define RUN_MS (85 * SCALE)
 #endif
 
 enum {
@@ -763,8 +763,8 @@ static bool settle(scene *s)
     return true;
 }
 
-/* Two readers stand still, each in a set of its own; where readers are only counted, one will do. Updates wait and become
-   one; the memory does not grow; when the readers go on, so do they. */
+/* Two readers stand still, each in a set of its own; where readers are only counted, one will do. Updates wait and
+   become one; the memory does not grow; when the readers go on, so do they. */
 static bool stall(scene *s)
 {
     uint32_t sets, blocks = 0, i;
@@ -969,11 +969,35 @@ static plb_strategy ketama(void)
     return plb_ketama(NULL);
 }
 
+static plb_strategy bounded_loads(void)
+{
+    return plb_bounded_loads(NULL);
+}
+
+static plb_strategy peak_ewma(void)
+{
+    return plb_peak_ewma(NULL);
+}
+
+static plb_strategy maglev(void)
+{
+    static const plb_maglev_desc small = {251};
+    return plb_maglev(&small);
+}
+
 static const contender contenders[] = {
     {"round robin", plb_round_robin},
     {"random", plb_random_choice},
     {"fnv", plb_fnv},
     {"ketama", ketama},
+    {"smooth round robin", plb_smooth_round_robin},
+    {"least connections", plb_least_connections},
+    {"two choices", plb_two_choices},
+    {"peak ewma", peak_ewma},
+    {"maglev", maglev},
+    {"bounded loads", bounded_loads},
+    {"rendezvous", plb_rendezvous},
+    {"ip hash", plb_ip_hash},
 };
 
 TEST every_pick_was_ready_during_the_call(const contender *c)

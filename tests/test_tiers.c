@@ -1243,8 +1243,7 @@ TEST the_only_one_that_is_ready_gets_everything_however_slowly_it_starts(strateg
 
 static uint32_t steps;
 
-static uint32_t counting_next(const void *table, const plb_view *view, plb_reader *reader,
-                              plb_cursor *cursor)
+static uint32_t counting_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     steps++;
     return plb_fnv().ops->next(table, view, reader, cursor);
