@@ -40,15 +40,15 @@
      STATUS              the names of everything that can go wrong
      MEMORY              the allocator, and an arena for programs without a heap
      ADDRESS             IPv4, IPv6, Unix paths: parse, print, compare, hash
-     PORT                what a platform lends: plb_io, plb_clock, plb_random, plb_names, plb_task
+     PORT                what a platform lends: plb_io, plb_clock, plb_random, plb_names, plb_barrier, plb_task
      TIMER               deadlines of everything above the port
      BACKEND             an address with its weight, name, id, ext
      EXTENSION POINTS    what discovery, checks and strategies have in common; the completion contract
      DISCOVERY           where sets come from; the static list
      HEALTH CHECK        how health is found out; the TCP check
-     STRATEGY            how a backend is chosen; round robin, random, FNV, Ketama
+     STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
      BALANCER            create, poll, destroy, observe
-     PICKING             select, begin and end, walk
+     PICKING             select, begin and end, handles, walk
      HTTP/1              the wire codec that probes and proxies use
    Implementation:
      COMPILER, VERSION AND STATUS, MEMORY, TEXT, ADDRESS, TIMER, RANDOM NUMBERS
@@ -117,6 +117,18 @@
    set, or its slot was read after it. A bit is put on only if none of its word was put out since the slot was read; so
    a thread that was held up never shows as ready what was switched off meanwhile.
 
+   WHICH STRATEGY
+   Requests that are alike                   round robin; smooth round robin where weights differ and bursts hurt
+   Requests that last or differ              two choices; least connections for few backends; peak EWMA where backends
+                                             are fast and slow at different times (these count plb_begin and plb_end)
+   One key, one backend, as few moves as
+   can be when the set changes               Ketama (as nginx and pingora), rendezvous for few backends, Maglev for
+                                             many and the same cost for all; bounded loads where a hot key would drown
+                                             one of them
+   One client, one backend, as nginx         IP hash
+   Faithful to pingora                       round robin, random, FNV, Ketama
+   Section STRATEGY has each one's cost, memory and source; build/plb_pick shows what they do with your keys.
+
    TIERS, PANIC, SLOW START
    plb_backend.priority makes tiers: picks come from the first one that has a ready backend, and go back as soon as an
    earlier one has. PLB_BACKUP as a priority is nginx's `backup`; 0 to 65535 are DNS SRV's. A walk that refuses all of a
@@ -129,10 +141,10 @@
    walk, which takes some 100 ns.
 
    MEMORY (64-bit)
-   a balancer                  3 KiB (0.9 KiB with PLB_NO_THREADS)
+   a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
    the static list             240 bytes an entry and its name
-   a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 26.5 bytes in each set
-   a handle                    192 bytes
+   a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 27 bytes in each set
+   a handle                    184 bytes
    round robin, random, FNV,   8 bytes a backend, none where each weighs 1
    least connections, IP hash
    two choices, peak EWMA      8 bytes a backend, none where all weigh the same; peak EWMA 8 bytes a slot more
@@ -2194,10 +2206,11 @@ struct plb_view {
     plb__slot **slots;
     uint16_t *weights;
     uint32_t *list;
-    uint32_t listed; /* backends in the list */
-    uint32_t list_changes;
-    uint32_t *places; /* in the list, by index, plus 1; 0: not there */
-    uint32_t words;   /* of each bitmap */
+    uint32_t listed;       /* backends in the list */
+    uint32_t list_changes; /* since the thread began that is at the list; 0: none is */
+    uint32_t list_behind;  /* 1: all of it must be looked through */
+    uint32_t *places;      /* in the list, by index, plus 1; 0: not there */
+    uint32_t words;        /* of each bitmap */
     uint32_t weight_sum;
     uint32_t weight_min, weight_max; /* of those above 0 */
 };
@@ -2544,17 +2557,28 @@ static void plb__list_follow(plb_view *view, uint32_t index)
     }
 }
 
+/* How often a thread goes over the whole list because others keep changing bits, before it leaves it behind. */
+#define PLB__LIST_ROUNDS 2u
+
 /* Brings the list up to date after the bit at `index` changed. One thread at a time does so; another that comes
-   meanwhile leaves word, and the one at work then goes over the whole list: nobody waits. */
+   meanwhile leaves word, and the one at work then goes over the whole list. So nobody waits; and nobody is kept at it
+   for long: a list that is left behind is seen to by the next change, or by plb_poll. */
 static void plb__list_changed(plb_view *view, uint32_t index)
 {
-    uint32_t seen = 1, changes, i;
+    uint32_t seen = 1, changes, i, rounds = 0;
     if (plb__fetch_add(&view->list_changes, 1) != 0)
         return;
+    if (PLB__LOAD(&view->list_behind) != 0) {
+        PLB__STORE(&view->list_behind, 0);
+        for (i = 0; i < view->count; i++)
+            plb__list_follow(view, i);
+    }
     plb__list_follow(view, index);
     while ((changes = plb__fetch_add(&view->list_changes, 0u - seen)) != seen) {
         seen = changes - seen;
-        for (i = 0; i < view->count; i++)
+        if (rounds++ == PLB__LIST_ROUNDS)
+            PLB__STORE(&view->list_behind, 1);
+        for (i = 0; i < view->count && rounds <= PLB__LIST_ROUNDS; i++)
             plb__list_follow(view, i);
     }
 }
@@ -8781,6 +8805,16 @@ static bool plb__is_busy(plb_balancer *lb)
     return plb__round_can_go_on(lb) || (lb->round_due && !lb->round_running && lb->first_update_over);
 }
 
+/* Sees to what threads that had their hands full left behind. */
+static void plb__lists_catch_up(plb_balancer *lb)
+{
+    plb__set *set = (plb__set *)lb->current;
+    uint32_t t;
+    for (t = 0; set != NULL && t < set->tier_count; t++)
+        if (PLB__LOAD_RELAXED(&set->tiers[t].view.list_behind) != 0)
+            plb__list_changed(&set->tiers[t].view, 0);
+}
+
 PLB_API uint32_t plb_poll(plb_balancer *lb)
 {
     uint32_t delay;
@@ -8792,6 +8826,7 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
     lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
     lb->round_due = lb->round_due || (wanted & PLB__WANT_CHECK) != 0;
     plb__mail_read(lb);
+    plb__lists_catch_up(lb);
     plb__reclaim(lb);
     plb__discover(lb);
     plb__check(lb);

@@ -1169,6 +1169,78 @@ TEST max_conns_is_exact_among_threads(void)
     PASS();
 }
 
+/* Several threads switch backends on and off at once; when they are done and poll has run, each ready backend stands
+   once in the list that draws are made from, and no other. */
+enum { SWITCHERS = 4, SWITCHES = 20000 };
+
+static void *switcher(void *user)
+{
+    plb_balancer *lb = (plb_balancer *)user;
+    uint64_t state = (uint64_t)(uintptr_t)&state | 1;
+    int i;
+    for (i = 0; i < SWITCHES; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        set_enabled(lb, (uint32_t)(state >> 33) % BACKENDS_MAX, (state >> 63) != 0);
+    }
+    return NULL;
+}
+
+TEST what_threads_switch_at_once_can_all_be_drawn(void)
+{
+    plb_balancer *lb = balancer_of(plb_random_choice(), BACKENDS_MAX, 1);
+    const plb_view *view = &((const plb__set *)lb->current)->tiers[0].view;
+    static uint32_t drawn[BACKENDS_MAX];
+    pthread_t threads[SWITCHERS];
+    uint32_t i;
+    for (i = 0; i < SWITCHERS; i++)
+        ASSERT_EQ(0, pthread_create(&threads[i], NULL, switcher, lb));
+    for (i = 0; i < SWITCHERS; i++)
+        pthread_join(threads[i], NULL);
+    plb_poll(lb);
+    memset(drawn, 0, sizeof drawn);
+    ASSERT_EQ_FMT(plb_view_ready_count(view), view->listed, "%u");
+    for (i = 0; i < view->listed; i++)
+        drawn[view->list[i]]++;
+    for (i = 0; i < BACKENDS_MAX; i++)
+        ASSERT_EQ_FMT(plb_view_ready(view, i) ? 1u : 0u, drawn[i], "%u");
+    plb_destroy(lb);
+    PASS();
+}
+
+static bool is_listed(const plb_view *view, uint32_t index)
+{
+    uint32_t i;
+    for (i = 0; i < view->listed; i++)
+        if (view->list[i] == index)
+            return true;
+    return false;
+}
+
+/* A thread that is at the list gives up when others go on changing bits: the next change, or poll, makes it right. */
+TEST a_list_that_was_left_behind_catches_up(void)
+{
+    plb_balancer *lb = balancer_of(plb_random_choice(), 9, 1);
+    plb_view *view = &((plb__set *)lb->current)->tiers[0].view;
+    int way;
+    for (way = 0; way < 2; way++) {
+        view->list_changes = 1; /* another thread is at it */
+        set_enabled(lb, 5, way == 1);
+        ASSERT_EQ(way == 0, is_listed(view, 5));
+        view->list_changes = 0; /* and leaves */
+        view->list_behind = 1;
+        if (way == 0)
+            plb_poll(lb);
+        else
+            set_enabled(lb, 2, false);
+        ASSERT_EQ(way == 1, is_listed(view, 5));
+        ASSERT_EQ_FMT(8u, view->listed, "%u");
+        ASSERT_EQ_FMT(0u, view->list_changes, "%u");
+        ASSERT_EQ_FMT(0u, view->list_behind, "%u");
+    }
+    plb_destroy(lb);
+    PASS();
+}
+
 /* While others begin and end, the limit comes and goes; after each time the view tells the truth. */
 static void *limit_member(void *user)
 {
@@ -1608,6 +1680,8 @@ SUITE(holding)
     RUN_TEST(a_full_backend_stays_full_across_updates);
     RUN_TEST(accept_cannot_exceed_max_conns);
     RUN_TEST(max_conns_is_exact_among_threads);
+    RUN_TEST(what_threads_switch_at_once_can_all_be_drawn);
+    RUN_TEST(a_list_that_was_left_behind_catches_up);
     RUN_TEST(a_limit_that_comes_while_requests_end_leaves_no_backend_stuck);
 }
 
