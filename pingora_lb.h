@@ -3499,11 +3499,17 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, plb__walk *walk, const pl
     return PLB_NONE;
 }
 
+/* No backend starts slowly; or the tier panics, and then one that has recovered is not the one to spare. */
+PLB__INLINE bool plb__is_whole(const plb__tier *tier)
+{
+    return PLB__LIKELY(PLB__LOAD_RELAXED(&tier->view.partial_count) == 0) || PLB__LOAD_RELAXED(&tier->panic) != 0;
+}
+
 /* Those that start slowly and refuse are passed over, unless that leaves none in the tier. */
 static uint32_t plb__walk_shares(const plb_balancer *lb, plb__walk *walk, const plb__tier *tier, uint32_t *left)
 {
     uint32_t before = *left, index;
-    walk->shares = walk->request->accept == NULL && PLB__LOAD_RELAXED(&tier->view.partial_count) > 0;
+    walk->shares = walk->request->accept == NULL && !plb__is_whole(tier);
     index = plb__walk_tier(lb, walk, tier, left);
     if (index != PLB_NONE || !walk->shares)
         return index;
@@ -3530,12 +3536,6 @@ static uint32_t plb__walk_tiers(const plb_balancer *lb, plb__walk *walk, const p
 PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb_request *request)
 {
     return PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL);
-}
-
-/* No backend starts slowly. */
-PLB__INLINE bool plb__is_whole(const plb__tier *tier)
-{
-    return PLB__LIKELY(PLB__LOAD_RELAXED(&tier->view.partial_count) == 0);
 }
 
 PLB__INLINE uint32_t plb__tier_pick(const plb_balancer *lb, const plb__tier *tier, plb_reader *reader, const void *key,

@@ -1438,6 +1438,27 @@ TEST a_slow_start_ends_for_a_backend_of_weight_0_too(bool drained_before)
     PASS();
 }
 
+TEST a_tier_that_panics_does_not_spare_the_one_that_recovers(void)
+{
+    plb_backend backends[3];
+    uint32_t n;
+    scene s;
+    begin(&s, plb_random_choice());
+    s.r.desc.slow_start_ms = SLOW_MS;
+    s.r.desc.panic_percent = 100;
+    for (n = 1; n <= 3; n++) {
+        backends[n - 1] = nth(n, 1, 0);
+        s.down[n] = n < 3;
+    }
+    ASSERT_EQ(PLB_OK, create(&s, backends, 3));
+    flip(&s, 1, false); /* one is still down */
+    ASSERT(is_about(share_of(&s, 1), 3333));
+    flip(&s, 2, false); /* none is: the panic is over */
+    ASSERT(share_of(&s, 2) < 500);
+    ASSERT_EQ(0, rig_end(&s.r));
+    PASS();
+}
+
 TEST slow_starts_need_a_clock(void)
 {
     scene s;
@@ -2146,6 +2167,7 @@ SUITE(slow_start)
     RUN_TEST(a_slow_start_goes_on_in_the_next_set);
     RUN_TESTp(a_slow_start_ends_for_a_backend_of_weight_0_too, false);
     RUN_TESTp(a_slow_start_ends_for_a_backend_of_weight_0_too, true);
+    RUN_TEST(a_tier_that_panics_does_not_spare_the_one_that_recovers);
     RUN_TEST(slow_starts_need_a_clock);
     RUN_TEST(without_a_slow_start_the_whole_share_is_there_at_once);
 }
