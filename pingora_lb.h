@@ -5335,7 +5335,9 @@ static uint32_t plb__smooth_pick(const void *table, const plb_view *view, plb_re
     if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
         return PLB_NONE;
     index = plb__smooth_take((const plb__smooth_table *)table, NULL);
-    return PLB__LIKELY(index != PLB_NONE) ? index : plb_view_draw(view, reader);
+    if (PLB__LIKELY(index != PLB_NONE && plb__view_ready(view, index)))
+        return index;
+    return plb_view_draw(view, reader); /* a flip is still to be told to the table */
 }
 
 static uint32_t plb__smooth_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
@@ -5765,7 +5767,7 @@ static uint32_t plb__bounded_pick(const void *table, const plb_view *view, plb_r
     while (PLB__UNLIKELY(!plb__view_ready(view, index))) {
         if (--steps == 0)
             return limit > 0 ? PLB_NONE
-                             : plb__bounded_sweep((const plb__bounded_state *)view->state, view, reader, index);
+                             : plb__bounded_sweep((const plb__bounded_state *)view->state, view, reader, PLB_NONE);
         index = plb__bounded_next(table, view, reader, &cursor);
     }
     return index;
