@@ -4176,7 +4176,7 @@ static uint32_t plb__random_pick(const void *opaque_table, const plb_view *view,
     (void)key_length;
     if (PLB__UNLIKELY(table->ends != NULL))
         return plb__random_listed(table, view, reader, limit, number);
-    index = plb__share(number, table->places.value);
+    index = plb__share(number, view->count); /* each weighs 1 */
     return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(view, reader, limit);
 }
 
