@@ -772,6 +772,33 @@ TEST few_other_keys_move_when_a_backend_leaves(void)
     PASS();
 }
 
+static plb_strategy ketama(void)
+{
+    return plb_ketama(NULL);
+}
+
+TEST only_its_keys_move_when_a_backend_leaves_the_ring(void)
+{
+    enum { N = 100, ASKED = 20000 };
+    static uint32_t before[ASKED];
+    uint32_t k, leaves, its = 0;
+    plb_balancer *all = balancer_of(ketama(), N, one_to_ten, 10, PLB_NONE);
+    for (k = 0; k < ASKED; k++)
+        before[k] = select_key(all, k);
+    for (leaves = 0; leaves < N; leaves += 33) {
+        plb_balancer *rest = balancer_of(ketama(), N, one_to_ten, 10, leaves);
+        for (k = 0; k < ASKED; k++) {
+            uint32_t now = select_key(rest, k);
+            its += before[k] == leaves;
+            ASSERT(before[k] == leaves ? now != leaves : now == before[k]);
+        }
+        plb_destroy(rest);
+    }
+    ASSERT(its > 0);
+    plb_destroy(all);
+    PASS();
+}
+
 /* A walk comes to every place of the table, and so to every backend with weight. */
 TEST a_walk_goes_through_the_whole_table(void)
 {
@@ -1083,6 +1110,7 @@ SUITE(maglev_hashing)
     RUN_TEST(shares_of_the_table_follow_the_weights);
     RUN_TEST(keys_follow_the_shares_of_the_table);
     RUN_TEST(few_other_keys_move_when_a_backend_leaves);
+    RUN_TEST(only_its_keys_move_when_a_backend_leaves_the_ring);
     RUN_TEST(a_walk_goes_through_the_whole_table);
     RUN_TEST(a_table_size_is_a_prime_within_reason);
     RUN_TEST(more_backends_than_places_are_refused);
