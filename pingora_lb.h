@@ -137,8 +137,8 @@
    disablement, weight 0 and max_conns. A tier without a healthy one panics only if no other tier has one.
    slow_start_ms: a backend that becomes healthy is offered its requests as before, but refuses all but a share that
    grows over this time: for strategies with a key, of the keys, so that they come one after another and stay; for the
-   others at random. What it refuses goes where it would go if the backend were not ready. Meanwhile picks from its tier
-   walk, which takes some 100 ns.
+   others at random. What it refuses goes to one that is drawn, for a key the same each time; the requests of the others
+   stay where they are. A tier that panics spares nobody.
 
    MEMORY (64-bit)
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
