@@ -2528,6 +2528,37 @@ PLB_API uint32_t plb_view_draw(const plb_view *view, plb_reader *reader)
     return plb__view_draw(view, reader);
 }
 
+/* Is less than a quarter of it ready? */
+PLB__INLINE bool plb__view_is_sparse(const plb_view *view)
+{
+    return PLB__LOAD_RELAXED(&view->ready_count) < (view->count + 3) / 4;
+}
+
+/* Places that a key without a limit tries while enough backends are ready: so most keys that have moved stay where they
+   are when another backend fails. Hashing a hash again takes six times as long as this, so the faithful sequence is
+   kept for those who set a limit. */
+#define PLB__KEYED_TRIES 16
+
+/* A ready backend for the hash of a key, the same as long as nothing changes. When few are ready it is drawn by the
+   hash, which needs no trying; which one that is depends on the order in which they became ready. */
+PLB__RARE uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
+{
+    uint32_t tries, index = 0;
+    if (plb__view_is_sparse(view)) {
+        plb_reader lots;
+        memset(&lots, 0, sizeof lots);
+        lots.random = hash;
+        return plb__view_draw(view, &lots);
+    }
+    hash = plb__mix(hash);
+    for (tries = 0; tries < PLB__KEYED_TRIES; tries++, hash *= PLB__GOLDEN) {
+        index = (uint32_t)((hash >> 32) * view->count >> 32);
+        if (plb__view_ready(view, index))
+            return index;
+    }
+    return plb__view_ready_after(view, index);
+}
+
 PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index)
 {
     return PLB__LOAD_RELAXED(&view->slots[index]->in_flight) & PLB__COUNT_MASK;
@@ -4190,37 +4221,6 @@ PLB__INLINE uint64_t plb__fnv_again(uint64_t number)
     return hash;
 }
 
-/* Is less than a quarter of it ready? */
-PLB__INLINE bool plb__view_is_sparse(const plb_view *view)
-{
-    return PLB__LOAD_RELAXED(&view->ready_count) < (view->count + 3) / 4;
-}
-
-/* Places that a key without a limit tries while enough backends are ready: so most keys that have moved stay where they
-   are when another backend fails. Hashing a hash again takes six times as long as this, so the faithful sequence is
-   kept for those who set a limit. */
-#define PLB__KEYED_TRIES 16
-
-/* A ready backend for the hash of a key, the same as long as nothing changes. When few are ready it is drawn by the
-   hash, which needs no trying; which one that is depends on the order in which they became ready. */
-PLB__RARE uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
-{
-    uint32_t tries, index = 0;
-    if (plb__view_is_sparse(view)) {
-        plb_reader lots;
-        memset(&lots, 0, sizeof lots);
-        lots.random = hash;
-        return plb__view_draw(view, &lots);
-    }
-    hash = plb__mix(hash);
-    for (tries = 0; tries < PLB__KEYED_TRIES; tries++, hash *= PLB__GOLDEN) {
-        index = (uint32_t)((hash >> 32) * view->count >> 32);
-        if (plb__view_ready(view, index))
-            return index;
-    }
-    return plb__view_ready_after(view, index);
-}
-
 static uint32_t plb__fnv_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
                               size_t key_length, uint32_t limit)
 {
@@ -4254,7 +4254,6 @@ static uint32_t plb__weighted_raw_first(const void *table, const plb_view *view,
                                         size_t key_length, plb_cursor *cursor)
 {
     plb__weighted_state *state = (plb__weighted_state *)view->state;
-    (void)view;
     cursor->words[0] = state->numbers == PLB__NUMBERS_FNV ? plb__fnv1a(PLB__FNV_BASIS, key, key_length)
                                                           : plb__weighted_number(state, reader);
     return plb__weighted_start((const plb__weighted_table *)table, cursor->words[0]);
@@ -4263,7 +4262,6 @@ static uint32_t plb__weighted_raw_first(const void *table, const plb_view *view,
 static uint32_t plb__weighted_raw_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     plb__weighted_state *state = (plb__weighted_state *)view->state;
-    (void)view;
     cursor->words[0] =
         state->numbers == PLB__NUMBERS_FNV ? plb__fnv_again(cursor->words[0]) : plb__weighted_number(state, reader);
     return plb__remainder(cursor->words[0], &((const plb__weighted_table *)table)->count);
