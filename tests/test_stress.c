@@ -90,12 +90,13 @@ static void certainly_not(uint32_t k, int fact, uint32_t of)
     truth_replace(&truth[k][fact], (uint64_t)of << 32, (uint64_t)of << 32 | moment);
 }
 
-/* A member is about to come, or to come back: of its new incarnation, everything may be so. */
+/* A member is about to come, or to come back: of its new incarnation, everything may be so. The word from which others
+   read the incarnation is the last: who speaks of the new one finds its words there. */
 static void born(uint32_t k)
 {
     uint64_t next = (uint64_t)(incarnation(k) + 1) << 32;
     int fact;
-    for (fact = 0; fact < FACTS; fact++)
+    for (fact = FACTS; fact-- > A_MEMBER;)
         WRITE(&truth[k][fact], next);
 }
 
