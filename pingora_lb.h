@@ -235,6 +235,10 @@ typedef enum plb_status {
     PLB_ERR_IN_USE,      /* the local address is taken */
     PLB_ERR_ACCESS,      /* the system does not permit it */
     PLB_ERR_PROTOCOL,    /* the peer's bytes break the protocol's rules */
+    PLB_ERR_ANSWER,      /* the peer answered in good order, but not what was asked for */
+    PLB_ERR_TRUNCATED,   /* the stream ended without the farewell that TLS asks for */
+    PLB_ERR_TLS,         /* no TLS session came about */
+    PLB_ERR_CERTIFICATE, /* the peer's certificate is not accepted */
     PLB_ERR_CANCELLED,   /* called off before it ended */
     PLB_ERR_IO,          /* any other failure of the port */
     PLB_STATUS_COUNT
@@ -339,17 +343,34 @@ typedef struct plb_handler {
     void *user;
 } plb_handler;
 
+typedef struct plb_credentials plb_credentials; /* whom to trust, who one is: a TLS port's own, made by it */
+
+/* What a TLS session needs. Zero members: the port's credentials, every check made, no ALPN. Read during connect or
+   listen only, but for the credentials, which must outlive the streams. TLS 1.2 or later, always. */
+typedef struct plb_tls {
+    const char *name;                   /* client: sent as SNI (RFC 6066; not where it is an IP address), and what the
+                                     certificate must be for. Needed unless any_name */
+    const char *alternative_name;       /* client: another name that the certificate may be for */
+    const char *const *alpn;            /* protocols (RFC 7301), the preferred one first, NULL at the end; NULL: none */
+    const plb_credentials *credentials; /* NULL: the port's own */
+    bool any_chain;                     /* client: take a certificate that nobody vouches for, or that is out of date */
+    bool any_name;                      /* client: take a certificate that is for somebody else */
+    bool ask_client; /* server: clients need a certificate that the credentials' authorities vouch for */
+} plb_tls;
+
 /* What a connection needs. Zero members: any source, plain bytes. Read during connect only. */
 typedef struct plb_peer {
     plb_addr addr;
-    plb_addr source; /* the local address to connect from, of the same family (else PLB_ERR_UNSUPPORTED); its port may
-                        be 0; PLB_FAMILY_NONE: the system's choice */
+    plb_addr source;    /* the local address to connect from, of the same family (else PLB_ERR_UNSUPPORTED); its port
+                           may be 0; PLB_FAMILY_NONE: the system's choice */
+    const plb_tls *tls; /* NULL: plain bytes. A port without TLS: PLB_ERR_UNSUPPORTED */
 } plb_peer;
 
 typedef struct plb_listen_desc {
-    plb_addr addr;    /* its port may be 0: the system's choice, which info tells */
-    uint32_t backlog; /* connections waiting to be accepted; 0: 512 */
-    bool reuse_port;  /* several listeners may share the address (SO_REUSEPORT) */
+    plb_addr addr;      /* its port may be 0: the system's choice, which info tells */
+    uint32_t backlog;   /* connections waiting to be accepted; 0: 512 */
+    bool reuse_port;    /* several listeners may share the address (SO_REUSEPORT) */
+    const plb_tls *tls; /* as plb_peer's. What is accepted shakes hands while it is read and written */
 } plb_listen_desc;
 
 #define PLB_CHUNK_CONSTANT 1u /* the bytes never change nor go away (static data): a port need not copy them */
@@ -367,22 +388,29 @@ typedef enum plb_close_how {
     PLB_CLOSE_ABORT         /* at once; the peer sees a reset (or, where the transport has none, the end) */
 } plb_close_how;
 
+/* The texts live as long as the stream. */
 typedef struct plb_stream_info {
-    plb_addr local, remote; /* of a listener: remote is PLB_FAMILY_NONE */
+    plb_addr local, remote;  /* of a listener: remote is PLB_FAMILY_NONE */
+    const char *tls_version; /* "TLSv1.2", ...; NULL: plain, or not agreed yet */
+    const char *alpn;        /* the protocol that was agreed; NULL: none */
+    const char *tls_reason;  /* why there is no session, what is wrong with the certificate; NULL: nothing known */
+    bool tls_resumed;        /* the session continues an earlier one */
 } plb_stream_info;
 
 typedef struct plb_io {
     void *self; /* handed to each function */
 
     /* Begins a connection. PLB_AGAIN: *out is the stream and PLB_EVENT_CONNECT is armed. PLB_OK: *out is connected
-       already. Else nothing was made: PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (a family the port lacks),
+       already. Else nothing was made: PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (a family, or TLS, that the
+       port lacks), PLB_ERR_ARGUMENT (TLS without a name, say),
        PLB_ERR_ADDRESS (the source is not an address of this machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE,
        PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO. */
     plb_status (*connect)(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out);
 
     /* Reads what is there into the caller's buffer. PLB_OK: 1 to capacity bytes in *got. PLB_AGAIN: nothing yet;
        PLB_EVENT_READ is armed. PLB_END: the peer ended its side; writing may go on. PLB_ERR_RESET, PLB_ERR_TIMEOUT,
-       PLB_ERR_UNREACHABLE, PLB_ERR_IO: the stream is broken; close it. capacity is above 0. */
+       PLB_ERR_UNREACHABLE, PLB_ERR_TRUNCATED, PLB_ERR_TLS, PLB_ERR_CERTIFICATE, PLB_ERR_IO: the stream is broken;
+       close it. capacity is above 0. */
     plb_status (*read)(void *self, plb_stream *stream, void *buffer, size_t capacity, size_t *got);
 
     /* Offers `count` chunks (1 to PLB_CHUNKS_MAX), in order. PLB_OK: the first *taken bytes (1 or more) are the port's
@@ -1386,6 +1414,10 @@ PLB_API const char *plb_status_text(plb_status status)
         "The local address is in use.",
         "The system does not permit this.",
         "The peer has broken the protocol.",
+        "The answer was not the one that was asked for.",
+        "The stream ended without TLS's farewell.",
+        "No TLS session came about.",
+        "The certificate is not accepted.",
         "It was called off.",
         "Input or output has failed.",
     };

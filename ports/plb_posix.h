@@ -1082,7 +1082,7 @@ static plb_status plb__px_connect(void *self, const plb_peer *peer, plb_handler 
     plb_stream *stream;
     plb_status status;
     *out = NULL;
-    if (!plb__px_to_system(&peer->addr, &to))
+    if (peer->tls != NULL || !plb__px_to_system(&peer->addr, &to))
         return PLB_ERR_UNSUPPORTED;
     stream = plb__px_stream_new(px, handler);
     if (stream == NULL)
@@ -1387,7 +1387,7 @@ static plb_status plb__px_listen(void *self, const plb_listen_desc *desc, plb_ha
     plb_stream *listener;
     plb_status status;
     *out = NULL;
-    if (!plb__px_to_system(&desc->addr, &name))
+    if (desc->tls != NULL || !plb__px_to_system(&desc->addr, &name))
         return PLB_ERR_UNSUPPORTED;
     listener = plb__px_stream_new(px, handler);
     if (listener == NULL)

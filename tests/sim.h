@@ -1195,7 +1195,8 @@ static plb_status sim__io_connect(void *self, const plb_peer *peer, plb_handler 
     plb_status status = sim__count(s, &sim__connect_call);
     if (!handler.fn)
         sim__misuse("connect without a handler");
-    if (status == PLB_OK && (peer->addr.family == PLB_FAMILY_NONE || (s->lacks & (1u << peer->addr.family))))
+    if (status == PLB_OK &&
+        (peer->tls != NULL || peer->addr.family == PLB_FAMILY_NONE || (s->lacks & (1u << peer->addr.family))))
         status = PLB_ERR_UNSUPPORTED;
     if (status == PLB_OK && !sim__may_own_more(s))
         status = PLB_ERR_LIMIT;
@@ -1347,7 +1348,7 @@ static plb_status sim__io_listen(void *self, const plb_listen_desc *desc, plb_ha
         sim__misuse("listen without a handler");
     if (failure != PLB_OK)
         return failure;
-    if (local.family == PLB_FAMILY_NONE || (s->lacks & (1u << local.family)))
+    if (desc->tls != NULL || local.family == PLB_FAMILY_NONE || (s->lacks & (1u << local.family)))
         return PLB_ERR_UNSUPPORTED;
     if (!sim__may_own_more(s))
         return PLB_ERR_LIMIT;
