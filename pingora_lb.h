@@ -45,7 +45,8 @@
      BACKEND             an address with its weight, name, id, ext
      EXTENSION POINTS    what discovery, checks and strategies have in common; the completion contract
      DISCOVERY           where sets come from; the static list
-     HEALTH CHECK        how health is found out; the TCP check
+     HEALTH CHECK        how health is found out, and when; the TCP check
+     EXCHANGE            probes over streams, for checks of all kinds
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
      BALANCER            create, poll, destroy, observe
      PICKING             select, begin and end, handles, walk
@@ -55,7 +56,7 @@
      SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, PICKING
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
-     OPS, LISTS, UPDATE, DISCOVERY, STATIC DISCOVERY, HEALTH CHECK, TCP CHECK, BALANCER, HTTP/1
+     OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY, HEALTH CHECK, EXCHANGE, TCP CHECK, BALANCER, HTTP/1
 
    WORDS
    backend     an address, a weight, and what the program hangs on it (id, ext)
@@ -560,8 +561,11 @@ typedef struct plb_backend {
                            65535, as in DNS SRV (RFC 2782); PLB_BACKUP added: after all that are no backups */
     uint32_t id;        /* tells two services on one address apart; usually 0 */
     plb_enablement enablement; /* from a discovery: switch it on or off with this update */
-    const char *name;          /* the host name it came from, or NULL. Copied. The first name of an address stays */
-    void *ext;                 /* the program's own */
+    uint32_t checks; /* which of the balancer's checks it has, a bit each, the first one's is 1; 0: all but those
+                                that are by_name */
+    uint32_t check_every_ms; /* instead of each check's every_ms; 0: as there */
+    const char *name;        /* the host name it came from, or NULL. Copied. The first name of an address stays */
+    void *ext;               /* the program's own */
     void (*ext_release)(void *ext); /* called once when nothing reaches ext any more, or NULL */
 } plb_backend;
 
@@ -666,9 +670,12 @@ PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count);
 
 /* ==== HEALTH CHECK ===================================================================================================
-   Each backend has one of two states and a counter: `consecutive_failure` failures in a row make a healthy one
-   unhealthy, `consecutive_success` successes in a row bring it back; a result that agrees with the state clears the
-   counter (as pingora-load-balancing). Failures of this side (plb_status_is_local) count for nothing. */
+   How a backend's health is found out, and when. Each check of each backend has one of two states and a counter:
+   `consecutive_failure` failures in a row make it fail, `consecutive_success` successes in a row make it pass again; a
+   result that agrees with the state clears the counter (as pingora-load-balancing). A backend is healthy while all of
+   its checks pass. Failures of this side (plb_status_is_local) count for nothing and are tried again in a second. */
+
+#define PLB_CHECKS_MAX 8 /* of one balancer */
 
 typedef struct plb_check_ops {
     const char *name;
@@ -676,32 +683,140 @@ typedef struct plb_check_ops {
     size_t probe_size; /* zeroed bytes handed to each start as `probe`; the balancer's */
     plb_status (*open)(void *state, const void *desc, const plb_env *env); /* may be NULL; an error fails plb_create */
     void (*close)(void *state);                                            /* may be NULL; also after a failed open */
-    /* Begins one probe. `target` and its name are valid until start returns; ext until the probe is over. */
+    /* Begins one probe. `target` and its name are valid until start returns; ext until the probe is over. After a
+       report with `keep`, the backend's next start gets the same bytes as they were left. */
     plb_status (*start)(void *state, void *probe, const plb_backend *target, plb_token token);
+    /* Ends a probe, or what was kept of one: the bytes go when it returns. */
     void (*cancel)(void *state, void *probe, plb_token token);
 } plb_check_ops;
 
+/* A check and its schedule. Zero members: the default. The constructors below fill in `ops` and `desc` and leave the
+   rest to the program. */
 typedef struct plb_check {
     const plb_check_ops *ops; /* NULL: no check; every backend stays healthy */
     const void *desc;
     uint32_t timeout_ms;          /* for one probe; past it: PLB_ERR_TIMEOUT; 0: 1000 */
-    uint32_t consecutive_success; /* 0: 1 */
-    uint32_t consecutive_failure; /* 0: 1 */
+    uint32_t consecutive_success; /* at most 65535; 0: 1 */
+    uint32_t consecutive_failure; /* at most 65535; 0: 1 */
+    uint32_t every_ms;            /* from one probe's start to the next; 0: check_every_ms of plb_balancer_desc */
+    uint32_t fast_every_ms;  /* the same while results speak against the state (HAProxy's fastinter); 0: as every_ms */
+    uint32_t down_every_ms;  /* the same while the check fails (HAProxy's downinter); 0: as every_ms */
+    uint32_t jitter_percent; /* each interval is longer or shorter by up to so much of it, at random, so that a fleet
+                                does not probe in step; at most 100; 0: none */
+    bool by_name;            /* only for backends that name it (plb_backend.checks) */
 } plb_check;
 
-/* Completes a probe: PLB_OK is a success. Any thread. */
-PLB_API void plb_check_done(plb_token token, plb_status status);
+/* What a probe found out. Zero members: nothing more to say. */
+typedef struct plb_report {
+    plb_status status; /* PLB_OK: success */
+    uint32_t code;     /* the protocol's own number (HTTP status, ...), up to 65535; 0: none */
+    const char *text;  /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it
+                        */
+    bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open */
+    bool advises;      /* `share` and `off` are meant: an agent speaks for its backend */
+    uint8_t share;     /* requests that it wants, in 255ths of its weight */
+    bool off;          /* it wants no new requests at all, whatever its health */
+} plb_report;
 
-/* TCP check: a connection that is established is a success; it is closed at once. Zero members: the default. */
-typedef struct plb_tcp_check_desc {
-    uint32_t timeout_ms;          /* for the connection; 0: 1000 */
-    uint32_t consecutive_success; /* 0: 1 */
-    uint32_t consecutive_failure; /* 0: 1 */
-    plb_addr source;              /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
-} plb_tcp_check_desc;
+#define PLB_REPORT_TEXT 80
+
+/* Complete a probe. Any thread. */
+PLB_API void plb_check_done(plb_token token, plb_status status);
+PLB_API void plb_check_report(plb_token token, const plb_report *report);
+
+/* Gives a probe that is on its way `delay_ms` from now. From the polling thread; no effect once it is over. */
+PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms);
+
+/* How probes over streams connect. Zero members: the default. */
+typedef struct plb_connect_desc {
+    uint32_t timeout_ms; /* for the connection, and TLS where there is; 0: 1000 */
+    uint16_t port;       /* other than the backend's; 0: that */
+    plb_addr source;     /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
+    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend */
+} plb_connect_desc;
+
+/* TCP check: a connection that is established is a success; it is closed at once. With `tls`: a whole handshake. Zero
+   members: the default. */
+typedef plb_connect_desc plb_tcp_check_desc;
 
 /* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
 PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc);
+
+/* ==== EXCHANGE =======================================================================================================
+   A probe over a stream, for checks of all kinds: connects, sends, receives, reports. A check's state begins with a
+   plb_exchange_check and its probe with a plb_exchange:
+       open      calls plb_exchange_open            close    calls plb_exchange_close
+       start     calls plb_exchange_start           cancel   is plb_exchange_cancel
+   Received bytes are lent; those that are not used come again, together with more, up to PLB_EXCHANGE_SIZE. What
+   arrives goes through one buffer for all probes, so a probe that waits for an answer needs none. */
+
+#ifndef PLB_EXCHANGE_SIZE
+#define PLB_EXCHANGE_SIZE 8192
+#endif
+
+typedef struct plb_exchange plb_exchange;
+
+typedef struct plb_exchange_ops {
+    /* The connection is there: PLB_OK: that is a success; PLB_AGAIN: go on, having called plb_exchange_send or not;
+       else the probe has failed. */
+    plb_status (*connected)(plb_exchange *exchange);
+    /* Bytes came; size 0: the peer has ended its side. *used: how many were consumed. PLB_AGAIN: more are needed. Any
+       other status is the probe's, and may come with a text, see plb_exchange_say. */
+    plb_status (*received)(plb_exchange *exchange, const char *bytes, size_t size, size_t *used);
+    /* All that was handed to plb_exchange_send is the port's now. May be NULL. */
+    void (*sent)(plb_exchange *exchange);
+} plb_exchange_ops;
+
+/* The part of a check's state that belongs to this section. */
+typedef struct plb_exchange_check {
+    const plb_env *env; /* readable, like the next one */
+    plb_connect_desc connect;
+    uint32_t answer_ms;
+    void *memory; /* private, like the rest */
+    size_t memory_size;
+} plb_exchange_check;
+
+#define PLB_EXCHANGE_CHUNKS 4
+
+/* The part of a probe. */
+struct plb_exchange {
+    const plb_exchange_ops *ops;
+    const plb_exchange_check *check; /* readable, like the next two */
+    plb_stream *stream;
+    bool resumed;         /* this start goes on with a connection that was kept */
+    bool keep;            /* writable: after a success, keep the connection for the next start */
+    bool connected, idle; /* private, like the rest */
+    uint8_t chunk_count;
+    plb_token token;
+    const char *tls_name;
+    char *rest;
+    size_t rest_size;
+    plb_chunk chunks[PLB_EXCHANGE_CHUNKS];
+};
+
+/* For a check's open. `connect` may be NULL: all defaults; its tls is copied. answer_ms: from the connection to the end
+   of the probe; 0: 1000. PLB_ERR_UNSUPPORTED (no plb_port.io or no clock), PLB_ERR_MEMORY, PLB_ERR_ARGUMENT. */
+PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
+                                     const plb_env *env);
+PLB_API void plb_exchange_close(plb_exchange_check *check);
+
+/* For start: connects to where the check and the target say, or goes on with what was kept. tls_name: the name that
+   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name. What it
+   returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
+PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange_ops *ops,
+                                      const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
+                                      plb_token token);
+
+/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end. From connected, received or
+   sent; what was to be sent before must have been. */
+PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
+
+/* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
+   status is returned that ends the probe. */
+PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
+
+/* plb_check_ops.cancel. */
+PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -926,7 +1041,21 @@ typedef struct plb_backend_info {
                            panics, an unhealthy one too */
     bool healthy;
     bool enabled;
+    bool ejected;     /* taken out for what requests met with (passive health) */
+    bool advised_off; /* its agent wants no new requests */
+    uint32_t failing; /* checks that fail, a bit each, as plb_backend.checks */
+    uint32_t flips;   /* how often it became healthy or unhealthy */
 } plb_backend_info;
+
+/* The probes of one check of one backend. */
+typedef struct plb_probe_info {
+    plb_status status;       /* of the last one; PLB_AGAIN: none is over yet */
+    uint32_t code;           /* of the last one: plb_report.code */
+    uint32_t latency_us;     /* of the last one, from its start */
+    uint32_t passed, failed; /* how many; failures of this side are neither */
+    bool passing;            /* the check's state */
+    const char *text; /* in on_probe: what the probe said, or what its status means. Else what the status means */
+} plb_probe_info;
 
 typedef struct plb_update_info {
     plb_status status;     /* of the last update; PLB_AGAIN before the first */
@@ -946,9 +1075,11 @@ typedef struct plb_balancer_desc {
     plb_allocator allocator;
     plb_strategy strategy;
     plb_discovery discovery;
-    plb_check check;
+    plb_check check;         /* of every backend; its ops are NULL: none */
+    const plb_check *checks; /* more of them; all must pass. With `check`, which is the first, PLB_CHECKS_MAX at most */
+    size_t check_count;
     uint32_t update_every_ms; /* from one discovery's start to the next; 0: one discovery, at the start */
-    uint32_t check_every_ms;  /* from one round's start to the next; 0: one round, at the start */
+    uint32_t check_every_ms;  /* for checks that do not say; 0: one probe, at the start */
     uint32_t parallel_checks; /* probes in flight at most; 1: one after another, as pingora's default; 0: 64;
                                  PLB_UNLIMITED */
     bool start_unhealthy;     /* backends are unhealthy until checks say otherwise; needs a check */
@@ -962,8 +1093,10 @@ typedef struct plb_balancer_desc {
     void (*on_update)(void *user, const plb_update_info *info); /* a discovery is over, failed or not */
     void (*on_flip)(void *user, const plb_backend_info *info, plb_status status); /* health flipped; status: the
                                                                             probe's result that did it */
-    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status);     /* the first discovery is over */
-    void (*on_first_checks)(void *user, plb_balancer *lb); /* the first round of checks is over */
+    void (*on_probe)(void *user, const plb_backend_info *info, uint32_t check, const plb_probe_info *probe); /* a probe
+                                is over; check: 0 to PLB_CHECKS_MAX - 1. Before on_flip */
+    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status); /* the first discovery is over */
+    void (*on_first_checks)(void *user, plb_balancer *lb); /* each check of each backend has a result */
     size_t (*summary)(void *user, const plb_backend *backend, char *text, size_t capacity); /* names a backend in
                                                 log lines, as snprintf would; default: its address */
     void (*log)(void *user, plb_log_level level, const char *line);                         /* no newline at the end */
@@ -990,7 +1123,7 @@ PLB_API uint32_t plb_poll(plb_balancer *lb);
 /* The same as a task, for a loop to hold; its memory is the balancer's. */
 PLB_API plb_task *plb_balancer_task(plb_balancer *lb);
 
-/* Start a discovery, or a round of checks, as soon as poll runs; one that is running is followed by another. Any
+/* Start a discovery, or all checks of all backends, as soon as poll runs; what is running is followed by another. Any
    thread. */
 PLB_API void plb_update_now(plb_balancer *lb);
 PLB_API void plb_check_now(plb_balancer *lb);
@@ -1009,6 +1142,11 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
 /* What is known of one backend of the current set; of duplicates that differ in weight, the first. PLB_ERR_ADDRESS: not
    in the set. Any thread; but name and ext may go with the next update, so only the polling thread may rely on them. */
 PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info);
+
+/* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has no
+   such check. From the polling thread. */
+PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
+                                  plb_probe_info *out);
 
 /* Calls fn for each backend of the current set, in set order, until it returns false. Duplicates that differ in weight
    come one by one. Keep it short: the set cannot be reclaimed meanwhile. Any thread. */
@@ -2088,11 +2226,21 @@ PLB_API uintptr_t plb_reader_turn(plb_reader *reader, uintptr_t *shared)
    What outlives sets: one backend's state, and who holds it. */
 
 enum {
-    PLB__UNHEALTHY = 1u, /* checks say so */
-    PLB__DISABLED = 2u,  /* the program or the discovery says so */
-    PLB__FULL = 4u,      /* of plb__slot_state only: max_conns requests are in flight */
-    PLB__PARTIAL = 8u    /* of plb__slot_state only: it has less than its full share */
+    PLB__DISABLED = 1u,    /* the program or the discovery says so */
+    PLB__ADVISED_OFF = 2u, /* its agent says so */
+    PLB__EJECTED = 4u,     /* passive health says so */
+    PLB__FULL = 8u,        /* of plb__slot_state only: max_conns requests are in flight */
+    PLB__PARTIAL = 16u,    /* of plb__slot_state only: it has less than its full share */
+    PLB__FAILING = 256u,   /* the first check fails; the bits of the others follow */
+    PLB__UNHEALTHY = PLB__FAILING * ((1u << PLB_CHECKS_MAX) - 1),
+    PLB__OFF = PLB__DISABLED | PLB__ADVISED_OFF, /* whatever its health: never picked */
+    PLB__UNFIT = PLB__UNHEALTHY | PLB__EJECTED   /* not picked unless its tier panics */
 };
+
+PLB__INLINE uint32_t plb__failing(uint32_t check)
+{
+    return (uint32_t)PLB__FAILING << check;
+}
 
 #define PLB__SHARE_ALL 255u
 
@@ -2102,8 +2250,30 @@ enum {
 #define PLB__LIMITED    (UINT32_C(1) << 29) /* max_conns is not 0: whoever counts up or down has the view told */
 #define PLB__COUNT_MASK (PLB__LIMITED - 1)
 
-/* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stands
-   what the strategy keeps for it, next to what is read with it. */
+enum {
+    PLB__VITAL_NEW = 0, /* not on the schedule yet */
+    PLB__VITAL_WAITING, /* on the schedule */
+    PLB__VITAL_RUNNING, /* a probe is in flight */
+    PLB__VITAL_DONE     /* nothing more is due, or the backend does not have this check */
+};
+
+/* One check of one slot. The polling thread's. */
+typedef struct plb__vital {
+    struct plb__op *kept; /* of the last probe, for the next one */
+    uint32_t latency_us;
+    uint32_t passed, failed;
+    uint16_t code;
+    uint16_t streak; /* results in a row that speak against the state */
+    uint8_t status;  /* of the last probe */
+    uint8_t stage;
+    uint8_t share;    /* that an agent advises */
+    bool advised_off; /* the same */
+    bool absent;      /* the backend does not have this check */
+    bool again;       /* once more as soon as the one that runs is over */
+} plb__vital;
+
+/* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stand
+   its checks, then what the strategy keeps for it, next to what is read with it. */
 typedef struct plb__slot {
     /* any thread */
     uint32_t in_flight;
@@ -2115,16 +2285,19 @@ typedef struct plb__slot {
     uint32_t number;
     uint32_t size; /* of this allocation */
     uint16_t lead; /* bytes of it before this struct */
-    uint8_t share; /* of its weight, in 255ths, as it starts slowly; any thread reads it */
+    uint8_t data;  /* how many of them are the strategy's, in units of PLB__SLOT_UNIT */
+    uint8_t share; /* of its weight, in 255ths, as it starts slowly or its agent advises; any thread reads it */
     const char *name;
     void *ext;
     void (*ext_release)(void *ext);
     union {
-        struct {              /* the polling thread's */
-            uint32_t holders; /* sets and probes */
-            uint32_t streak;  /* results in a row that speak against the state */
-            uint32_t round;   /* of checks, in which it was probed last */
+        struct {               /* the polling thread's */
+            uint32_t holders;  /* sets and probes */
+            uint32_t checks;   /* plb_backend's; any thread reads it, and the next two */
+            uint32_t every_ms; /* plb_backend's check_every_ms */
+            uint32_t flips;
             uint32_t ramp_ms; /* when its share began to grow; the lower half of the timers' clock */
+            bool ramping;
             struct plb__slot *next_departed;
         } control;
         plb_allocator estate; /* once the balancer is gone: where to give the memory back */
@@ -2143,18 +2316,25 @@ static void plb__release_ext(void *ext, void (*release)(void *ext))
         release(ext);
 }
 
-/* Bytes before a slot for the `size` that the strategy keeps there: a multiple of what malloc and the slot itself are
-   aligned to, or more. */
-#define PLB__SLOT_LEAD(size) (((size) + 15) / 16 * 16)
+/* Bytes before a slot for something of that size: a multiple of what malloc and the slot itself are aligned to. */
+#define PLB__SLOT_UNIT       16
+#define PLB__SLOT_LEAD(size) (((size) + PLB__SLOT_UNIT - 1) / PLB__SLOT_UNIT * PLB__SLOT_UNIT)
 
 /* What the strategy keeps for a slot. */
 PLB__INLINE void *plb__slot_data(plb__slot *slot)
 {
-    return slot->lead > 0 ? (char *)slot - slot->lead : NULL;
+    return slot->data > 0 ? (char *)slot - (size_t)slot->data * PLB__SLOT_UNIT : NULL;
 }
 
-/* A slot without its ext: that is handed over when the update is certain. `lead` keeps what follows aligned. */
-static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backend, size_t lead)
+/* The first of its checks. */
+static plb__vital *plb__slot_vitals(plb__slot *slot)
+{
+    return (plb__vital *)(void *)((char *)slot - slot->lead);
+}
+
+/* A slot without its ext: that is handed over when the update is certain. `lead` and `data`, of which the strategy's is
+   a part, are results of PLB__SLOT_LEAD, so what follows is aligned. */
+static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backend, size_t lead, size_t data)
 {
     size_t addr_size = plb__addr_used(&backend->addr), name_size = plb__name_size(backend->name);
     size_t size = lead + offsetof(plb__slot, addr) + addr_size + name_size;
@@ -2164,6 +2344,7 @@ static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backe
         return NULL;
     slot->size = (uint32_t)size;
     slot->lead = (uint16_t)lead;
+    slot->data = (uint8_t)(data / PLB__SLOT_UNIT);
     slot->share = PLB__SHARE_ALL;
     slot->id = backend->id;
     plb__addr_copy(&slot->addr, &backend->addr);
@@ -2377,9 +2558,9 @@ static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
     uint32_t i;
     for (i = 0; i < view->count; i++) {
         uint32_t state = plb__slot_state(view->slots[i]);
-        bool usable = view->weights[i] > 0 && (state & PLB__DISABLED) == 0;
+        bool usable = view->weights[i] > 0 && (state & PLB__OFF) == 0;
         plb__bit_fill(tier->bits[PLB__BITS_USABLE], &tier->usable, i, usable);
-        plb__bit_fill(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, i, usable && (state & PLB__UNHEALTHY) == 0);
+        plb__bit_fill(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, i, usable && (state & PLB__UNFIT) == 0);
         plb__bit_fill(tier->bits[PLB__BITS_PARTIAL], &view->partial_count, i, (state & PLB__PARTIAL) != 0);
     }
     tier->panic = plb__should_panic(set, tier);
@@ -2720,8 +2901,8 @@ static void plb__entry_sync(const plb__set *set, plb__tier *tier, uint32_t index
         bool usable, healthy;
         state = plb__slot_state(slot);
         panic = PLB__LOAD(&tier->panic);
-        usable = tier->view.weights[index] > 0 && (state & PLB__DISABLED) == 0;
-        healthy = usable && (state & PLB__UNHEALTHY) == 0;
+        usable = tier->view.weights[index] > 0 && (state & PLB__OFF) == 0;
+        healthy = usable && (state & PLB__UNFIT) == 0;
         plb__bit_count(tier->bits[PLB__BITS_USABLE], &tier->usable, index, usable);
         plb__bit_count(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, index, healthy);
         plb__bit_count(tier->bits[PLB__BITS_PARTIAL], &tier->view.partial_count, index, (state & PLB__PARTIAL) != 0);
@@ -2945,23 +3126,48 @@ typedef struct plb__change {
 } plb__change;
 
 enum { PLB__OP_FREE, PLB__OP_RUNNING, PLB__OP_COMPLETED };
-#define PLB__OP_PHASES 4u /* an op's state is generation * PLB__OP_PHASES + phase */
+#define PLB__OP_PHASES 4u /* a ticket's state is generation * PLB__OP_PHASES + phase */
 
-/* One start of a discovery or a check. Ops are reused but never given back before plb_destroy, so that a late
-   completion finds one; a probe's own memory comes and goes. */
+/* What a token points at. Tickets are used again but never given back before plb_destroy, so that a late completion
+   finds one; all else that a start needs comes and goes. */
+typedef struct plb__ticket {
+    uint32_t state;
+    union {
+        struct plb__op *op;
+        struct plb__ticket *next_free;
+    } u;
+} plb__ticket;
+
+#define PLB__TICKETS 32 /* allocated at a time */
+
+typedef struct plb__tickets {
+    struct plb__tickets *next;
+    plb__ticket tickets[PLB__TICKETS];
+} plb__tickets;
+
+/* One check of the balancer's. */
+typedef struct plb__check {
+    plb_check what; /* defaults filled in; its desc may be gone */
+    void *state;
+} plb__check;
+
+/* One start of a discovery or a check. A probe's own bytes follow. */
 typedef struct plb__op {
     plb__mail mail;
-    uint32_t state;
-    plb_status result;
-    plb__list *answer; /* of a discovery */
-    plb__slot *slot;   /* of a probe */
-    void *probe;
+    plb__ticket *ticket;
     plb_balancer *lb;
-    struct plb__op *next_free;
     struct plb__op *next_running, **running_link;
     plb_timer deadline;
-    uint64_t started_us;
+    uint64_t started_us, started_ms;
+    uint64_t latency_us;
+    plb__list *answer; /* of a discovery */
+    plb__slot *slot;   /* of a probe, like the rest */
+    uint32_t check;
+    plb_report report; /* its status is a discovery's too */
+    char text[PLB_REPORT_TEXT];
 } plb__op;
+
+#define PLB__OP_SIZE ((sizeof(plb__op) + 15) / 16 * 16)
 
 enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u };
 
@@ -2994,7 +3200,10 @@ struct plb_balancer {
     plb__slot *departed;
     uint32_t *free_numbers; /* of slots; holds numbers_capacity */
     uint32_t free_number_count, next_number, numbers_capacity;
-    plb__op *free_ops, *running;
+    plb__op *running;
+    plb__ticket *free_tickets;
+    plb__tickets *tickets;
+    void *scratch; /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
     /* discovery */
     void *discovery_state;
     plb__op *discovery; /* running */
@@ -3004,10 +3213,15 @@ struct plb_balancer {
     plb_timer update_timer;
     plb_update_info update;
     /* checks */
-    void *check_state;
-    plb_timer round_timer, retry_timer;
-    uint32_t round, cursor, probes;
-    bool round_running, round_due, first_checks_over;
+    plb__check *checks;
+    uint32_t check_count;
+    uint64_t *schedule; /* heap of plb__task_key */
+    uint32_t scheduled, schedule_capacity;
+    uint32_t probes;   /* in flight */
+    uint32_t unknown;  /* checks of the current set's backends without a result */
+    uint64_t epoch_ms; /* what the schedule counts from */
+    uint64_t jitter;   /* random numbers */
+    bool first_checks_over;
 };
 
 static void plb__wake(plb_balancer *lb)
@@ -3087,17 +3301,18 @@ static void plb__put_backend(const plb_balancer *lb, plb__text *text, const plb_
     }
 }
 
+/* "WORDS BACKEND: WHY". */
 static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const char *words, const plb_backend *backend,
-                             plb_status status)
+                             const char *why)
 {
     plb__line line;
     if (!plb__log_begin(lb, &line, level, words))
         return;
     plb__put_char(&line.text, ' ');
     plb__put_backend(lb, &line.text, backend);
-    if (status != PLB_OK) {
+    if (why != NULL) {
         plb__put(&line.text, ": ");
-        plb__put(&line.text, plb_status_text(status));
+        plb__put(&line.text, why);
     }
     plb__log_end(lb, &line);
 }
@@ -3402,6 +3617,8 @@ static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backen
     plb__addr_copy(&out->addr, &slot->addr);
     out->weight = weight;
     out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
+    out->checks = PLB__LOAD_RELAXED(&slot->u.control.checks);
+    out->check_every_ms = PLB__LOAD_RELAXED(&slot->u.control.every_ms);
     out->id = slot->id;
     out->name = slot->name;
     out->ext = slot->ext;
@@ -3421,6 +3638,10 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
     info->ready = plb__view_ready(view, index);
     info->healthy = (flags & PLB__UNHEALTHY) == 0;
     info->enabled = (flags & PLB__DISABLED) == 0;
+    info->ejected = (flags & PLB__EJECTED) != 0;
+    info->advised_off = (flags & PLB__ADVISED_OFF) != 0;
+    info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING;
+    info->flips = PLB__LOAD_RELAXED(&slot->u.control.flips);
 }
 
 /* ==== PICKING ========================================================================================================
@@ -6996,62 +7217,112 @@ PLB_API plb_strategy plb_rendezvous(void)
 /* ==== OPS ============================================================================================================
    Starts of discoveries and probes, and their completion from any thread, once. */
 
-static plb__op *plb__op_new(plb_balancer *lb)
+static plb__ticket *plb__ticket_take(plb_balancer *lb)
 {
-    plb__op *op = lb->free_ops;
-    if (op != NULL) {
-        lb->free_ops = op->next_free;
-    } else {
-        op = (plb__op *)plb__new(&lb->env.allocator, sizeof *op);
-        if (op == NULL)
+    plb__ticket *ticket;
+    if (lb->free_tickets == NULL) {
+        plb__tickets *more = (plb__tickets *)plb__new(&lb->env.allocator, sizeof *more);
+        int i;
+        if (more == NULL)
             return NULL;
-        op->mail.kind = PLB__MAIL_DONE;
-        op->lb = lb;
+        more->next = lb->tickets;
+        lb->tickets = more;
+        for (i = PLB__TICKETS; i-- > 0;) {
+            more->tickets[i].u.next_free = lb->free_tickets;
+            lb->free_tickets = &more->tickets[i];
+        }
     }
-    op->slot = NULL;
-    op->answer = NULL;
+    ticket = lb->free_tickets;
+    lb->free_tickets = ticket->u.next_free;
+    return ticket;
+}
+
+/* Starts one that was made or kept; false: no memory. */
+static bool plb__op_start(plb_balancer *lb, plb__op *op)
+{
+    plb__ticket *ticket = plb__ticket_take(lb);
+    if (ticket == NULL)
+        return false;
+    ticket->u.op = op;
+    op->ticket = ticket;
     op->next_running = lb->running;
     op->running_link = &lb->running;
     if (lb->running != NULL)
         lb->running->running_link = &op->next_running;
     lb->running = op;
     op->started_us = plb__now_us(lb);
-    PLB__STORE(&op->state, (PLB__LOAD_RELAXED(&op->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
+    op->started_ms = lb->timers.now_ms;
+    memset(&op->report, 0, sizeof op->report);
+    op->text[0] = '\0';
+    PLB__STORE(&ticket->state,
+               (PLB__LOAD_RELAXED(&ticket->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
+    return true;
+}
+
+/* With so many bytes for a probe after it. */
+static plb__op *plb__op_new(plb_balancer *lb, size_t probe_size)
+{
+    plb__op *op = (plb__op *)plb__new(&lb->env.allocator, PLB__OP_SIZE + probe_size);
+    if (op == NULL)
+        return NULL;
+    op->mail.kind = PLB__MAIL_DONE;
+    op->lb = lb;
     return op;
 }
 
-static plb_token plb__op_token(plb__op *op)
+static void *plb__op_probe(plb__op *op)
+{
+    return (char *)op + PLB__OP_SIZE;
+}
+
+static plb_token plb__op_token(const plb__op *op)
 {
     plb_token token;
     token.balancer = op->lb;
-    token.op = op;
-    token.generation = PLB__LOAD_RELAXED(&op->state) / PLB__OP_PHASES;
+    token.op = op->ticket;
+    token.generation = PLB__LOAD_RELAXED(&op->ticket->state) / PLB__OP_PHASES;
     return token;
 }
 
-/* Whoever moves a running op on has its completion: a done call, a cancellation, or a start that failed. */
-static bool plb__op_claim(plb__op *op, uint32_t generation)
+/* Whoever moves a running op on has its completion: a done call, a cancellation, or a start that failed. Else NULL. */
+static plb__op *plb__op_claim(plb_token token)
 {
-    uint32_t base = generation * PLB__OP_PHASES;
-    return plb__cas32(&op->state, base + PLB__OP_RUNNING, base + PLB__OP_COMPLETED);
+    plb__ticket *ticket = (plb__ticket *)token.op;
+    uint32_t base = token.generation * PLB__OP_PHASES;
+    bool claimed = plb__cas32(&ticket->state, base + PLB__OP_RUNNING, base + PLB__OP_COMPLETED);
+    return claimed ? ticket->u.op : NULL;
+}
+
+/* The op while it is running, for the polling thread; or NULL. */
+static plb__op *plb__op_running(plb_token token)
+{
+    plb__ticket *ticket = (plb__ticket *)token.op;
+    return PLB__LOAD(&ticket->state) == token.generation * PLB__OP_PHASES + PLB__OP_RUNNING ? ticket->u.op : NULL;
 }
 
 static void plb__op_complete(plb__op *op, plb_status status)
 {
     plb_balancer *lb = op->lb;
-    op->result = status;
+    op->report.status = status;
+    op->latency_us = plb__since_us(lb, op->started_us);
     plb__mail_push(&lb->mailbox, &op->mail);
     plb__wake(lb);
 }
 
-static void plb__op_free(plb_balancer *lb, plb__op *op)
+/* It is not running any more: gives its ticket back. */
+static void plb__op_stop(plb_balancer *lb, plb__op *op)
 {
     plb_timer_stop(&lb->timers, &op->deadline);
     *op->running_link = op->next_running;
     if (op->next_running != NULL)
         op->next_running->running_link = op->running_link;
-    op->next_free = lb->free_ops;
-    lb->free_ops = op;
+    op->ticket->u.next_free = lb->free_tickets;
+    lb->free_tickets = op->ticket;
+}
+
+static void plb__op_delete(plb_balancer *lb, plb__op *op, size_t probe_size)
+{
+    plb__delete(&lb->env.allocator, op, PLB__OP_SIZE + probe_size);
 }
 
 static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *user), uint32_t delay_ms)
@@ -7106,7 +7377,7 @@ static plb_status plb__backend_check(const plb_backend *backend, bool names)
 {
     if (backend->weight > PLB_WEIGHT_MAX)
         return PLB_ERR_WEIGHT;
-    if (backend->priority > PLB_PRIORITY_MAX)
+    if (backend->priority > PLB_PRIORITY_MAX || backend->checks >> PLB_CHECKS_MAX != 0)
         return PLB_ERR_ARGUMENT;
     switch (backend->addr.family) {
     case PLB_FAMILY_IPV4:
@@ -7206,6 +7477,208 @@ static bool plb__list_repeats_ext(const plb__list *list, size_t position)
     return false;
 }
 
+/* ==== SCHEDULE =======================================================================================================
+   Which check of which backend is due when: a heap of numbers, the time above the task, so that those which are due
+   together come in set order, as pingora's. A task is an index of the current set times the number of checks, plus the
+   check. */
+
+#define PLB__TASK_BITS 24
+#define PLB__TASKS_MAX (UINT32_C(1) << PLB__TASK_BITS)
+
+static uint64_t plb__task_key(const plb_balancer *lb, uint64_t due_ms, uint32_t task)
+{
+    return (due_ms - lb->epoch_ms) << PLB__TASK_BITS | task;
+}
+
+static uint64_t plb__schedule_first_ms(const plb_balancer *lb)
+{
+    return (lb->schedule[0] >> PLB__TASK_BITS) + lb->epoch_ms;
+}
+
+static void plb__schedule_add(plb_balancer *lb, uint64_t due_ms, uint32_t task)
+{
+    uint64_t key = plb__task_key(lb, due_ms, task), *heap = lb->schedule;
+    uint32_t at = lb->scheduled++;
+    for (; at > 0 && heap[(at - 1) / 2] > key; at = (at - 1) / 2)
+        heap[at] = heap[(at - 1) / 2];
+    heap[at] = key;
+}
+
+/* Lets what stands at a place sink to where it belongs. */
+static void plb__schedule_sink(const plb_balancer *lb, uint32_t at)
+{
+    uint64_t *heap = lb->schedule, key = heap[at];
+    uint32_t child;
+    while ((child = 2 * at + 1) < lb->scheduled) {
+        if (child + 1 < lb->scheduled && heap[child + 1] < heap[child])
+            child++;
+        if (heap[child] >= key)
+            break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = key;
+}
+
+/* Takes the first task. */
+static uint32_t plb__schedule_take(plb_balancer *lb)
+{
+    uint32_t task = (uint32_t)(lb->schedule[0] % PLB__TASKS_MAX);
+    lb->schedule[0] = lb->schedule[--lb->scheduled];
+    if (lb->scheduled > 0)
+        plb__schedule_sink(lb, 0);
+    return task;
+}
+
+/* Makes sure that a set of `count` backends has room. */
+static plb_status plb__schedule_reserve(plb_balancer *lb, uint32_t count)
+{
+    const plb_allocator *a = &lb->env.allocator;
+    uint64_t wanted = (uint64_t)count * lb->check_count, *heap;
+    if (wanted > PLB__TASKS_MAX)
+        return PLB_ERR_LIMIT;
+    if (wanted < lb->scheduled)
+        wanted = lb->scheduled;
+    if (wanted == 0 || (wanted <= lb->schedule_capacity && wanted >= lb->schedule_capacity / 2))
+        return PLB_OK;
+    heap = (uint64_t *)plb__new(a, (size_t)wanted * sizeof *heap);
+    if (heap == NULL)
+        return PLB_ERR_MEMORY;
+    if (lb->scheduled > 0)
+        memcpy(heap, lb->schedule, lb->scheduled * sizeof *heap);
+    plb__delete(a, lb->schedule, lb->schedule_capacity * sizeof *heap);
+    lb->schedule = heap;
+    lb->schedule_capacity = (uint32_t)wanted;
+    return PLB_OK;
+}
+
+static bool plb__set_has_slot(const plb__set *set, const plb__slot *slot)
+{
+    uint32_t index = PLB__LOAD_RELAXED(&slot->index);
+    return set != NULL && index < set->count && set->slots[index] == slot;
+}
+
+/* Puts a check of a slot that is in the current set on the schedule. */
+static void plb__vital_due(plb_balancer *lb, plb__slot *slot, uint32_t check, uint64_t due_ms)
+{
+    plb__slot_vitals(slot)[check].stage = PLB__VITAL_WAITING;
+    plb__schedule_add(lb, due_ms, PLB__LOAD_RELAXED(&slot->index) * lb->check_count + check);
+}
+
+/* Gives back what probes of a slot have left open. */
+static void plb__slot_drop_kept(plb_balancer *lb, plb__slot *slot)
+{
+    plb_token nothing;
+    uint32_t c;
+    memset(&nothing, 0, sizeof nothing);
+    nothing.balancer = lb;
+    for (c = 0; c < lb->check_count; c++) {
+        plb__op *op = plb__slot_vitals(slot)[c].kept;
+        const plb_check_ops *ops = lb->checks[c].what.ops;
+        if (op == NULL)
+            continue;
+        plb__slot_vitals(slot)[c].kept = NULL;
+        ops->cancel(lb->checks[c].state, plb__op_probe(op), nothing);
+        plb__op_delete(lb, op, ops->probe_size);
+    }
+}
+
+/* Newcomers are due at once. */
+static void plb__schedule_newcomers(plb_balancer *lb, const plb__set *set)
+{
+    uint32_t i, c;
+    lb->unknown = 0;
+    for (i = 0; i < set->count; i++) {
+        if (PLB__LOAD_RELAXED(&set->slots[i]->index) != i)
+            continue; /* the same slot again */
+        for (c = 0; c < lb->check_count; c++) {
+            plb__vital *vital = &plb__slot_vitals(set->slots[i])[c];
+            lb->unknown += !vital->absent && vital->status == PLB_AGAIN;
+            if (!vital->absent && vital->stage == PLB__VITAL_NEW)
+                plb__vital_due(lb, set->slots[i], c, lb->timers.now_ms);
+        }
+    }
+}
+
+/* Before a set takes the current one's place, and after its slots were told where they stand in it. */
+static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
+{
+    const plb__set *old = (const plb__set *)lb->current;
+    uint32_t i, left = 0, count = lb->check_count;
+    if (count == 0)
+        return;
+    for (i = 0; i < lb->scheduled; i++) {
+        uint32_t task = (uint32_t)(lb->schedule[i] % PLB__TASKS_MAX);
+        plb__slot *slot = old->slots[task / count];
+        if (plb__set_has_slot(set, slot))
+            lb->schedule[left++] = lb->schedule[i] - task + PLB__LOAD_RELAXED(&slot->index) * count + task % count;
+    }
+    lb->scheduled = left;
+    for (i = left / 2; i-- > 0;)
+        plb__schedule_sink(lb, i);
+    for (i = 0; old != NULL && i < old->count; i++)
+        if (!plb__set_has_slot(set, old->slots[i]))
+            plb__slot_drop_kept(lb, old->slots[i]);
+    plb__schedule_newcomers(lb, set);
+}
+
+/* Everything is due now; what is in flight, once more afterwards. */
+static void plb__schedule_all(plb_balancer *lb)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    uint32_t i, c;
+    lb->scheduled = 0;
+    for (i = 0; set != NULL && i < set->count; i++) {
+        if (PLB__LOAD_RELAXED(&set->slots[i]->index) != i)
+            continue;
+        for (c = 0; c < lb->check_count; c++) {
+            plb__vital *vital = &plb__slot_vitals(set->slots[i])[c];
+            if (vital->stage == PLB__VITAL_RUNNING)
+                vital->again = true;
+            else if (!vital->absent)
+                plb__vital_due(lb, set->slots[i], c, lb->timers.now_ms);
+        }
+    }
+}
+
+/* Is a check for backends with these plb_backend.checks? */
+static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
+{
+    return checks != 0 ? (checks >> check & 1) != 0 : !lb->checks[check].what.by_name;
+}
+
+/* A backend gets a check, or loses it: what that said goes with it. */
+static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check, bool absent)
+{
+    plb__vital *vital = &plb__slot_vitals(slot)[check];
+    vital->absent = absent;
+    if (absent) {
+        lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
+        vital->share = PLB__SHARE_ALL;
+        vital->advised_off = false;
+        plb__slot_flag(lb, slot, plb__failing(check), false);
+    } else {
+        vital->status = PLB_AGAIN;
+        vital->streak = 0;
+        lb->unknown++;
+        if (vital->stage == PLB__VITAL_NEW || vital->stage == PLB__VITAL_DONE)
+            plb__vital_due(lb, slot, check, lb->timers.now_ms);
+    }
+}
+
+/* Brings a slot's checks in line with what an update says of them. */
+static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend)
+{
+    uint32_t c;
+    PLB__STORE_RELAXED(&slot->u.control.every_ms, backend->check_every_ms);
+    PLB__STORE_RELAXED(&slot->u.control.checks, backend->checks);
+    for (c = 0; c < lb->check_count; c++) {
+        bool absent = !plb__check_is_for(lb, c, backend->checks);
+        if (absent != plb__slot_vitals(slot)[c].absent)
+            plb__vital_switch(lb, slot, c, absent);
+    }
+}
+
 /* ==== UPDATE =========================================================================================================
    From an answer to the published set, wholly or not at all; and what becomes of the old one. */
 
@@ -7228,7 +7701,8 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
     for (i = 0; i < list->count; i++) {
         plb_status status = plb__backend_check(&list->backends[i], false);
         if (status != PLB_OK) {
-            plb__log_backend(lb, PLB_LOG_ERROR, "update refused because of", &list->backends[i], status);
+            plb__log_backend(lb, PLB_LOG_ERROR, "update refused because of", &list->backends[i],
+                             plb_status_text(status));
             return status;
         }
         sum += list->backends[i].weight;
@@ -7341,7 +7815,26 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
 
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
-    return PLB__SLOT_LEAD(lb->strategy->slot_size);
+    return PLB__SLOT_LEAD(lb->check_count * sizeof(plb__vital)) + PLB__SLOT_LEAD(lb->strategy->slot_size);
+}
+
+/* A new slot's state: before anybody can see it. */
+static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_backend *backend)
+{
+    uint32_t c;
+    for (c = 0; c < lb->check_count; c++) {
+        plb__vital *vital = &plb__slot_vitals(slot)[c];
+        vital->status = PLB_AGAIN;
+        vital->share = PLB__SHARE_ALL;
+        vital->absent = !plb__check_is_for(lb, c, backend->checks);
+        if (lb->desc.start_unhealthy && !vital->absent)
+            slot->flags |= plb__failing(c);
+    }
+    slot->u.control.checks = backend->checks;
+    slot->u.control.every_ms = backend->check_every_ms;
+    if (backend->enablement == PLB_ENABLEMENT_OFF)
+        slot->flags |= PLB__DISABLED;
+    plb__slot_limit(slot, backend->max_conns);
 }
 
 static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
@@ -7356,14 +7849,12 @@ static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
             continue;
         }
         if (plb__numbers_reserve(lb) == PLB_OK)
-            slot = plb__slot_new(&lb->env.allocator, plb__list_at(u->list, i), plb__slot_lead(lb));
+            slot = plb__slot_new(&lb->env.allocator, plb__list_at(u->list, i), plb__slot_lead(lb),
+                                 PLB__SLOT_LEAD(lb->strategy->slot_size));
         if (slot == NULL)
             return PLB_ERR_MEMORY;
         slot->number = lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
-        slot->flags = lb->desc.start_unhealthy ? PLB__UNHEALTHY : 0;
-        if (plb__list_at(u->list, i)->enablement == PLB_ENABLEMENT_OFF)
-            slot->flags |= PLB__DISABLED;
-        plb__slot_limit(slot, plb__list_at(u->list, i)->max_conns);
+        plb__slot_init(lb, slot, plb__list_at(u->list, i));
         slot->u.control.next_departed = u->created;
         u->created = slot;
         slots[u->list->order[i]] = slot;
@@ -7431,6 +7922,9 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t mem
     u->set = plb__set_new(&lb->env.allocator, u->counts, u->tiers);
     if (u->set == NULL)
         return PLB_ERR_MEMORY;
+    status = plb__schedule_reserve(lb, u->set->count);
+    if (status != PLB_OK)
+        return status;
     u->set->strategy = lb->strategy;
     u->set->strategy_state = lb->strategy_state;
     u->set->panic_percent = lb->desc.panic_percent;
@@ -7441,7 +7935,7 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t mem
     return status;
 }
 
-/* Hands over what the answer says beside addresses and weights: ext, max_conns, enablement. */
+/* Hands over what the answer says beside addresses and weights: ext, max_conns, checks, enablement. */
 static void plb__update_settle(plb_balancer *lb, plb__update *u)
 {
     size_t i;
@@ -7453,6 +7947,7 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
                 plb__slot_limit(slot, backend->max_conns);
                 plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
             }
+            plb__slot_checks(lb, slot, backend);
         }
         if (backend->enablement != PLB_ENABLEMENT_KEEP)
             plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF);
@@ -7486,6 +7981,7 @@ static void plb__slot_let_go(plb_balancer *lb, plb__slot *slot)
 {
     if (--slot->u.control.holders > 0)
         return;
+    plb__slot_drop_kept(lb, slot);
     if ((plb__fetch_add(&slot->in_flight, PLB__DEPARTED) & PLB__COUNT_MASK) == 0) {
         plb__slot_free(lb, slot);
         return;
@@ -7547,6 +8043,7 @@ static void plb__publish(plb_balancer *lb, plb__set *set)
         if (i == 0 || set->slots[i - 1] != set->slots[i])
             PLB__STORE_RELAXED(&set->slots[i]->index, i);
     }
+    plb__schedule_move(lb, set);
     PLB__STORE(&lb->newest, (uintptr_t)set);
     plb__set_sync_all(set);
     PLB__STORE(&lb->current, (uintptr_t)set);
@@ -7641,13 +8138,14 @@ static void plb__update_refuse(plb_balancer *lb, plb__list *list)
 
 PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count)
 {
-    plb__op *op = (plb__op *)token.op;
     const plb_allocator *a = &token.balancer->env.allocator;
     plb__list *list = NULL;
+    plb__op *op;
     bool answered = status == PLB_OK || status == PLB_AGAIN;
     if (answered)
         list = plb__list_copy(a, backends, count);
-    if (!plb__op_claim(op, token.generation)) {
+    op = plb__op_claim(token);
+    if (op == NULL) {
         if (list != NULL)
             plb__delete(a, list, list->size);
         return PLB_ERR_CANCELLED;
@@ -7674,12 +8172,13 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
     const plb__set *current = (const plb__set *)lb->current;
     bool again = plb_status_is_local(status);
     if (op->answer != NULL) {
-        again = again || op->result == PLB_AGAIN;
+        again = again || op->report.status == PLB_AGAIN;
         if (status != PLB_OK)
             plb__update_refuse(lb, op->answer);
         plb__delete(&lb->env.allocator, op->answer, op->answer->size);
     }
-    plb__op_free(lb, op);
+    plb__op_stop(lb, op);
+    plb__op_delete(lb, op, 0);
     lb->discovery = NULL;
     lb->update.status = status;
     lb->update.updates += status == PLB_OK;
@@ -7691,13 +8190,8 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
         plb__log(lb, PLB_LOG_ERROR, "update failed, the last good set serves on", status);
     if (again)
         plb__update_retry(lb);
-    if (changed) {
-        lb->cursor = 0; /* newcomers are probed in the round that runs, or ran last */
-        if (lb->round > 0)
-            lb->round_running = true;
-        if (lb->desc.on_change != NULL)
-            lb->desc.on_change(lb->desc.user, lb);
-    }
+    if (changed && lb->desc.on_change != NULL)
+        lb->desc.on_change(lb->desc.user, lb);
     if (lb->desc.on_update != NULL)
         lb->desc.on_update(lb->desc.user, &lb->update);
     if (!lb->first_update_over) {
@@ -7750,7 +8244,7 @@ static void plb__discovery_timeout(void *user)
     plb__op *op = (plb__op *)user;
     plb_balancer *lb = op->lb;
     plb_token token = plb__op_token(op);
-    if (!plb__op_claim(op, token.generation))
+    if (plb__op_claim(token) == NULL)
         return; /* its completion is in the mailbox */
     lb->desc.discovery.ops->cancel(lb->discovery_state, token);
     plb__discovery_answered(lb, PLB_ERR_TIMEOUT);
@@ -7770,7 +8264,11 @@ static void plb__discovery_start(plb_balancer *lb)
     lb->update_due = false;
     if (lb->desc.update_every_ms > 0)
         plb_timer_set(&lb->timers, &lb->update_timer, lb->desc.update_every_ms);
-    lb->discovery = plb__op_new(lb);
+    lb->discovery = plb__op_new(lb, 0);
+    if (lb->discovery != NULL && !plb__op_start(lb, lb->discovery)) {
+        plb__op_delete(lb, lb->discovery, 0);
+        lb->discovery = NULL;
+    }
     if (lb->discovery == NULL) {
         plb__log(lb, PLB_LOG_ERROR, "discovery did not start", PLB_ERR_MEMORY);
         plb__update_retry(lb);
@@ -7779,7 +8277,7 @@ static void plb__discovery_start(plb_balancer *lb)
     plb__op_deadline(lb, lb->discovery, plb__discovery_timeout, lb->desc.discovery.timeout_ms);
     token = plb__op_token(lb->discovery);
     status = lb->desc.discovery.ops->start(lb->discovery_state, token);
-    if (status != PLB_OK && plb__op_claim((plb__op *)token.op, token.generation))
+    if (status != PLB_OK && plb__op_claim(token) != NULL)
         plb__discovery_answered(lb, status);
 }
 
@@ -7811,7 +8309,7 @@ static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_
         plb_backend backend = backends[i];
         plb_status status;
         if (what == PLB_CHANGE_REMOVE)
-            backend.weight = backend.priority = 0; /* they are not looked at */
+            backend.weight = backend.priority = backend.checks = 0; /* they are not looked at */
         status = plb__backend_check(&backend, lb->port.names != NULL || what == PLB_CHANGE_REMOVE);
         if (status != PLB_OK)
             return status;
@@ -7853,7 +8351,7 @@ PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, si
 /* Is an answer there that has not been applied yet? */
 static bool plb__has_answer(const plb_balancer *lb)
 {
-    return lb->discovery != NULL && PLB__LOAD(&lb->discovery->state) % PLB__OP_PHASES == PLB__OP_COMPLETED;
+    return lb->discovery != NULL && PLB__LOAD(&lb->discovery->ticket->state) % PLB__OP_PHASES == PLB__OP_COMPLETED;
 }
 
 static plb_status plb__change_offer(plb_balancer *lb)
@@ -8024,7 +8522,7 @@ static plb_status plb__static_append(plb__static *self, plb__static_entry ***end
         *end = &(**end)->next;
         return PLB_OK;
     }
-    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, status);
+    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, plb_status_text(status));
     return status;
 }
 
@@ -8168,7 +8666,7 @@ static void plb__static_failed(plb__static *self, const plb__static_entry *entry
 {
     if (!plb_status_is_local(self->failure))
         self->failure = status;
-    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, status);
+    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb_status_text(status));
 }
 
 static void plb__static_resolved(void *user, plb_status status, const plb_addr *addrs, size_t count)
@@ -8456,13 +8954,30 @@ PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t 
 }
 
 /* ==== HEALTH CHECK ===================================================================================================
-   The balancer's side: the state machine, and rounds of probes. */
+   The balancer's side: what results do to backends, and probes in flight. */
 
 PLB_API void plb_check_done(plb_token token, plb_status status)
 {
-    plb__op *op = (plb__op *)token.op;
-    if (plb__op_claim(op, token.generation))
+    plb__op *op = plb__op_claim(token);
+    if (op != NULL)
         plb__op_complete(op, status);
+}
+
+static void plb__report_set(plb__op *op, const plb_report *report)
+{
+    plb__text text = plb__text_in(op->text, sizeof op->text);
+    op->report = *report;
+    op->report.text = NULL;
+    plb__put(&text, report->text != NULL ? report->text : "");
+}
+
+PLB_API void plb_check_report(plb_token token, const plb_report *report)
+{
+    plb__op *op = plb__op_claim(token);
+    if (op == NULL)
+        return;
+    plb__report_set(op, report);
+    plb__op_complete(op, report->status);
 }
 
 /* Slow start: a share grows in so many steps, so that what wakes up for it is bounded. */
@@ -8474,27 +8989,42 @@ static void plb__ramp_wait(plb_balancer *lb)
         plb_timer_set(&lb->timers, &lb->ramp_timer, lb->desc.slow_start_ms / PLB__RAMP_STEPS);
 }
 
+/* How far a slow start has come. */
+static uint32_t plb__ramp_share(plb_balancer *lb, plb__slot *slot)
+{
+    uint32_t elapsed = (uint32_t)lb->timers.now_ms - slot->u.control.ramp_ms;
+    uint64_t share;
+    if (!slot->u.control.ramping)
+        return PLB__SHARE_ALL;
+    share = (uint64_t)elapsed * PLB__SHARE_ALL / lb->desc.slow_start_ms;
+    slot->u.control.ramping = share < PLB__SHARE_ALL;
+    if (!slot->u.control.ramping)
+        return PLB__SHARE_ALL;
+    plb__ramp_wait(lb);
+    return share > 0 ? (uint32_t)share : 1;
+}
+
+/* Makes a slot's share what slow start and agents say. */
+static void plb__share_update(plb_balancer *lb, plb__slot *slot)
+{
+    uint32_t share = PLB__SHARE_ALL, before = PLB__LOAD(&slot->share), c;
+    for (c = 0; c < lb->check_count; c++)
+        if (plb__slot_vitals(slot)[c].share < share)
+            share = plb__slot_vitals(slot)[c].share;
+    share = (share * plb__ramp_share(lb, slot) + PLB__SHARE_ALL - 1) / PLB__SHARE_ALL;
+    PLB__STORE(&slot->share, (uint8_t)share);
+    if ((share == PLB__SHARE_ALL) != (before == PLB__SHARE_ALL))
+        plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
+}
+
 /* The slot is about to become healthy. The share comes first, so that nobody sees it healthy with all of it. */
 static void plb__ramp_start(plb_balancer *lb, plb__slot *slot)
 {
     if (lb->desc.slow_start_ms == 0)
         return;
     slot->u.control.ramp_ms = (uint32_t)lb->timers.now_ms;
-    PLB__STORE(&slot->share, 1);
-    plb__ramp_wait(lb);
-}
-
-static void plb__ramp_slot(plb_balancer *lb, plb__slot *slot)
-{
-    uint32_t elapsed = (uint32_t)lb->timers.now_ms - slot->u.control.ramp_ms;
-    uint64_t share = (uint64_t)elapsed * PLB__SHARE_ALL / lb->desc.slow_start_ms;
-    if (share < PLB__SHARE_ALL) {
-        PLB__STORE(&slot->share, (uint8_t)(share > 0 ? share : 1));
-        plb__ramp_wait(lb);
-    } else {
-        PLB__STORE(&slot->share, PLB__SHARE_ALL);
-        plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
-    }
+    slot->u.control.ramping = true;
+    plb__share_update(lb, slot);
 }
 
 /* Lets the shares grow that are still partial. */
@@ -8508,69 +9038,193 @@ static void plb__ramp_go_on(void *user)
         for (w = 0; w < tier->view.words; w++) {
             uintptr_t word = PLB__LOAD(&tier->bits[PLB__BITS_PARTIAL][w]);
             for (; word != 0; word &= word - 1)
-                plb__ramp_slot(lb, tier->view.slots[w * PLB__WORD_BITS + plb__lowest_one(word)]);
+                plb__share_update(lb, tier->view.slots[w * PLB__WORD_BITS + plb__lowest_one(word)]);
         }
     }
 }
 
-/* The state machine of pingora-load-balancing's Health::observe_health. */
-static void plb__health_observe(plb_balancer *lb, const plb__tier *tier, uint32_t index, plb_status status)
+/* A probe that is over, and where its backend stands in the current set. */
+typedef struct plb__result {
+    plb__op *op;
+    plb__slot *slot;
+    plb__vital *vital;
+    const plb__tier *tier;
+    uint32_t index;
+    const char *why; /* what the probe said, or what its status means */
+} plb__result;
+
+/* An agent speaks for its backend. */
+static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 {
-    plb__slot *slot = tier->view.slots[index];
-    bool success = status == PLB_OK, healthy = (PLB__LOAD(&slot->flags) & PLB__UNHEALTHY) == 0;
-    const plb_check *check = &lb->desc.check;
+    const plb_report *report = &r->op->report;
+    bool off = false;
+    uint32_t c;
+    r->vital->share = report->share > 0 ? report->share : PLB__SHARE_ALL;
+    r->vital->advised_off = report->off || report->share == 0;
+    for (c = 0; c < lb->check_count; c++)
+        off = off || plb__slot_vitals(r->slot)[c].advised_off;
+    plb__share_update(lb, r->slot);
+    if (off != ((PLB__LOAD(&r->slot->flags) & PLB__ADVISED_OFF) != 0))
+        plb__slot_flag(lb, r->slot, PLB__ADVISED_OFF, off);
+}
+
+/* One check flips; the backend with it, unless another check fails. */
+static void plb__health_flip(plb_balancer *lb, const plb__result *r, bool success)
+{
+    plb__slot *slot = r->slot;
+    uint32_t bit = plb__failing(r->op->check), failing = PLB__LOAD(&slot->flags) & PLB__UNHEALTHY;
+    bool flips = (failing & ~bit) == 0;
     plb_backend_info info;
-    if (success == healthy) {
-        slot->u.control.streak = 0;
+    if (success && flips)
+        plb__ramp_start(lb, slot);
+    PLB__STORE_RELAXED(&slot->u.control.flips, slot->u.control.flips + (flips ? 1u : 0u));
+    plb__slot_flag(lb, slot, bit, !success);
+    if (!flips)
+        return;
+    plb__fill_info(r->tier, r->index, &info);
+    plb__log_backend(lb, success ? PLB_LOG_INFO : PLB_LOG_WARN,
+                     success ? "healthy again:" : "unhealthy:", &info.backend, success ? NULL : r->why);
+    if (lb->desc.on_flip != NULL)
+        lb->desc.on_flip(lb->desc.user, &info, r->op->report.status);
+}
+
+/* The state machine of pingora-load-balancing's Health::observe_health. */
+static void plb__health_observe(plb_balancer *lb, const plb__result *r)
+{
+    const plb_check *check = &lb->checks[r->op->check].what;
+    bool success = r->op->report.status == PLB_OK;
+    bool passing = (PLB__LOAD(&r->slot->flags) & plb__failing(r->op->check)) == 0;
+    if (success == passing) {
+        r->vital->streak = 0;
         return;
     }
-    if (++slot->u.control.streak < (success ? check->consecutive_success : check->consecutive_failure))
+    if (++r->vital->streak < (success ? check->consecutive_success : check->consecutive_failure))
         return;
-    slot->u.control.streak = 0;
-    if (success)
-        plb__ramp_start(lb, slot);
-    plb__slot_flag(lb, slot, PLB__UNHEALTHY, !success);
-    plb__fill_info(tier, index, &info);
-    plb__log_backend(lb, success ? PLB_LOG_INFO : PLB_LOG_WARN,
-                     success ? "healthy again:" : "unhealthy:", &info.backend, status);
-    if (lb->desc.on_flip != NULL)
-        lb->desc.on_flip(lb->desc.user, &info, status);
+    r->vital->streak = 0;
+    plb__health_flip(lb, r, success);
 }
 
-/* The slot could not be probed for reasons of this side, which says nothing of it: it stays due. */
-static void plb__probe_postpone(plb_balancer *lb, plb__slot *slot, plb_status status)
+/* Writes a result down. */
+static void plb__vital_record(plb_balancer *lb, const plb__result *r)
 {
-    plb_backend backend;
-    plb__fill_backend(slot, 0, &backend);
-    plb__log_backend(lb, PLB_LOG_WARN, "could not probe", &backend, status);
-    slot->u.control.round = 0;
-    if (!plb_timer_is_set(&lb->retry_timer) && lb->port.clock != NULL)
-        plb_timer_set(&lb->timers, &lb->retry_timer, PLB__RETRY_MS);
+    plb__vital *vital = r->vital;
+    lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
+    vital->status = (uint8_t)r->op->report.status;
+    vital->code = (uint16_t)r->op->report.code;
+    vital->latency_us = r->op->latency_us < UINT32_MAX ? (uint32_t)r->op->latency_us : UINT32_MAX;
+    vital->passed += vital->status == PLB_OK;
+    vital->failed += vital->status != PLB_OK;
 }
 
-static void plb__log_probe(const plb_balancer *lb, const plb__slot *slot, plb_status status)
+static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint32_t check, plb_probe_info *out)
 {
-    plb_backend backend;
-    if (lb->desc.log_level < PLB_LOG_DEBUG)
+    memset(out, 0, sizeof *out);
+    out->status = (plb_status)vital->status;
+    out->code = vital->code;
+    out->latency_us = vital->latency_us;
+    out->passed = vital->passed;
+    out->failed = vital->failed;
+    out->passing = (PLB__LOAD(&slot->flags) & plb__failing(check)) == 0;
+    out->text = plb_status_text(out->status);
+}
+
+static void plb__probe_tell(plb_balancer *lb, const plb__result *r)
+{
+    plb_backend_info info;
+    plb_probe_info probe;
+    if (lb->desc.on_probe == NULL && lb->desc.log_level < PLB_LOG_DEBUG)
         return;
+    plb__fill_info(r->tier, r->index, &info);
+    plb__probe_fill(r->slot, r->vital, r->op->check, &probe);
+    probe.status = r->op->report.status;
+    probe.text = r->why;
+    plb__log_backend(lb, PLB_LOG_DEBUG, probe.status == PLB_OK ? "probe succeeded:" : "probe failed:", &info.backend,
+                     probe.status == PLB_OK && r->op->text[0] == '\0' ? NULL : r->why);
+    if (lb->desc.on_probe != NULL)
+        lb->desc.on_probe(lb->desc.user, &info, r->op->check, &probe);
+}
+
+/* A backend could not be probed for reasons of this side, which says nothing of it. */
+static void plb__probe_impossible(plb_balancer *lb, plb__slot *slot, uint32_t check, const char *why)
+{
+    plb__vital *vital = &plb__slot_vitals(slot)[check];
+    plb_backend backend;
     plb__fill_backend(slot, 0, &backend);
-    plb__log_backend(lb, PLB_LOG_DEBUG, status == PLB_OK ? "probe succeeded:" : "probe failed:", &backend, status);
+    plb__log_backend(lb, PLB_LOG_WARN, "could not probe", &backend, why);
+    if (lb->port.clock != NULL)
+        plb__vital_due(lb, slot, check, lb->timers.now_ms + PLB__RETRY_MS);
+    else
+        vital->stage = PLB__VITAL_DONE;
+}
+
+/* From the start of a check's last probe to the next; 0: there is none. */
+static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t check)
+{
+    const plb_check *what = &lb->checks[check].what;
+    uint32_t every_ms = slot->u.control.every_ms > 0 ? slot->u.control.every_ms : what->every_ms;
+    uint64_t spread;
+    if (plb__slot_vitals(slot)[check].streak > 0 && what->fast_every_ms > 0)
+        every_ms = what->fast_every_ms;
+    else if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0 && what->down_every_ms > 0)
+        every_ms = what->down_every_ms;
+    spread = (uint64_t)every_ms * what->jitter_percent / 100;
+    lb->jitter = plb__mix(lb->jitter + PLB__GOLDEN);
+    spread = every_ms - spread + (spread > 0 ? lb->jitter % (2 * spread + 1) : 0);
+    return every_ms == 0 ? 0 : spread == 0 ? 1 : spread < UINT32_MAX ? (uint32_t)spread : UINT32_MAX;
+}
+
+static void plb__probe_again(plb_balancer *lb, const plb__result *r)
+{
+    uint32_t interval = plb__probe_interval(lb, r->slot, r->op->check);
+    uint64_t due_ms = r->op->started_ms + interval;
+    if (r->vital->again || due_ms < lb->timers.now_ms)
+        due_ms = lb->timers.now_ms;
+    if (r->vital->again || interval > 0)
+        plb__vital_due(lb, r->slot, r->op->check, due_ms);
+    r->vital->again = false;
+}
+
+/* The op is over, and the backend still there with that check. */
+static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
+{
+    bool local = plb_status_is_local(r->op->report.status);
+    if (!local)
+        plb__vital_record(lb, r);
+    plb__probe_tell(lb, r);
+    if (local) {
+        plb__probe_impossible(lb, r->slot, r->op->check, r->why);
+        return;
+    }
+    if (r->op->report.advises)
+        plb__health_advise(lb, r);
+    plb__health_observe(lb, r);
+    plb__probe_again(lb, r);
 }
 
 static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
 {
-    const plb__tier *tier = NULL;
-    plb__slot *slot = op->slot;
-    uint32_t index = plb__set_find_slot((const plb__set *)lb->current, slot, &tier);
-    plb__delete(&lb->env.allocator, op->probe, lb->desc.check.ops->probe_size);
-    plb__op_free(lb, op);
+    size_t probe_size = lb->checks[op->check].what.ops->probe_size;
+    plb__result r;
+    op->report.status = status;
+    r.op = op;
+    r.slot = op->slot;
+    r.vital = &plb__slot_vitals(op->slot)[op->check];
+    r.why = op->text[0] != '\0' ? op->text : plb_status_text(status);
+    r.tier = NULL;
+    r.index = plb__set_find_slot((const plb__set *)lb->current, op->slot, &r.tier);
     lb->probes--;
-    plb__log_probe(lb, slot, status);
-    if (plb_status_is_local(status))
-        plb__probe_postpone(lb, slot, status);
-    else if (index != PLB_NONE) /* else it has left meanwhile */
-        plb__health_observe(lb, tier, index, status);
-    plb__slot_let_go(lb, slot);
+    plb__op_stop(lb, op);
+    r.vital->stage = PLB__VITAL_DONE;
+    if (r.index != PLB_NONE && !r.vital->absent) { /* else it has left meanwhile */
+        if (op->report.keep)
+            r.vital->kept = op;
+        plb__probe_judge(lb, &r);
+    } else if (op->report.keep) {
+        lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
+    }
+    if (r.vital->kept != op)
+        plb__op_delete(lb, op, probe_size);
+    plb__slot_let_go(lb, r.slot);
 }
 
 static void plb__probe_timeout(void *user)
@@ -8578,102 +9232,85 @@ static void plb__probe_timeout(void *user)
     plb__op *op = (plb__op *)user;
     plb_token token = plb__op_token(op);
     plb_balancer *lb = op->lb;
-    if (!plb__op_claim(op, token.generation))
+    const plb__check *check = &lb->checks[op->check];
+    if (plb__op_claim(token) == NULL)
         return; /* its completion is in the mailbox */
-    lb->desc.check.ops->cancel(lb->check_state, op->probe, token);
+    op->latency_us = plb__since_us(lb, op->started_us);
+    check->what.ops->cancel(check->state, plb__op_probe(op), token);
     plb__probe_over(lb, op, PLB_ERR_TIMEOUT);
 }
 
-static void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t weight)
+PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms)
 {
-    const plb_check_ops *ops = lb->desc.check.ops;
-    plb__op *op = plb__op_new(lb);
+    plb__op *op = plb__op_running(token);
+    if (op != NULL)
+        plb__op_deadline(token.balancer, op, plb__probe_timeout, delay_ms);
+}
+
+/* An op for the next probe: the one that was kept, or a new one; NULL: no memory. */
+static plb__op *plb__probe_op(plb_balancer *lb, plb__vital *vital, const plb__check *check)
+{
+    plb__op *op = vital->kept;
+    if (op == NULL)
+        op = plb__op_new(lb, check->what.ops->probe_size);
+    if (op == NULL)
+        return NULL;
+    if (plb__op_start(lb, op)) {
+        vital->kept = NULL;
+        return op;
+    }
+    if (op != vital->kept)
+        plb__op_delete(lb, op, check->what.ops->probe_size);
+    return NULL;
+}
+
+static void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
+{
+    const plb__check *check = &lb->checks[c];
+    plb__vital *vital = &plb__slot_vitals(slot)[c];
+    plb__op *op = plb__probe_op(lb, vital, check);
     plb_backend backend;
     plb_token token;
-    plb_status status = PLB_OK;
+    plb_status status;
     if (op == NULL) {
-        plb__probe_postpone(lb, slot, PLB_ERR_MEMORY);
+        plb__probe_impossible(lb, slot, c, plb_status_text(PLB_ERR_MEMORY));
         return;
     }
     op->slot = slot;
+    op->check = c;
+    vital->stage = PLB__VITAL_RUNNING;
     slot->u.control.holders++;
     lb->probes++;
     token = plb__op_token(op);
-    op->probe = NULL;
-    if (ops->probe_size > 0) {
-        op->probe = plb__new(&lb->env.allocator, ops->probe_size);
-        if (op->probe == NULL)
-            status = PLB_ERR_MEMORY;
-    }
-    if (status == PLB_OK) {
-        plb__op_deadline(lb, op, plb__probe_timeout, lb->desc.check.timeout_ms);
-        plb__fill_backend(slot, weight, &backend);
-        status = ops->start(lb->check_state, op->probe, &backend, token);
-    }
-    if (status != PLB_OK && plb__op_claim(op, token.generation))
+    plb__op_deadline(lb, op, plb__probe_timeout, check->what.timeout_ms);
+    plb__fill_backend(slot, weight, &backend);
+    status = check->what.ops->start(check->state, plb__op_probe(op), &backend, token);
+    if (status != PLB_OK && plb__op_claim(token) != NULL)
         plb__probe_over(lb, op, status);
 }
 
 /* Probes that one poll starts at most, so that it stays short. */
 #define PLB__STARTS_PER_POLL 64
 
-static void plb__round_begin(plb_balancer *lb)
+static bool plb__probe_can_start(const plb_balancer *lb)
 {
-    lb->round_due = false;
-    lb->round_running = true;
-    lb->cursor = 0;
-    if (++lb->round == 0)
-        lb->round = 1;
-    if (lb->desc.check_every_ms > 0)
-        plb_timer_set(&lb->timers, &lb->round_timer, lb->desc.check_every_ms);
+    return lb->scheduled > 0 && lb->probes < lb->desc.parallel_checks &&
+           plb__schedule_first_ms(lb) <= lb->timers.now_ms;
 }
 
-/* Is there a probe to start, or nothing left to wait for? */
-static bool plb__round_can_go_on(const plb_balancer *lb)
+/* Starts what is due. */
+static void plb__probes_start(plb_balancer *lb)
 {
     const plb__set *set = (const plb__set *)lb->current;
-    if (!lb->round_running)
-        return false;
-    if (set == NULL || lb->cursor == set->count)
-        return lb->probes == 0;
-    return lb->probes < lb->desc.parallel_checks;
-}
-
-/* Starts what the round has not probed yet, or ends it. */
-static void plb__round_go_on(plb_balancer *lb)
-{
-    const plb__set *set = (const plb__set *)lb->current;
-    uint32_t count = set != NULL ? set->count : 0, starts = 0;
-    while (lb->cursor < count && plb__round_can_go_on(lb)) {
-        plb__slot *slot = set->slots[lb->cursor];
-        if (slot->u.control.round != lb->round) {
-            if (starts++ == PLB__STARTS_PER_POLL)
-                return;
-            slot->u.control.round = lb->round;
-            plb__probe_start(lb, slot, set->weights[lb->cursor]);
-        }
-        lb->cursor++;
+    uint32_t starts;
+    for (starts = 0; starts < PLB__STARTS_PER_POLL && plb__probe_can_start(lb); starts++) {
+        uint32_t task = plb__schedule_take(lb), index = task / lb->check_count, c = task % lb->check_count;
+        plb__vital *vital = &plb__slot_vitals(set->slots[index])[c];
+        if (vital->absent)
+            vital->stage = PLB__VITAL_DONE;
+        else
+            plb__probe_start(lb, set->slots[index], c, set->weights[index]);
     }
-    if (lb->cursor < count || !plb__round_can_go_on(lb))
-        return;
-    lb->round_running = false;
-    if (!lb->first_checks_over && !plb_timer_is_set(&lb->retry_timer)) { /* else some could not be probed yet */
-        lb->first_checks_over = true;
-        if (lb->desc.on_first_checks != NULL)
-            lb->desc.on_first_checks(lb->desc.user, lb);
-    }
-}
-
-static void plb__round_due(void *user)
-{
-    ((plb_balancer *)user)->round_due = true;
-}
-
-static void plb__round_retry(void *user)
-{
-    plb_balancer *lb = (plb_balancer *)user;
-    lb->cursor = 0;
-    lb->round_running = true;
 }
 
 PLB_API void plb_check_now(plb_balancer *lb)
@@ -8682,89 +9319,437 @@ PLB_API void plb_check_now(plb_balancer *lb)
     plb__wake(lb);
 }
 
-/* ==== TCP CHECK ======================================================================================================
-   A connection, closed as soon as it is there. */
-
-typedef struct plb__tcp_check {
-    const plb_io *io;
-    plb_addr source;
-} plb__tcp_check;
-
-typedef struct plb__tcp_probe {
-    const plb__tcp_check *check;
-    plb_stream *stream;
-    plb_token token;
-} plb__tcp_probe;
-
-static plb_status plb__tcp_check_open(void *opaque, const void *opaque_desc, const plb_env *env)
+PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
+                                  plb_probe_info *out)
 {
-    plb__tcp_check *check = (plb__tcp_check *)opaque;
-    const plb_tcp_check_desc *desc = (const plb_tcp_check_desc *)opaque_desc;
-    if (env->port.io == NULL || env->port.clock == NULL)
-        return PLB_ERR_UNSUPPORTED;
-    check->io = env->port.io;
-    if (desc != NULL)
-        check->source = desc->source;
+    const plb__set *set = (const plb__set *)lb->current;
+    const plb__tier *tier = NULL;
+    uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE;
+    if (index == PLB_NONE)
+        return PLB_ERR_ADDRESS;
+    if (check >= lb->check_count || plb__slot_vitals(tier->view.slots[index])[check].absent)
+        return PLB_ERR_ARGUMENT;
+    plb__probe_fill(tier->view.slots[index], &plb__slot_vitals(tier->view.slots[index])[check], check, out);
     return PLB_OK;
 }
 
-static void plb__tcp_check_connected(void *user, plb_stream *stream, plb_event event, plb_status status)
+/* ==== EXCHANGE =======================================================================================================
+   A probe over a stream. */
+
+/* A copy of what a check's TLS sessions need, in one allocation: the struct, the list of protocols, the texts. */
+static size_t plb__tls_size(const plb_tls *tls, size_t *protocols)
 {
-    plb__tcp_probe *probe = (plb__tcp_probe *)user;
-    (void)event;
-    probe->check->io->close(probe->check->io->self, stream, PLB_CLOSE_GRACEFUL);
-    probe->stream = NULL;
-    plb_check_done(probe->token, status);
+    size_t size = sizeof *tls + plb__name_size(tls->name) + plb__name_size(tls->alternative_name), i;
+    for (i = 0; tls->alpn != NULL && tls->alpn[i] != NULL; i++)
+        size += plb__name_size(tls->alpn[i]);
+    *protocols = i;
+    return size + (i + 1) * sizeof(char *);
 }
 
-static plb_status plb__tcp_check_start(void *opaque, void *memory, const plb_backend *target, plb_token token)
+static const char *plb__tls_put(char **at, const char *text)
 {
-    const plb__tcp_check *check = (const plb__tcp_check *)opaque;
-    plb__tcp_probe *probe = (plb__tcp_probe *)memory;
+    size_t size = plb__name_size(text);
+    char *copy = *at;
+    if (text == NULL)
+        return NULL;
+    memcpy(copy, text, size);
+    *at += size;
+    return copy;
+}
+
+static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t *size)
+{
+    size_t protocols, i;
+    plb_tls *copy;
+    const char **alpn;
+    char *at;
+    *size = plb__tls_size(tls, &protocols);
+    copy = (plb_tls *)plb__new(a, *size);
+    if (copy == NULL)
+        return NULL;
+    *copy = *tls;
+    alpn = (const char **)(void *)(copy + 1);
+    at = (char *)(alpn + protocols + 1);
+    copy->name = plb__tls_put(&at, tls->name);
+    copy->alternative_name = plb__tls_put(&at, tls->alternative_name);
+    for (i = 0; i < protocols; i++)
+        alpn[i] = plb__tls_put(&at, tls->alpn[i]);
+    copy->alpn = protocols > 0 ? alpn : NULL;
+    return copy;
+}
+
+PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
+                                     const plb_env *env)
+{
+    check->env = env;
+    check->answer_ms = answer_ms > 0 ? answer_ms : 1000;
+    if (env->port.io == NULL || env->port.clock == NULL)
+        return PLB_ERR_UNSUPPORTED;
+    if (connect == NULL)
+        return PLB_OK;
+    check->connect = *connect;
+    check->connect.tls = NULL;
+    if (connect->tls == NULL)
+        return PLB_OK;
+    check->connect.tls = plb__tls_copy(&env->allocator, connect->tls, &check->memory_size);
+    check->memory = (void *)(uintptr_t)check->connect.tls;
+    return check->memory != NULL ? PLB_OK : PLB_ERR_MEMORY;
+}
+
+PLB_API void plb_exchange_close(plb_exchange_check *check)
+{
+    if (check->memory != NULL)
+        plb__delete(&check->env->allocator, check->memory, check->memory_size);
+}
+
+static void plb__exchange_forget_rest(plb_exchange *x)
+{
+    if (x->rest != NULL)
+        plb__delete(&x->check->env->allocator, x->rest, x->rest_size);
+    x->rest = NULL;
+    x->rest_size = 0;
+}
+
+static void plb__exchange_close_stream(plb_exchange *x, plb_close_how how)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb_stream *stream = x->stream;
+    x->stream = NULL;
+    plb__exchange_forget_rest(x);
+    if (stream != NULL)
+        io->close(io->self, stream, how);
+}
+
+PLB_API void plb_exchange_say(plb_exchange *x, const plb_report *report)
+{
+    plb__op *op = plb__op_running(x->token);
+    bool keep;
+    if (op == NULL)
+        return;
+    keep = op->report.keep;
+    plb__report_set(op, report);
+    op->report.keep = keep;
+}
+
+/* Leaves the connection open for the next start. What comes on it meanwhile can only be its end. */
+static bool plb__exchange_rest_idle(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb__op *op = plb__op_running(x->token);
+    if (!x->keep || op == NULL || x->rest_size > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
+        return false;
+    op->report.keep = true;
+    x->idle = true;
+    return true;
+}
+
+static void plb__exchange_over(plb_exchange *x, plb_status status)
+{
+    if (status != PLB_OK || !plb__exchange_rest_idle(x))
+        plb__exchange_close_stream(x, status == PLB_OK ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
+    plb_check_done(x->token, status);
+}
+
+static void plb__exchange_event(void *user, plb_stream *stream, plb_event event, plb_status status);
+
+/* Connects. What it returns is start's to return. */
+static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
+{
+    const plb_connect_desc *connect = &x->check->connect;
+    const plb_io *io = x->check->env->port.io;
     plb_handler handler;
     plb_peer peer;
-    plb_status status;
+    plb_tls tls;
     memset(&peer, 0, sizeof peer);
     plb__addr_copy(&peer.addr, &target->addr);
-    if (check->source.family == target->addr.family)
-        peer.source = check->source;
-    probe->check = check;
-    probe->token = token;
-    handler.fn = plb__tcp_check_connected;
-    handler.user = probe;
-    status = check->io->connect(check->io->self, &peer, handler, &probe->stream);
-    if (status == PLB_AGAIN)
-        return PLB_OK;
+    if (connect->port != 0 && peer.addr.family != PLB_FAMILY_UNIX)
+        peer.addr.port = connect->port;
+    if (connect->source.family == target->addr.family)
+        peer.source = connect->source;
+    if (connect->tls != NULL) {
+        tls = *connect->tls;
+        if (tls.name == NULL)
+            tls.name = x->tls_name != NULL ? x->tls_name : target->name;
+        peer.tls = &tls;
+    }
+    handler.fn = plb__exchange_event;
+    handler.user = x;
+    return io->connect(io->self, &peer, handler, &x->stream);
+}
+
+/* A connection that was kept had gone: once more, on one of its own. */
+static bool plb__exchange_renew(plb_exchange *x)
+{
+    plb__op *op = plb__op_running(x->token);
+    plb_backend target;
+    plb_status status;
+    if (!x->resumed || op == NULL)
+        return false;
+    plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
+    x->resumed = x->connected = false;
+    x->chunk_count = 0;
+    plb_check_deadline(x->token, x->check->connect.timeout_ms > 0 ? x->check->connect.timeout_ms : 1000);
+    plb__fill_backend(op->slot, 0, &target);
+    status = plb__exchange_connect(x, &target);
     if (status == PLB_OK)
-        plb__tcp_check_connected(probe, probe->stream, PLB_EVENT_CONNECT, PLB_OK);
+        plb__exchange_event(x, x->stream, PLB_EVENT_CONNECT, PLB_OK);
+    else if (status != PLB_AGAIN)
+        plb__exchange_over(x, status);
+    return true;
+}
+
+/* The connection broke. */
+static void plb__exchange_broke(plb_exchange *x, plb_status status)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb_stream_info info;
+    plb_report report;
+    if (plb__exchange_renew(x))
+        return;
+    if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL) {
+        memset(&report, 0, sizeof report);
+        report.text = info.tls_reason;
+        plb_exchange_say(x, &report);
+    }
+    plb__exchange_over(x, status);
+}
+
+PLB_API void plb_exchange_send(plb_exchange *x, const plb_chunk *chunks, size_t count)
+{
+    size_t i;
+    x->chunk_count = 0;
+    for (i = 0; i < count; i++)
+        if (chunks[i].size > 0)
+            x->chunks[x->chunk_count++] = chunks[i];
+}
+
+/* Takes so many bytes off what is to be sent. */
+static void plb__exchange_taken(plb_exchange *x, size_t taken)
+{
+    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
+        taken -= x->chunks[0].size;
+        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
+    }
+    if (taken > 0) {
+        x->chunks[0].data = (const char *)x->chunks[0].data + taken;
+        x->chunks[0].size -= taken;
+    }
+}
+
+/* Sends what there is to send; false: the probe is over. */
+static bool plb__exchange_write(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    while (x->chunk_count > 0) {
+        size_t taken = 0;
+        plb_status status = io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
+        if (status == PLB_AGAIN)
+            return true;
+        if (status != PLB_OK) {
+            plb__exchange_broke(x, status);
+            return false;
+        }
+        plb__exchange_taken(x, taken);
+        if (x->chunk_count == 0 && x->ops->sent != NULL)
+            x->ops->sent(x);
+    }
+    return true;
+}
+
+/* The buffer that all exchanges of a balancer share, or NULL. */
+static char *plb__exchange_scratch(plb_balancer *lb)
+{
+    if (lb->scratch == NULL)
+        lb->scratch = plb__new(&lb->env.allocator, PLB_EXCHANGE_SIZE);
+    return (char *)lb->scratch;
+}
+
+/* Keeps what was not used for the next time. */
+static plb_status plb__exchange_keep_rest(plb_exchange *x, const char *bytes, size_t size)
+{
+    static const char too_long[] = "The answer is longer than there is room for (PLB_EXCHANGE_SIZE).";
+    plb_report report;
+    plb__exchange_forget_rest(x);
+    if (size == PLB_EXCHANGE_SIZE) {
+        memset(&report, 0, sizeof report);
+        report.text = too_long;
+        plb_exchange_say(x, &report);
+        return PLB_ERR_PROTOCOL;
+    }
+    if (size == 0)
+        return PLB_AGAIN;
+    x->rest = (char *)plb__new(&x->check->env->allocator, size);
+    if (x->rest == NULL)
+        return PLB_ERR_MEMORY;
+    memcpy(x->rest, bytes, size);
+    x->rest_size = size;
+    return PLB_AGAIN;
+}
+
+/* Hands bytes on; none: the end of the stream. */
+static plb_status plb__exchange_hand_on(plb_exchange *x, const char *bytes, size_t size)
+{
+    size_t used = 0;
+    plb_status status = x->ops->received(x, bytes, size, &used);
+    if (status != PLB_AGAIN)
+        return status;
+    if (size == 0)
+        return PLB_ERR_RESET; /* it wants more than there will ever be */
+    return plb__exchange_keep_rest(x, bytes + used, size - used);
+}
+
+/* Reads once. PLB_OK: it is worth trying again; PLB_AGAIN: not yet; PLB_END: the probe is over. */
+static plb_status plb__exchange_read_once(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    char *scratch = plb__exchange_scratch(x->token.balancer);
+    size_t before = x->rest_size, room = PLB_EXCHANGE_SIZE - before, got = 0;
+    plb_status status = PLB_ERR_MEMORY;
+    bool full;
+    if (scratch != NULL) {
+        if (before > 0)
+            memcpy(scratch, x->rest, before);
+        status = io->read(io->self, x->stream, scratch + before, room, &got);
+        if (status == PLB_AGAIN)
+            return PLB_AGAIN;
+        if (status != PLB_OK && status != PLB_END) {
+            plb__exchange_broke(x, status);
+            return PLB_END;
+        }
+        if (status == PLB_END && x->resumed && plb__exchange_renew(x))
+            return PLB_END;
+        x->resumed = false; /* it has answered */
+        status = plb__exchange_hand_on(x, scratch, status == PLB_END ? 0 : before + got);
+    }
+    full = got == room;
+    if (status == PLB_AGAIN)
+        return full ? PLB_OK : PLB_AGAIN;
+    plb__exchange_over(x, status);
+    return PLB_END;
+}
+
+/* Reads bounded by what a peer may send before others get their turn. */
+#define PLB__EXCHANGE_READS 256
+
+static void plb__exchange_read(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb_status status = PLB_OK;
+    int reads;
+    for (reads = 0; reads < PLB__EXCHANGE_READS && status == PLB_OK; reads++) {
+        status = plb__exchange_read_once(x);
+        if (status == PLB_END || !plb__exchange_write(x))
+            return;
+        if (status == PLB_AGAIN)
+            status = io->watch(io->self, x->stream, PLB_EVENT_READ);
+    }
+    if (status == PLB_OK)
+        plb__exchange_over(x, PLB_ERR_PROTOCOL); /* it never stops */
+}
+
+/* Is called anew for a connection that was kept. */
+static void plb__exchange_connected(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb_status status = PLB_OK;
+    x->connected = true;
+    if (x->ops->connected != NULL) {
+        plb_check_deadline(x->token, x->check->answer_ms);
+        status = x->ops->connected(x);
+    }
+    if (status != PLB_AGAIN)
+        plb__exchange_over(x, status);
+    else if (plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
+        plb__exchange_read(x);
+}
+
+static void plb__exchange_event(void *user, plb_stream *stream, plb_event event, plb_status status)
+{
+    plb_exchange *x = (plb_exchange *)user;
+    (void)stream;
+    if (x->idle)
+        plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
+    else if (status != PLB_OK)
+        plb__exchange_broke(x, status);
+    else if (event == PLB_EVENT_CONNECT)
+        plb__exchange_connected(x);
+    else if (event == PLB_EVENT_READ)
+        plb__exchange_read(x);
+    else
+        plb__exchange_write(x);
+}
+
+PLB_API plb_status plb_exchange_start(plb_exchange *x, const plb_exchange_ops *ops, const plb_exchange_check *check,
+                                      const plb_backend *target, const char *tls_name, plb_token token)
+{
+    plb_status status = PLB_OK;
+    x->ops = ops;
+    x->check = check;
+    x->token = token;
+    x->tls_name = tls_name;
+    x->idle = x->keep = false;
+    x->chunk_count = 0;
+    x->resumed = x->stream != NULL;
+    if (!x->resumed) {
+        status = plb__exchange_connect(x, target);
+        if (status == PLB_AGAIN)
+            return PLB_OK;
+    }
+    if (status == PLB_OK)
+        plb__exchange_connected(x);
     return status;
 }
 
-static void plb__tcp_check_cancel(void *opaque, void *memory, plb_token token)
+PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token)
 {
-    const plb__tcp_check *check = (const plb__tcp_check *)opaque;
-    plb__tcp_probe *probe = (plb__tcp_probe *)memory;
+    plb_exchange *x = (plb_exchange *)probe;
+    (void)state;
     (void)token;
-    if (probe->stream != NULL)
-        check->io->close(check->io->self, probe->stream, PLB_CLOSE_ABORT);
+    if (x->check != NULL)
+        plb__exchange_close_stream(x, x->idle ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
 }
 
-static const plb_check_ops plb__tcp_check_ops = {
-    "tcp", sizeof(plb__tcp_check), sizeof(plb__tcp_probe), plb__tcp_check_open,
-    NULL,  plb__tcp_check_start,   plb__tcp_check_cancel};
+/* ==== TCP CHECK ======================================================================================================
+   A connection, closed as soon as it is there. */
 
-PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
+static plb_status plb__tcp_check_open(void *state, const void *desc, const plb_env *env)
+{
+    return plb_exchange_open((plb_exchange_check *)state, (const plb_connect_desc *)desc, 0, env);
+}
+
+static void plb__exchange_check_close(void *state)
+{
+    plb_exchange_close((plb_exchange_check *)state);
+}
+
+static plb_status plb__tcp_check_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {NULL, NULL, NULL};
+    return plb_exchange_start((plb_exchange *)probe, &ops, (const plb_exchange_check *)state, target, NULL, token);
+}
+
+static const plb_check_ops plb__tcp_check_ops = {"tcp",
+                                                 sizeof(plb_exchange_check),
+                                                 sizeof(plb_exchange),
+                                                 plb__tcp_check_open,
+                                                 plb__exchange_check_close,
+                                                 plb__tcp_check_start,
+                                                 plb_exchange_cancel};
+
+static plb_check plb__check_of(const plb_check_ops *ops, const void *desc, const plb_connect_desc *connect)
 {
     plb_check check;
     memset(&check, 0, sizeof check);
-    check.ops = &plb__tcp_check_ops;
+    check.ops = ops;
     check.desc = desc;
-    if (desc != NULL) {
-        check.timeout_ms = desc->timeout_ms;
-        check.consecutive_success = desc->consecutive_success;
-        check.consecutive_failure = desc->consecutive_failure;
-    }
+    if (connect != NULL)
+        check.timeout_ms = connect->timeout_ms;
     return check;
+}
+
+PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
+{
+    return plb__check_of(&plb__tcp_check_ops, desc, desc);
 }
 
 /* ==== BALANCER =======================================================================================================
@@ -8796,9 +9781,9 @@ static void plb__mail_read(plb_balancer *lb)
         plb__op *op = (plb__op *)(void *)mail;
         mail = mail->next;
         if (op == lb->discovery)
-            plb__discovery_answered(lb, op->result);
+            plb__discovery_answered(lb, op->report.status);
         else
-            plb__probe_over(lb, op, op->result);
+            plb__probe_over(lb, op, op->report.status);
     }
 }
 
@@ -8810,21 +9795,17 @@ static void plb__discover(plb_balancer *lb)
     plb__mail_read(lb); /* what completed at once */
 }
 
-static void plb__check(plb_balancer *lb)
+static void plb__check_all(plb_balancer *lb)
 {
-    if (lb->desc.check.ops == NULL) {
-        lb->round_due = false;
-        if (lb->first_update_over && !lb->first_checks_over) {
-            lb->first_checks_over = true;
-            if (lb->desc.on_first_checks != NULL)
-                lb->desc.on_first_checks(lb->desc.user, lb);
-        }
+    if (!lb->first_update_over)
         return;
-    }
-    if (lb->round_due && !lb->round_running && lb->first_update_over)
-        plb__round_begin(lb);
-    plb__round_go_on(lb);
+    plb__probes_start(lb);
     plb__mail_read(lb); /* what completed at once */
+    if (lb->first_checks_over || lb->unknown > 0)
+        return;
+    lb->first_checks_over = true;
+    if (lb->desc.on_first_checks != NULL)
+        lb->desc.on_first_checks(lb->desc.user, lb);
 }
 
 /* Is there something to do at once? */
@@ -8834,7 +9815,7 @@ static bool plb__is_busy(plb_balancer *lb)
         return true;
     if (plb__discovery_can_start(lb) || (lb->discovery == NULL && lb->changes != NULL && !lb->changes_stalled))
         return true;
-    return plb__round_can_go_on(lb) || (lb->round_due && !lb->round_running && lb->first_update_over);
+    return plb__probe_can_start(lb);
 }
 
 /* Sees to what threads that had their hands full left behind. */
@@ -8847,6 +9828,18 @@ static void plb__lists_catch_up(plb_balancer *lb)
             plb__list_changed(&set->tiers[t].view, 0);
 }
 
+/* Until the next timer, or the next probe if it may start then. */
+static uint32_t plb__delay(const plb_balancer *lb)
+{
+    uint32_t delay = plb_timers_delay(&lb->timers);
+    uint64_t probe_ms;
+    if (lb->scheduled == 0 || lb->probes >= lb->desc.parallel_checks)
+        return delay;
+    probe_ms = plb__schedule_first_ms(lb);
+    probe_ms = probe_ms > lb->timers.now_ms ? probe_ms - lb->timers.now_ms : 0;
+    return probe_ms < delay ? (uint32_t)probe_ms : delay;
+}
+
 PLB_API uint32_t plb_poll(plb_balancer *lb)
 {
     uint32_t delay;
@@ -8856,13 +9849,14 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
         plb_timers_run(&lb->timers);
     }
     lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
-    lb->round_due = lb->round_due || (wanted & PLB__WANT_CHECK) != 0;
     plb__mail_read(lb);
+    if ((wanted & PLB__WANT_CHECK) != 0)
+        plb__schedule_all(lb);
     plb__lists_catch_up(lb);
     plb__reclaim(lb);
     plb__discover(lb);
-    plb__check(lb);
-    delay = plb_timers_delay(&lb->timers);
+    plb__check_all(lb);
+    delay = plb__delay(lb);
     if (plb__reclaim(lb) && delay > PLB__WAIT_READERS_MS)
         delay = PLB__WAIT_READERS_MS;
     return plb__is_busy(lb) ? 0 : delay;
@@ -8891,18 +9885,68 @@ static void plb__desc_resolve(plb_balancer_desc *desc)
     if (desc->discovery.ops == NULL)
         desc->discovery = plb_static(NULL);
     desc->discovery.timeout_ms = plb__or(desc->discovery.timeout_ms, 5000);
-    desc->check.timeout_ms = plb__or(desc->check.timeout_ms, 1000);
-    desc->check.consecutive_success = plb__or(desc->check.consecutive_success, 1);
-    desc->check.consecutive_failure = plb__or(desc->check.consecutive_failure, 1);
     desc->parallel_checks = plb__or(desc->parallel_checks, 64);
     if (desc->log_level == PLB_LOG_NONE)
         desc->log_level = PLB_LOG_INFO;
 }
 
+static void plb__check_resolve(plb_check *check, uint32_t every_ms)
+{
+    check->timeout_ms = plb__or(check->timeout_ms, 1000);
+    check->consecutive_success = plb__or(check->consecutive_success, 1);
+    check->consecutive_failure = plb__or(check->consecutive_failure, 1);
+    check->every_ms = plb__or(check->every_ms, every_ms);
+}
+
+/* Copies the checks. */
+static plb_status plb__checks_take(plb_balancer *lb, const plb_balancer_desc *desc)
+{
+    uint32_t first = desc->check.ops != NULL, c;
+    if (desc->check_count > PLB_CHECKS_MAX - first) {
+        plb__log(lb, PLB_LOG_ERROR, "more checks than PLB_CHECKS_MAX", PLB_OK);
+        return PLB_ERR_ARGUMENT;
+    }
+    if (first + desc->check_count == 0)
+        return PLB_OK;
+    lb->checks = (plb__check *)plb__new(&lb->env.allocator, (first + desc->check_count) * sizeof *lb->checks);
+    if (lb->checks == NULL)
+        return PLB_ERR_MEMORY;
+    lb->check_count = first + (uint32_t)desc->check_count;
+    for (c = 0; c < lb->check_count; c++) {
+        lb->checks[c].what = c < first ? desc->check : desc->checks[c - first];
+        plb__check_resolve(&lb->checks[c].what, desc->check_every_ms);
+    }
+    return PLB_OK;
+}
+
+static plb_status plb__check_check(const plb_balancer *lb, const plb_check *check)
+{
+    bool timed = check->every_ms > 0 || check->fast_every_ms > 0 || check->down_every_ms > 0;
+    if (check->ops == NULL) {
+        plb__log(lb, PLB_LOG_ERROR, "a check has no ops", PLB_OK);
+        return PLB_ERR_ARGUMENT;
+    }
+    if (check->consecutive_success > UINT16_MAX || check->consecutive_failure > UINT16_MAX) {
+        plb__log(lb, PLB_LOG_ERROR, "consecutive_success or consecutive_failure is above 65535", PLB_OK);
+        return PLB_ERR_ARGUMENT;
+    }
+    if (check->jitter_percent > 100) {
+        plb__log(lb, PLB_LOG_ERROR, "jitter_percent is above 100", PLB_OK);
+        return PLB_ERR_ARGUMENT;
+    }
+    if (lb->port.clock == NULL && timed) {
+        plb__log(lb, PLB_LOG_ERROR, "intervals of checks need port.clock", PLB_OK);
+        return PLB_ERR_UNSUPPORTED;
+    }
+    return PLB_OK;
+}
+
 static plb_status plb__desc_check(const plb_balancer *lb)
 {
     const plb_balancer_desc *desc = &lb->desc;
-    if (desc->start_unhealthy && desc->check.ops == NULL) {
+    plb_status status = PLB_OK;
+    uint32_t c;
+    if (desc->start_unhealthy && lb->check_count == 0) {
         plb__log(lb, PLB_LOG_ERROR, "start_unhealthy needs a check, or no backend would ever be ready", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
@@ -8914,7 +9958,9 @@ static plb_status plb__desc_check(const plb_balancer *lb)
         plb__log(lb, PLB_LOG_ERROR, "panic_percent is above 100", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    return PLB_OK;
+    for (c = 0; c < lb->check_count && status == PLB_OK; c++)
+        status = plb__check_check(lb, &lb->checks[c].what);
+    return status;
 }
 
 /* Gives an extension its state and opens it. */
@@ -8952,12 +9998,15 @@ static plb_status plb__open_all(plb_balancer *lb)
 {
     const plb_balancer_desc *desc = &lb->desc;
     plb_status status = plb__desc_check(lb);
+    uint32_t c;
     if (status == PLB_OK)
         status = plb__open(lb, "strategy", desc->strategy.ops->name, desc->strategy.ops->state_size,
                            desc->strategy.ops->open, desc->strategy.desc, &lb->strategy_state);
-    if (status == PLB_OK && desc->check.ops != NULL)
-        status = plb__open(lb, "check", desc->check.ops->name, desc->check.ops->state_size, desc->check.ops->open,
-                           desc->check.desc, &lb->check_state);
+    for (c = 0; c < lb->check_count && status == PLB_OK; c++) {
+        plb__check *check = &lb->checks[c];
+        status = plb__open(lb, "check", check->what.ops->name, check->what.ops->state_size, check->what.ops->open,
+                           check->what.desc, &check->state);
+    }
     if (status == PLB_OK)
         status = plb__open(lb, "discovery", desc->discovery.ops->name, desc->discovery.ops->state_size,
                            desc->discovery.ops->open, desc->discovery.desc, &lb->discovery_state);
@@ -9017,20 +10066,21 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     lb->changes_end = &lb->changes;
     lb->update.status = PLB_AGAIN;
     plb__timer_init(&lb->update_timer, plb__update_due, lb);
-    plb__timer_init(&lb->round_timer, plb__round_due, lb);
-    plb__timer_init(&lb->retry_timer, plb__round_retry, lb);
     plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
     plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb);
     if (lb->port.clock != NULL)
         plb_timers_update(&lb->timers, lb->port.clock);
+    lb->epoch_ms = lb->timers.now_ms;
     plb__seed_readers(lb);
-    status = plb__open_all(lb);
+    lb->jitter = lb->seed;
+    status = plb__checks_take(lb, desc);
+    if (status == PLB_OK)
+        status = plb__open_all(lb);
     if (status != PLB_OK) {
         plb_destroy(lb);
         return status;
     }
     *out = lb;
-    lb->round_due = true;
     plb__strategy_tick(lb);
     plb__discovery_start(lb);
     plb__mail_read(lb);
@@ -9044,15 +10094,34 @@ static void plb__cancel_all(plb_balancer *lb)
     plb__op *op;
     for (op = lb->running; op != NULL; op = op->next_running) {
         plb_token token = plb__op_token(op);
-        if (!plb__op_claim(op, token.generation))
+        if (plb__op_claim(token) == NULL && !op->report.keep)
             continue; /* it has completed, and nobody will look at it */
         if (op == lb->discovery)
             discovery->cancel(lb->discovery_state, token);
         else
-            lb->desc.check.ops->cancel(lb->check_state, op->probe, token);
+            lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), token);
     }
     if (lb->discovery != NULL && discovery->applied != NULL)
         discovery->applied(lb->discovery_state, PLB_ERR_CANCELLED);
+}
+
+static void plb__set_drop_kept(plb_balancer *lb, const plb__set *set)
+{
+    uint32_t i;
+    for (i = 0; set != NULL && i < set->count; i++)
+        plb__slot_drop_kept(lb, set->slots[i]);
+}
+
+/* Closes the checks, with which the last completions come, if any. */
+static void plb__checks_close(plb_balancer *lb)
+{
+    uint32_t c;
+    plb__set_drop_kept(lb, (const plb__set *)lb->current);
+    for (c = 0; c < lb->check_count; c++) {
+        const plb_check_ops *ops = lb->checks[c].what.ops;
+        if (ops != NULL)
+            plb__close(lb, ops->state_size, ops->close, lb->checks[c].state);
+    }
 }
 
 /* Frees what was in flight, once no completion can be on its way any more. */
@@ -9060,23 +10129,26 @@ static void plb__free_running(plb_balancer *lb)
 {
     while (lb->running != NULL) {
         plb__op *op = lb->running;
+        plb__op_stop(lb, op);
         if (op != lb->discovery) {
-            plb__delete(&lb->env.allocator, op->probe, lb->desc.check.ops->probe_size);
             plb__slot_let_go(lb, op->slot);
-        } else if (op->answer != NULL) {
+            plb__op_delete(lb, op, lb->checks[op->check].what.ops->probe_size);
+            continue;
+        }
+        if (op->answer != NULL) {
             plb__update_refuse(lb, op->answer);
             plb__delete(&lb->env.allocator, op->answer, op->answer->size);
         }
-        plb__op_free(lb, op);
+        plb__op_delete(lb, op, 0);
     }
 }
 
-static void plb__free_ops(plb_balancer *lb)
+static void plb__free_tickets(plb_balancer *lb)
 {
-    while (lb->free_ops != NULL) {
-        plb__op *op = lb->free_ops;
-        lb->free_ops = op->next_free;
-        plb__delete(&lb->env.allocator, op, sizeof *op);
+    while (lb->tickets != NULL) {
+        plb__tickets *tickets = lb->tickets;
+        lb->tickets = tickets->next;
+        plb__delete(&lb->env.allocator, tickets, sizeof *tickets);
     }
 }
 
@@ -9104,8 +10176,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     plb__mail_sort(lb); /* completions belong to what is freed below */
     plb__changes_end(lb);
     plb__close(lb, desc->discovery.ops->state_size, desc->discovery.ops->close, lb->discovery_state);
-    if (desc->check.ops != NULL)
-        plb__close(lb, desc->check.ops->state_size, desc->check.ops->close, lb->check_state);
+    plb__checks_close(lb);
     plb__free_running(lb);
     for (i = 0; i < 2; i++)
         if (lb->retired[i] != NULL)
@@ -9117,7 +10188,11 @@ PLB_API void plb_destroy(plb_balancer *lb)
     plb__reclaim(lb);
     plb__orphan_departed(lb);
     plb__handles_free(lb);
-    plb__free_ops(lb);
+    plb__free_tickets(lb);
+    if (lb->scratch != NULL)
+        plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE);
+    plb__delete(&allocator, lb->schedule, lb->schedule_capacity * sizeof *lb->schedule);
+    plb__delete(&allocator, lb->checks, lb->check_count * sizeof *lb->checks);
     plb__delete(&allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
     plb__delete(&allocator, lb, sizeof *lb);
 }

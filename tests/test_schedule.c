@@ -224,7 +224,7 @@ TEST update_now_while_one_runs_is_followed_by_one_other(void)
     PASS();
 }
 
-TEST check_now_while_a_round_runs_is_followed_by_one_other(void)
+TEST check_now_while_a_probe_runs_is_followed_by_one_other(void)
 {
     uint32_t n;
     rig r;
@@ -240,7 +240,8 @@ TEST check_now_while_a_round_runs_is_followed_by_one_other(void)
     ASSERT_EQ(2, p.starts);
     prober_done(&p, 0, PLB_OK);
     settle(&r);
-    ASSERT_EQ(2, p.starts);
+    ASSERT_EQ(3, p.starts);
+    ASSERT_EQ(0, r.first_checks);
     prober_done(&p, 1, PLB_OK);
     settle(&r);
     ASSERT_EQ(4, p.starts);
@@ -520,7 +521,7 @@ SUITE(schedule)
     RUN_TEST(idle_polls_do_nothing);
     RUN_TEST(frequencies_need_a_clock_and_the_rest_does_not);
     RUN_TEST(update_now_while_one_runs_is_followed_by_one_other);
-    RUN_TEST(check_now_while_a_round_runs_is_followed_by_one_other);
+    RUN_TEST(check_now_while_a_probe_runs_is_followed_by_one_other);
     RUN_TEST(checks_wait_for_the_first_set);
     RUN_TEST(without_a_check_the_first_checks_are_over_with_the_first_update);
     RUN_TESTp(no_more_probes_are_in_flight_than_parallel_checks, 0, 64);
