@@ -807,8 +807,8 @@ PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
 
-/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end. From connected, received or
-   sent; what was to be sent before must have been. */
+/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still to
+   be sent. From connected, received or sent. What is left when the probe succeeds is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
@@ -9445,6 +9445,10 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
 
 static void plb__exchange_over(plb_exchange *x, plb_status status)
 {
+    const plb_io *io = x->check->env->port.io;
+    size_t taken;
+    if (status == PLB_OK && x->chunk_count > 0)
+        io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken); /* a farewell, as far as it goes at once */
     if (status != PLB_OK || !plb__exchange_rest_idle(x))
         plb__exchange_close_stream(x, status == PLB_OK ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
     plb_check_done(x->token, status);
