@@ -808,7 +808,7 @@ PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange
                                       plb_token token);
 
 /* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still to
-   be sent. From connected, received or sent. What is left when the probe succeeds is offered once, as a farewell. */
+   be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
@@ -9443,14 +9443,23 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
     return true;
 }
 
+/* The probe is over with a stream that is broken, or not worth more words. */
 static void plb__exchange_over(plb_exchange *x, plb_status status)
+{
+    plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
+    plb_check_done(x->token, status);
+}
+
+/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
+   at once. */
+static void plb__exchange_end(plb_exchange *x, plb_status status)
 {
     const plb_io *io = x->check->env->port.io;
     size_t taken;
-    if (status == PLB_OK && x->chunk_count > 0)
-        io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken); /* a farewell, as far as it goes at once */
+    if (x->chunk_count > 0)
+        io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
     if (status != PLB_OK || !plb__exchange_rest_idle(x))
-        plb__exchange_close_stream(x, status == PLB_OK ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
+        plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     plb_check_done(x->token, status);
 }
 
@@ -9628,7 +9637,7 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
     full = got == room;
     if (status == PLB_AGAIN)
         return full ? PLB_OK : PLB_AGAIN;
-    plb__exchange_over(x, status);
+    plb__exchange_end(x, status);
     return PLB_END;
 }
 
@@ -9662,7 +9671,7 @@ static void plb__exchange_connected(plb_exchange *x)
         status = x->ops->connected(x);
     }
     if (status != PLB_AGAIN)
-        plb__exchange_over(x, status);
+        plb__exchange_end(x, status);
     else if (plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
         plb__exchange_read(x);
 }
