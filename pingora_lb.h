@@ -1240,8 +1240,8 @@ typedef struct plb_hpack {
    and at most 65535, are the dynamic table, the rest is room for one field. PLB_ERR_ARGUMENT: fewer than 64 bytes. */
 PLB_API plb_status plb_hpack_open(plb_hpack *hpack, void *memory, size_t size);
 
-/* The peer has acknowledged table_size. Until then it may use 4096 bytes (RFC 9113 section 6.5.2): what does not fit the
-   memory is forgotten from its old end, so that a field that needs it is a fault and never a wrong field. */
+/* The peer has acknowledged table_size. Until then it may use 4096 bytes (RFC 9113 section 6.5.2): what does not fit
+   the memory is forgotten from its old end, so that a field that needs it is a fault and never a wrong field. */
 PLB_API void plb_hpack_acknowledged(plb_hpack *hpack);
 
 /* Reads on from the next `size` bytes at `bytes` of a header block. *used: how many it consumed. PLB_OK: *field is the
@@ -1357,8 +1357,8 @@ typedef struct plb_http2 {
 } plb_http2;
 
 /* Prepares a connection over `size` bytes at `memory` (any alignment), which must stay until it is used no more, and
-   queues the connection preface and SETTINGS. A half is for the dynamic table and one field, as plb_hpack_open has it, a
-   half for output. PLB_ERR_ARGUMENT: less than PLB_HTTP2_MEMORY_MIN. */
+   queues the connection preface and SETTINGS. A half is for the dynamic table and one field, as plb_hpack_open has it,
+   a half for output. PLB_ERR_ARGUMENT: less than PLB_HTTP2_MEMORY_MIN. */
 PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size);
 
 /* Queues a request: pseudo-header fields first (":method", ":scheme", ":path", ":authority"), as RFC 9113 section 8.3.1
@@ -1376,8 +1376,8 @@ PLB_API plb_text plb_http2_output(plb_http2 *h);
 PLB_API void plb_http2_sent(plb_http2 *h, size_t size);
 
 /* Reads on from the next `size` bytes at `bytes`. *used: how many it consumed. PLB_OK: *event tells what came; call
-   again, even if no byte is left, until it is PLB_AGAIN: all consumed, more bytes are needed. PLB_ERR_PROTOCOL: the peer
-   breaks the rules or floods; PLB_ERR_LIMIT: a header block above PLB_HTTP2_HEADER_LIST_MAX. After these two the
+   again, even if no byte is left, until it is PLB_AGAIN: all consumed, more bytes are needed. PLB_ERR_PROTOCOL: the
+   peer breaks the rules or floods; PLB_ERR_LIMIT: a header block above PLB_HTTP2_HEADER_LIST_MAX. After these two the
    connection is over; event->code tells the fault, and output has a GOAWAY that says so. */
 PLB_API plb_status plb_http2_next(plb_http2 *h, const char *bytes, size_t size, size_t *used, plb_http2_event *event);
 
@@ -1423,9 +1423,9 @@ typedef struct plb_grpc_health {
     uint8_t state, wire_type, shift, depth, prefix_read;
 } plb_grpc_health;
 
-/* Reads on from the next `size` bytes at `bytes`, and consumes all of them. PLB_OK: the message is whole. PLB_AGAIN: more
-   bytes are needed. PLB_ERR_PROTOCOL: malformed, or more than one message. PLB_ERR_UNSUPPORTED: it is compressed, though
-   nobody offered that. PLB_ERR_LIMIT: above PLB_GRPC_MESSAGE_MAX or PLB_GRPC_GROUP_MAX. */
+/* Reads on from the next `size` bytes at `bytes`, and consumes all of them. PLB_OK: the message is whole. PLB_AGAIN:
+   more bytes are needed. PLB_ERR_PROTOCOL: malformed, more than one message, or compressed, which nobody offered.
+   PLB_ERR_LIMIT: above PLB_GRPC_MESSAGE_MAX or PLB_GRPC_GROUP_MAX. */
 PLB_API plb_status plb_grpc_health_next(plb_grpc_health *reader, const char *bytes, size_t size);
 
 /* Reads the value of grpc-status, a header or a trailer: PLB_OK, or PLB_ERR_PROTOCOL: not a number below 2^32. */
@@ -9966,8 +9966,8 @@ PLB_API void plb_hpack_acknowledged(plb_hpack *hpack)
     hpack->peer_limit = hpack->table_size;
 }
 
-/* ---- the dynamic table: entries from the oldest to the newest, each two lengths of 2 bytes, name, value. What RFC 7541
-   counts for an entry is 28 bytes more than that, so a table of a size always has the room for it. ---- */
+/* ---- the dynamic table: entries from the oldest to the newest, each two lengths of 2 bytes, name, value. RFC 7541
+   counts 28 bytes more than that for an entry, so a table of a size always has the room for it. ---- */
 
 static uint32_t plb__hpack_read_length(const char *at)
 {
@@ -10800,7 +10800,7 @@ static plb_http2_code plb__http2_judge_frame(const plb_http2 *h)
         return PLB_HTTP2_PROTOCOL_ERROR;
     if (!plb__http2_length_is_right(h))
         return PLB_HTTP2_FRAME_SIZE_ERROR;
-    /* RFC 9113 section 5.1: nothing follows an answer's end, unless it was ended from here and the peer may not know. */
+    /* Section 5.1: nothing follows an answer's end, unless it was ended from here and the peer may not know. */
     if ((h->frame_type == PLB__FRAME_DATA || h->frame_type == PLB__FRAME_HEADERS) && !plb__http2_is_live(h) &&
         h->frame_stream > h->reset_stream)
         return PLB_HTTP2_STREAM_CLOSED;
@@ -11423,11 +11423,8 @@ static plb_status plb__grpc_byte(plb_grpc_health *reader, uint8_t byte)
 /* One byte of what stands before a message: is it compressed, and how long is it. */
 static plb_status plb__grpc_prefix(plb_grpc_health *reader, uint8_t byte)
 {
-    if (reader->prefix_read++ == 0) {
-        if (byte == 1)
-            return PLB_ERR_UNSUPPORTED;
+    if (reader->prefix_read++ == 0)
         return byte == 0 ? PLB_OK : PLB_ERR_PROTOCOL;
-    }
     reader->left = reader->left << 8 | byte;
     return reader->prefix_read == PLB__GRPC_PREFIX && reader->left > PLB_GRPC_MESSAGE_MAX ? PLB_ERR_LIMIT : PLB_OK;
 }
