@@ -10505,14 +10505,16 @@ static void plb__http2_frame_body(plb_http2 *h)
 {
     int32_t window = h->send_window < h->stream_send_window ? h->send_window : h->stream_send_window;
     size_t left = h->body.size, size;
+    char *head;
     if (h->exchange == PLB__EXCHANGE_NONE || left == 0 || window <= 0 || h->body_framed > 0)
+        return;
+    head = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD, PLB__HTTP2_RESERVE);
+    if (head == NULL)
         return;
     size = plb__min32((uint32_t)window, h->peer_frame_size);
     if (size > left)
         size = left;
-    if (!plb__http2_put(h, PLB__FRAME_DATA, size == left ? PLB__FLAG_END_STREAM : 0, h->stream, NULL, 0,
-                        PLB__HTTP2_RESERVE))
-        return;
+    plb__http2_write_head(head, size, PLB__FRAME_DATA, size == left ? PLB__FLAG_END_STREAM : 0, h->stream);
     h->body_framed = size;
     h->out_before_body = h->out_end - h->out_at;
     h->send_window -= (int32_t)size;

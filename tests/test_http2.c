@@ -41,7 +41,8 @@ static void put_setting(uint32_t id, uint32_t value)
 {
     put_number(6, 3);
     put_number(SETTINGS, 1);
-    put_number(0, 5);
+    put_number(0, 1);
+    put_number(0, 4);
     put_number(id, 2);
     put_number(value, 4);
 }
@@ -92,7 +93,7 @@ static void put_opening(void)
 typedef struct client {
     plb_http2 h;
     char memory[PLB_HTTP2_MEMORY];
-    char said[40000], sent[200000];
+    char said[80000], sent[200000];
     size_t said_size, sent_size;
     bool in_data;
     plb_status status;
