@@ -10892,18 +10892,24 @@ static plb_text plb__http2_take(plb__http2_input *in, uint32_t size)
     return text;
 }
 
+/* Section 8.1.1: data above its content-length is malformed, but not what comes before it. */
 static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
 {
-    plb_text data = plb__http2_take(in, h->frame_left);
-    h->frame_left -= (uint32_t)data.size;
-    if (!plb__http2_is_live(h))
+    bool live = plb__http2_is_live(h);
+    uint32_t size = h->frame_left;
+    if (live && h->content_known) {
+        if (h->content_left == 0)
+            return plb__http2_malformed(h, event);
+        if (size > h->content_left)
+            size = (uint32_t)h->content_left;
+    }
+    event->data = plb__http2_take(in, size);
+    h->frame_left -= (uint32_t)event->data.size;
+    if (!live)
         return PLB_OK;
-    if (h->content_known && data.size > h->content_left) /* section 8.1.1 */
-        return plb__http2_malformed(h, event);
-    h->content_left -= h->content_known ? data.size : 0;
+    h->content_left -= h->content_known ? event->data.size : 0;
     h->frames = 0;
     event->kind = PLB_HTTP2_DATA;
-    event->data = data;
     return PLB_OK;
 }
 

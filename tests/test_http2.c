@@ -505,19 +505,15 @@ TEST content_length_and_data_must_agree(void)
     PASS();
 }
 
-/* Too much data: how much of it was seen before hangs on the pieces. */
 TEST data_above_its_content_length_ends_the_stream(void)
 {
     client c;
-    begin(&c);
     put_opening();
     put_headers(0, 1, ":status: 200\ncontent-length: 3\n");
     put_frame(DATA, END_STREAM, 1, "1234", 4);
-    feed(&c, (size_t)-1, 1);
-    ASSERT_STR_EQ("[200][content-length=3][headers 200][reset 1 ours]", c.said);
+    MALFORMED("[200][content-length=3][headers 200][data] 123");
     begin(&c);
-    feed(&c, 1, 1);
-    ASSERT_STR_EQ("[200][content-length=3][headers 200][data] 123[reset 1 ours]", c.said);
+    feed(&c, (size_t)-1, 1);
     ASSERT_STR_EQ("SETTINGS HEADERS!@1 SETTINGS! RST_STREAM@1=1", sent(&c));
     PASS();
 }
