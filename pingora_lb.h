@@ -51,12 +51,17 @@
      BALANCER            create, poll, destroy, observe
      PICKING             select, begin and end, handles, walk
      HTTP/1              the wire codec that probes and proxies use
+     HPACK               header compression of HTTP/2
+     HTTP/2              the client's side of a connection, for probes: bytes in, events and bytes out
+     GRPC                the health checking protocol of gRPC as bytes
    Implementation:
      COMPILER, VERSION AND STATUS, MEMORY, TEXT, ADDRESS, TIMER, RANDOM NUMBERS
      SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, PICKING
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
-     OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY, HEALTH CHECK, EXCHANGE, TCP CHECK, BALANCER, HTTP/1
+     OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
+     HEALTH CHECK, EXCHANGE, TCP CHECK
+     BALANCER, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
    backend     an address, a weight, and what the program hangs on it (id, ext)
@@ -1344,6 +1349,229 @@ typedef struct plb_http1_chunked {
    PLB_HTTP1_EXTRA_MAX. *data is empty for all but PLB_OK. */
 PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char *bytes, size_t size, size_t *used,
                                           plb_text *data);
+
+/* ==== HPACK ==========================================================================================================
+   Header compression for HTTP/2 (RFC 7541): reads header blocks as their bytes come, one field at a time, and writes
+   fields that need no memory on this side (static table, literals without indexing, no Huffman coding). Any thread, one
+   at a time for each plb_hpack. */
+
+typedef struct plb_hpack_field {
+    plb_text name, value; /* live until the next call with the same plb_hpack, or in constants */
+    size_t size;          /* as RFC 7541 section 4.1 counts: the bytes of both as sent, and 32 */
+    bool cut;             /* longer than the room for it: these are its first bytes, and nobody looked at the rest */
+} plb_hpack_field;
+
+/* The reading side of one connection. */
+typedef struct plb_hpack {
+    uint32_t table_size; /* what to announce as SETTINGS_HEADER_TABLE_SIZE; the rest is private */
+    uint32_t room_size;
+    char *table, *room;
+    uint32_t stored, counted, entries;            /* the dynamic table: bytes here, bytes as the RFC counts, fields */
+    uint32_t peer_size, peer_limit;               /* of the peer's table: now, and at most */
+    uint32_t name_size, value_size;               /* of the field that is being read, as sent */
+    uint32_t integer, left;                       /* the last integer; bytes of the string to come */
+    uint32_t huffman_code, huffman_at;            /* see plb__huffman_bit */
+    uint8_t huffman_bits, state, kind, continued; /* continued: bytes of an integer that is not whole */
+    bool huffman, huffman_ones, at_start;
+} plb_hpack;
+
+/* Prepares it over `size` bytes at `memory` (any alignment), which must stay until it is used no more. Half of them,
+   and at most 65535, are the dynamic table, the rest is room for one field. PLB_ERR_ARGUMENT: fewer than 64 bytes. */
+PLB_API plb_status plb_hpack_open(plb_hpack *hpack, void *memory, size_t size);
+
+/* The peer has acknowledged table_size. Until then it may use 4096 bytes (RFC 9113 section 6.5.2): what does not fit
+   the memory is forgotten from its old end, so that a field that needs it is a fault and never a wrong field. */
+PLB_API void plb_hpack_acknowledged(plb_hpack *hpack);
+
+/* Reads on from the next `size` bytes at `bytes` of a header block. *used: how many it consumed. PLB_OK: *field is the
+   next one; call again with what is left. PLB_AGAIN: all consumed; more bytes are needed, or the block ends here.
+   PLB_ERR_PROTOCOL: not HPACK; nothing more can be read on this connection. */
+PLB_API plb_status plb_hpack_next(plb_hpack *hpack, const char *bytes, size_t size, size_t *used,
+                                  plb_hpack_field *field);
+
+/* The block has ended. PLB_OK: the next one may begin. PLB_ERR_PROTOCOL: it ended in the midst of a field. */
+PLB_API plb_status plb_hpack_end(plb_hpack *hpack);
+
+/* Writes one field of a block and returns its length; only counts when capacity is less than that. */
+PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value);
+
+/* ==== HTTP/2 =========================================================================================================
+   The client's side of an HTTP/2 connection (RFC 9113), for one request after another: bytes in, events and bytes out.
+   It opens no socket, asks no clock and allocates nothing. The bytes may travel over TLS (ALPN "h2") or in the clear
+   where the server is known to speak HTTP/2.
+
+       plb_http2_open(&h, memory, sizeof memory);
+       plb_http2_request(&h, headers, header_count, body);
+       for each turn of the loop:
+           while ((out = plb_http2_output(&h)).size > 0) { n = send(out.data, out.size); plb_http2_sent(&h, n); }
+           n = receive(bytes);
+           while ((status = plb_http2_next(&h, bytes + at, n - at, &used, &event)) == PLB_OK) { at += used; ... }
+
+   Events of an answer come in this order: PLB_HTTP2_STATUS, PLB_HTTP2_HEADER for each, PLB_HTTP2_HEADERS_END (all of
+   this once more for each interim answer, status 100 to 199), PLB_HTTP2_DATA, PLB_HTTP2_TRAILER, PLB_HTTP2_END. It may
+   end early by PLB_HTTP2_RESET, or by PLB_HTTP2_GOAWAY that does not cover it. Data is handed on at once and the flow
+   control windows (65535 bytes) are opened again as it is; who wants less of it reads less. Peers are kept from wearing
+   this side down: PLB_HTTP2_HEADER_LIST_MAX for a header block, 64 CONTINUATION frames in it, 1000 frames between two
+   requests, pieces of data or of the request's body, and no more answers to PING and SETTINGS than there is room for.
+   Memory: sizeof(plb_http2), 240 bytes, and what plb_http2_open is given. Any thread, one at a time for each plb_http2.
+   The end of the stream is for the caller to judge: before PLB_HTTP2_END, the answer is not whole. */
+
+#define PLB_HTTP2_MEMORY_MIN      512   /* enough for a probe with short names */
+#define PLB_HTTP2_MEMORY          1024  /* recommended: request headers of 420 bytes, response headers of 256 each */
+#define PLB_HTTP2_HEADER_LIST_MAX 16384 /* bytes of one header block, packed and unpacked (RFC 9113 section 10.5.1) */
+
+/* RFC 9113 section 7. */
+typedef enum plb_http2_code {
+    PLB_HTTP2_NO_ERROR = 0,
+    PLB_HTTP2_PROTOCOL_ERROR,
+    PLB_HTTP2_INTERNAL_ERROR,
+    PLB_HTTP2_FLOW_CONTROL_ERROR,
+    PLB_HTTP2_SETTINGS_TIMEOUT,
+    PLB_HTTP2_STREAM_CLOSED,
+    PLB_HTTP2_FRAME_SIZE_ERROR,
+    PLB_HTTP2_REFUSED_STREAM,
+    PLB_HTTP2_CANCEL,
+    PLB_HTTP2_COMPRESSION_ERROR,
+    PLB_HTTP2_CONNECT_ERROR,
+    PLB_HTTP2_ENHANCE_YOUR_CALM,
+    PLB_HTTP2_INADEQUATE_SECURITY,
+    PLB_HTTP2_HTTP_1_1_REQUIRED
+} plb_http2_code;
+
+typedef struct plb_http2_header {
+    plb_text name;  /* no capitals */
+    plb_text value; /* without white space around it; may be empty */
+} plb_http2_header;
+
+typedef enum plb_http2_event_kind {
+    PLB_HTTP2_NONE = 0,    /* with any status but PLB_OK */
+    PLB_HTTP2_STATUS,      /* an answer begins: status */
+    PLB_HTTP2_HEADER,      /* name, value, cut */
+    PLB_HTTP2_HEADERS_END, /* status; below 200 another answer follows */
+    PLB_HTTP2_DATA,        /* data: 1 byte or more */
+    PLB_HTTP2_TRAILER,     /* name, value, cut */
+    PLB_HTTP2_END,         /* the answer is whole; the next request may begin */
+    PLB_HTTP2_RESET,       /* the answer will not be whole: code, ours */
+    PLB_HTTP2_GOAWAY       /* the peer takes no further request: code, covered */
+} plb_http2_event_kind;
+
+typedef struct plb_http2_event {
+    plb_http2_event_kind kind;
+    uint16_t status;      /* 100 to 999 */
+    bool cut;             /* the field is longer than the room for it: these are its first bytes */
+    bool ours;            /* this side ended the stream, since the answer was malformed (RFC 9113 section 8.1.1) */
+    bool covered;         /* the request in flight, if any, is still being answered; if not, it was not acted upon */
+    uint32_t code;        /* a plb_http2_code, or one that is not known; also with PLB_ERR_PROTOCOL and PLB_ERR_LIMIT */
+    plb_text name, value; /* live until the next call */
+    plb_text data;        /* within the bytes that were fed */
+} plb_http2_event;
+
+/* A connection. All members are private. */
+typedef struct plb_http2 {
+    plb_hpack hpack;
+    /* output: queued bytes, out_before_body of which precede the body_framed bytes of the body */
+    char *out;
+    uint32_t out_capacity, out_at, out_end, out_before_body;
+    plb_text body;
+    size_t body_framed;
+    /* streams: the next, the one in flight, the last one that this side ended; their windows */
+    uint32_t next_stream, stream, reset_stream;
+    int32_t send_window, stream_send_window, receive_window, stream_receive_window;
+    uint32_t peer_window, peer_frame_size;
+    /* the frame and the header block that are being read */
+    uint32_t frame_stream, frame_left, block_size, list_size;
+    uint8_t frame_type, frame_flags, frame_padding, phase, continuations, collected;
+    bool block_open, block_ends_stream, block_has_regular;
+    uint8_t bytes[9];
+    /* the answer */
+    uint64_t content_left;
+    uint16_t answer_status;
+    uint8_t exchange;
+    bool content_known, to_head;
+    /* the connection */
+    uint8_t failed; /* a plb_status */
+    uint16_t frames;
+    uint32_t code;
+    bool settings_seen, streams_allowed, going_away, goaway_sent, hpack_began;
+} plb_http2;
+
+/* Prepares a connection over `size` bytes at `memory` (any alignment), which must stay until it is used no more, and
+   queues the connection preface and SETTINGS. A half is for the dynamic table and one field, as plb_hpack_open has it,
+   a half for output. PLB_ERR_ARGUMENT: less than PLB_HTTP2_MEMORY_MIN. */
+PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size);
+
+/* Queues a request: pseudo-header fields first (":method", ":scheme", ":path", ":authority"), as RFC 9113 section 8.3.1
+   asks; a content-length is the caller's to add. Headers are copied; the body's bytes must stay as they are until the
+   next request is accepted or the connection is given up. PLB_OK. PLB_AGAIN: not now: the last answer is not over,
+   output is waiting, or the peer allows no stream at present. PLB_END: not on this connection: the peer or this side
+   said GOAWAY, or 2^30 requests were made. PLB_ERR_ARGUMENT: a field that may not be in a request. PLB_ERR_LIMIT: the
+   headers do not fit the memory. After a fault: its status. */
+PLB_API plb_status plb_http2_request(plb_http2 *h, const plb_http2_header *headers, size_t header_count, plb_text body);
+
+/* The next bytes to send; size 0: none now. They live until the next call. */
+PLB_API plb_text plb_http2_output(plb_http2 *h);
+
+/* The first `size` of those bytes were sent. */
+PLB_API void plb_http2_sent(plb_http2 *h, size_t size);
+
+/* Reads on from the next `size` bytes at `bytes`. *used: how many it consumed. PLB_OK: *event tells what came; call
+   again, even if no byte is left, until it is PLB_AGAIN: all consumed, more bytes are needed. PLB_ERR_PROTOCOL: the
+   peer breaks the rules or floods; PLB_ERR_LIMIT: a header block above PLB_HTTP2_HEADER_LIST_MAX. After these two the
+   connection is over; event->code tells the fault, and output has a GOAWAY that says so. */
+PLB_API plb_status plb_http2_next(plb_http2 *h, const char *bytes, size_t size, size_t *used, plb_http2_event *event);
+
+/* Gives up the request in flight, if there is one; no event comes of it any more. The next one may follow. */
+PLB_API void plb_http2_cancel(plb_http2 *h);
+
+/* Queues a GOAWAY, as is polite before the stream is closed; no further request. */
+PLB_API void plb_http2_close(plb_http2 *h);
+
+/* ==== GRPC ===========================================================================================================
+   The health checking protocol of gRPC (grpc.health.v1.Health/Check) as bytes: what goes into the request of
+   plb_http2_request, and what the answer's data and its grpc-status say. Source: "gRPC over HTTP2" and "GRPC Health
+   Checking Protocol" of the gRPC project, "Encoding" of Protocol Buffers. Any thread. */
+
+#define PLB_GRPC_MESSAGE_MAX 4096 /* bytes of an answer's message; it is read as it comes and none of it is kept */
+#define PLB_GRPC_GROUP_MAX   8    /* groups inside of groups, in fields that are not known */
+#define PLB_GRPC_HEADERS     6
+
+typedef enum plb_grpc_serving {
+    PLB_GRPC_UNKNOWN = 0,
+    PLB_GRPC_SERVING,
+    PLB_GRPC_NOT_SERVING,
+    PLB_GRPC_SERVICE_UNKNOWN
+} plb_grpc_serving;
+
+/* "SERVING" and so on; "UNKNOWN" for any other number. Static. */
+PLB_API const char *plb_grpc_serving_name(uint32_t serving);
+
+/* The header fields of the request. `authority` must stay until it was queued. */
+PLB_API void plb_grpc_health_headers(plb_http2_header headers[PLB_GRPC_HEADERS], plb_text authority, bool tls);
+
+/* Writes the request's body: a message that asks for `service` (may be empty: the server as a whole). Returns its
+   length, which is at most 15 more than the service's; only counts when capacity is less than that. */
+PLB_API size_t plb_grpc_health_request(char *out, size_t capacity, plb_text service);
+
+/* Reads the answer's body. All zero: ready for the first byte. */
+typedef struct plb_grpc_health {
+    uint32_t serving; /* after PLB_OK: a plb_grpc_serving, or a number that is not known; the rest is private */
+    uint32_t left;    /* bytes of the message still to come */
+    uint64_t varint;
+    uint32_t skip, field;
+    uint32_t groups[PLB_GRPC_GROUP_MAX];
+    uint8_t state, wire_type, shift, depth, prefix_read;
+} plb_grpc_health;
+
+/* Reads on from the next `size` bytes at `bytes`, and consumes all of them. PLB_OK: the message is whole. PLB_AGAIN:
+   more bytes are needed. PLB_ERR_PROTOCOL: malformed, more than one message, or compressed, which nobody offered.
+   PLB_ERR_LIMIT: above PLB_GRPC_MESSAGE_MAX or PLB_GRPC_GROUP_MAX. */
+PLB_API plb_status plb_grpc_health_next(plb_grpc_health *reader, const char *bytes, size_t size);
+
+/* Reads the value of grpc-status, a header or a trailer: PLB_OK, or PLB_ERR_PROTOCOL: not a number below 2^32. */
+PLB_API plb_status plb_grpc_status(plb_text value, uint32_t *out);
+
+/* "OK", "CANCELLED" to "UNAUTHENTICATED"; "UNKNOWN" for any number that is not one of the 17. Static. */
+PLB_API const char *plb_grpc_status_name(uint32_t status);
 
 #endif /* PINGORA_LB_H */
 
@@ -10714,6 +10942,1630 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
     }
     *used = at;
     return status;
+}
+
+/* ==== HPACK ==========================================================================================================
+   Tables, strings, integers; one byte after another. */
+
+typedef struct plb__hpack_entry {
+    const char *name, *value;
+} plb__hpack_entry;
+
+enum { PLB__HPACK_STATIC = 61, PLB__HPACK_OVERHEAD = 32, PLB__HPACK_DEFAULT_TABLE = 4096 };
+
+/* RFC 7541 appendix A; the index of the first one is 1. */
+static const plb__hpack_entry plb__hpack_static[PLB__HPACK_STATIC] = {{":authority", ""},
+                                                                      {":method", "GET"},
+                                                                      {":method", "POST"},
+                                                                      {":path", "/"},
+                                                                      {":path", "/index.html"},
+                                                                      {":scheme", "http"},
+                                                                      {":scheme", "https"},
+                                                                      {":status", "200"},
+                                                                      {":status", "204"},
+                                                                      {":status", "206"},
+                                                                      {":status", "304"},
+                                                                      {":status", "400"},
+                                                                      {":status", "404"},
+                                                                      {":status", "500"},
+                                                                      {"accept-charset", ""},
+                                                                      {"accept-encoding", "gzip, deflate"},
+                                                                      {"accept-language", ""},
+                                                                      {"accept-ranges", ""},
+                                                                      {"accept", ""},
+                                                                      {"access-control-allow-origin", ""},
+                                                                      {"age", ""},
+                                                                      {"allow", ""},
+                                                                      {"authorization", ""},
+                                                                      {"cache-control", ""},
+                                                                      {"content-disposition", ""},
+                                                                      {"content-encoding", ""},
+                                                                      {"content-language", ""},
+                                                                      {"content-length", ""},
+                                                                      {"content-location", ""},
+                                                                      {"content-range", ""},
+                                                                      {"content-type", ""},
+                                                                      {"cookie", ""},
+                                                                      {"date", ""},
+                                                                      {"etag", ""},
+                                                                      {"expect", ""},
+                                                                      {"expires", ""},
+                                                                      {"from", ""},
+                                                                      {"host", ""},
+                                                                      {"if-match", ""},
+                                                                      {"if-modified-since", ""},
+                                                                      {"if-none-match", ""},
+                                                                      {"if-range", ""},
+                                                                      {"if-unmodified-since", ""},
+                                                                      {"last-modified", ""},
+                                                                      {"link", ""},
+                                                                      {"location", ""},
+                                                                      {"max-forwards", ""},
+                                                                      {"proxy-authenticate", ""},
+                                                                      {"proxy-authorization", ""},
+                                                                      {"range", ""},
+                                                                      {"referer", ""},
+                                                                      {"refresh", ""},
+                                                                      {"retry-after", ""},
+                                                                      {"server", ""},
+                                                                      {"set-cookie", ""},
+                                                                      {"strict-transport-security", ""},
+                                                                      {"transfer-encoding", ""},
+                                                                      {"user-agent", ""},
+                                                                      {"vary", ""},
+                                                                      {"via", ""},
+                                                                      {"www-authenticate", ""}};
+
+/* RFC 7541 appendix B is a canonical code: how many codes there are of each length, and their symbols in order, are all
+   there is to it. The last of 30 bits is EOS, which never stands in a string. */
+static const uint8_t plb__huffman_counts[31] = {0, 0, 0, 0, 0, 10, 26, 32, 6,  0, 5,  3,  2,  6, 2, 3,
+                                                0, 0, 0, 3, 8, 13, 26, 29, 12, 4, 15, 19, 29, 0, 4};
+static const uint8_t plb__huffman_symbols[256] = {
+    48,  49,  50,  97,  99,  101, 105, 111, 115, 116, 32,  37,  45,  46,  47,  51,  52,  53,  54,  55,  56,  57,
+    61,  65,  95,  98,  100, 102, 103, 104, 108, 109, 110, 112, 114, 117, 58,  66,  67,  68,  69,  70,  71,  72,
+    73,  74,  75,  76,  77,  78,  79,  80,  81,  82,  83,  84,  85,  86,  87,  89,  106, 107, 113, 118, 119, 120,
+    121, 122, 38,  42,  44,  59,  88,  90,  33,  34,  40,  41,  63,  39,  43,  124, 35,  62,  0,   36,  64,  91,
+    93,  126, 94,  125, 60,  96,  123, 92,  195, 208, 128, 130, 131, 162, 184, 194, 224, 226, 153, 161, 167, 172,
+    176, 177, 179, 209, 216, 217, 227, 229, 230, 129, 132, 133, 134, 136, 146, 154, 156, 160, 163, 164, 169, 170,
+    173, 178, 181, 185, 186, 187, 189, 190, 196, 198, 228, 232, 233, 1,   135, 137, 138, 139, 140, 141, 143, 147,
+    149, 150, 151, 152, 155, 157, 158, 165, 166, 168, 174, 175, 180, 182, 183, 188, 191, 197, 231, 239, 9,   142,
+    144, 145, 148, 159, 171, 206, 215, 225, 236, 237, 199, 207, 234, 235, 192, 193, 200, 201, 202, 205, 210, 213,
+    218, 219, 238, 240, 242, 243, 255, 203, 204, 211, 212, 214, 221, 222, 223, 241, 244, 245, 246, 247, 248, 250,
+    251, 252, 253, 254, 2,   3,   4,   5,   6,   7,   8,   11,  12,  14,  15,  16,  17,  18,  19,  20,  21,  23,
+    24,  25,  26,  27,  28,  29,  30,  31,  127, 220, 249, 10,  13,  22};
+
+enum { /* the kinds of RFC 7541 section 6 */
+       PLB__HPACK_INDEXED,
+       PLB__HPACK_LITERAL,
+       PLB__HPACK_LITERAL_INDEXING,
+       PLB__HPACK_TABLE_SIZE
+};
+
+enum {
+    PLB__HPACK_FIRST = 0, /* a field's first byte, and its integer */
+    PLB__HPACK_NAME_LENGTH,
+    PLB__HPACK_NAME,
+    PLB__HPACK_VALUE_LENGTH,
+    PLB__HPACK_VALUE
+};
+
+static uint32_t plb__min32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+PLB_API plb_status plb_hpack_open(plb_hpack *hpack, void *memory, size_t size)
+{
+    memset(hpack, 0, sizeof *hpack);
+    if (memory == NULL || size < 64)
+        return PLB_ERR_ARGUMENT;
+    if (size > 2 * 65535)
+        size = 2 * 65535;
+    hpack->table = (char *)memory;
+    hpack->table_size = (uint32_t)(size / 2);
+    hpack->room = hpack->table + hpack->table_size;
+    hpack->room_size = (uint32_t)size - hpack->table_size;
+    hpack->peer_size = PLB__HPACK_DEFAULT_TABLE;
+    hpack->peer_limit = hpack->peer_size;
+    if (hpack->peer_limit < hpack->table_size)
+        hpack->peer_limit = hpack->table_size;
+    hpack->at_start = true;
+    return PLB_OK;
+}
+
+PLB_API void plb_hpack_acknowledged(plb_hpack *hpack)
+{
+    hpack->peer_limit = hpack->table_size;
+}
+
+/* ---- the dynamic table: entries from the oldest to the newest, each two lengths of 2 bytes, name, value. RFC 7541
+   counts 28 bytes more than that for an entry, so a table of a size always has the room for it. ---- */
+
+static uint32_t plb__hpack_read_length(const char *at)
+{
+    return (uint32_t)(unsigned char)at[0] << 8 | (unsigned char)at[1];
+}
+
+static void plb__hpack_write_length(char *at, uint32_t length)
+{
+    at[0] = (char)(unsigned char)(length >> 8);
+    at[1] = (char)(unsigned char)(length & 0xff);
+}
+
+static uint32_t plb__hpack_entry_stored(const char *at)
+{
+    return 4 + plb__hpack_read_length(at) + plb__hpack_read_length(at + 2);
+}
+
+/* What the peer's table has and the memory has room for. */
+static uint32_t plb__hpack_capacity(const plb_hpack *hpack)
+{
+    return plb__min32(hpack->peer_size, hpack->table_size);
+}
+
+static void plb__hpack_evict(plb_hpack *hpack, uint32_t capacity)
+{
+    while (hpack->counted > capacity) {
+        uint32_t stored = plb__hpack_entry_stored(hpack->table);
+        hpack->stored -= stored;
+        hpack->counted -= stored - 4 + PLB__HPACK_OVERHEAD;
+        hpack->entries--;
+        memmove(hpack->table, hpack->table + stored, hpack->stored);
+    }
+}
+
+/* RFC 7541 section 4.4: a field larger than the table empties it, which is no fault. Only such a field can be cut, as
+   the room is no smaller than the table. */
+static void plb__hpack_insert(plb_hpack *hpack)
+{
+    uint32_t capacity = plb__hpack_capacity(hpack), text = hpack->name_size + hpack->value_size;
+    uint32_t counted = text + PLB__HPACK_OVERHEAD;
+    char *entry;
+    if (counted > capacity) {
+        plb__hpack_evict(hpack, 0);
+        return;
+    }
+    plb__hpack_evict(hpack, capacity - counted);
+    entry = hpack->table + hpack->stored;
+    plb__hpack_write_length(entry, hpack->name_size);
+    plb__hpack_write_length(entry + 2, hpack->value_size);
+    memcpy(entry + 4, hpack->room, text);
+    hpack->stored += 4 + text;
+    hpack->counted += counted;
+    hpack->entries++;
+}
+
+static plb_text plb__text_of(const char *string)
+{
+    plb_text text;
+    text.data = string;
+    text.size = strlen(string);
+    return text;
+}
+
+/* RFC 7541 section 2.3.3: from 1 on the static table, then the dynamic one from its newest entry back. */
+static bool plb__hpack_find(const plb_hpack *hpack, uint32_t index, plb_text *name, plb_text *value)
+{
+    const char *at = hpack->table;
+    uint32_t older;
+    if (index == 0 || index > PLB__HPACK_STATIC + hpack->entries)
+        return false;
+    if (index <= PLB__HPACK_STATIC) {
+        *name = plb__text_of(plb__hpack_static[index - 1].name);
+        *value = plb__text_of(plb__hpack_static[index - 1].value);
+        return true;
+    }
+    for (older = hpack->entries - (index - PLB__HPACK_STATIC); older > 0; older--)
+        at += plb__hpack_entry_stored(at);
+    name->data = at + 4;
+    name->size = plb__hpack_read_length(at);
+    value->data = name->data + name->size;
+    value->size = plb__hpack_read_length(at + 2);
+    return true;
+}
+
+/* ---- strings ---- */
+
+/* One more byte of the name or value that is being read. */
+static void plb__hpack_keep(plb_hpack *hpack, char c)
+{
+    bool is_value = hpack->state == PLB__HPACK_VALUE;
+    uint32_t at = is_value ? plb__min32(hpack->name_size, hpack->room_size) + hpack->value_size : hpack->name_size;
+    if (at < hpack->room_size)
+        hpack->room[at] = c;
+    if (is_value)
+        hpack->value_size++;
+    else
+        hpack->name_size++;
+}
+
+/* One bit. huffman_code counts from the first code of its length that is no shorter code's beginning; huffman_at is the
+   number of symbols with shorter codes. */
+static plb_status plb__huffman_bit(plb_hpack *hpack, uint32_t bit)
+{
+    uint32_t count;
+    hpack->huffman_bits++;
+    hpack->huffman_ones = hpack->huffman_ones && bit == 1;
+    hpack->huffman_code = hpack->huffman_code << 1 | bit;
+    count = plb__huffman_counts[hpack->huffman_bits];
+    if (hpack->huffman_code >= count) {
+        hpack->huffman_code -= count;
+        hpack->huffman_at += count;
+        return PLB_OK;
+    }
+    count = hpack->huffman_at + hpack->huffman_code;
+    if (count == sizeof plb__huffman_symbols) /* EOS */
+        return PLB_ERR_PROTOCOL;
+    plb__hpack_keep(hpack, (char)plb__huffman_symbols[count]);
+    hpack->huffman_code = hpack->huffman_at = hpack->huffman_bits = 0;
+    hpack->huffman_ones = true;
+    return PLB_OK;
+}
+
+static plb_status plb__hpack_string_byte(plb_hpack *hpack, uint8_t byte)
+{
+    plb_status status = PLB_OK;
+    uint32_t bit;
+    hpack->left--;
+    if (!hpack->huffman)
+        plb__hpack_keep(hpack, (char)byte);
+    else
+        for (bit = 8; bit-- > 0 && status == PLB_OK;)
+            status = plb__huffman_bit(hpack, (uint32_t)byte >> bit & 1);
+    return status;
+}
+
+static void plb__hpack_begin_string(plb_hpack *hpack)
+{
+    hpack->left = hpack->integer;
+    hpack->huffman_code = hpack->huffman_at = hpack->huffman_bits = 0;
+    hpack->huffman_ones = true;
+    hpack->state++; /* from its length to its bytes */
+}
+
+/* ---- fields ---- */
+
+/* RFC 7541 section 5.1, one byte of it; `mask` has the bits of the prefix. PLB_OK: hpack->integer is whole. Four bytes
+   after the first are more than any length or index here can need. */
+static plb_status plb__hpack_integer(plb_hpack *hpack, uint8_t byte, uint8_t mask)
+{
+    if (hpack->continued == 0) {
+        hpack->integer = (uint32_t)(byte & mask);
+        hpack->continued = hpack->integer == mask;
+        return hpack->continued ? PLB_AGAIN : PLB_OK;
+    }
+    hpack->integer += (uint32_t)(byte & 0x7f) << 7 * (hpack->continued - 1);
+    if ((byte & 0x80) != 0)
+        return hpack->continued++ == 4 ? PLB_ERR_PROTOCOL : PLB_AGAIN;
+    hpack->continued = 0;
+    return PLB_OK;
+}
+
+static void plb__hpack_classify(plb_hpack *hpack, uint8_t byte)
+{
+    if ((byte & 0x80) != 0)
+        hpack->kind = PLB__HPACK_INDEXED;
+    else if ((byte & 0x40) != 0)
+        hpack->kind = PLB__HPACK_LITERAL_INDEXING;
+    else if ((byte & 0x20) != 0)
+        hpack->kind = PLB__HPACK_TABLE_SIZE;
+    else
+        hpack->kind = PLB__HPACK_LITERAL; /* without indexing, or never indexed: the same to a reader */
+}
+
+/* RFC 7541 section 6.3. */
+static plb_status plb__hpack_resize(plb_hpack *hpack)
+{
+    if (!hpack->at_start || hpack->integer > hpack->peer_limit)
+        return PLB_ERR_PROTOCOL;
+    hpack->peer_size = hpack->integer;
+    plb__hpack_evict(hpack, plb__hpack_capacity(hpack));
+    return PLB_AGAIN;
+}
+
+static plb_status plb__hpack_begin_literal(plb_hpack *hpack)
+{
+    plb_text name, value;
+    size_t i;
+    hpack->name_size = hpack->value_size = 0;
+    hpack->state = PLB__HPACK_NAME_LENGTH;
+    if (hpack->integer == 0)
+        return PLB_AGAIN;
+    if (!plb__hpack_find(hpack, hpack->integer, &name, &value))
+        return PLB_ERR_PROTOCOL;
+    for (i = 0; i < name.size; i++) /* it may leave the table for this very field */
+        plb__hpack_keep(hpack, name.data[i]);
+    hpack->state = PLB__HPACK_VALUE_LENGTH;
+    return PLB_AGAIN;
+}
+
+/* A byte of what a field begins with. */
+static plb_status plb__hpack_first(plb_hpack *hpack, uint8_t byte, plb_hpack_field *field)
+{
+    static const uint8_t masks[] = {0x7f, 0x0f, 0x3f, 0x1f};
+    plb_status status;
+    if (hpack->continued == 0)
+        plb__hpack_classify(hpack, byte);
+    status = plb__hpack_integer(hpack, byte, masks[hpack->kind]);
+    if (status != PLB_OK)
+        return status;
+    if (hpack->kind == PLB__HPACK_TABLE_SIZE)
+        return plb__hpack_resize(hpack);
+    if (hpack->peer_size > hpack->peer_limit) /* RFC 9113 section 4.3.1: it had to make its table smaller first */
+        return PLB_ERR_PROTOCOL;
+    hpack->at_start = false;
+    if (hpack->kind != PLB__HPACK_INDEXED)
+        return plb__hpack_begin_literal(hpack);
+    if (!plb__hpack_find(hpack, hpack->integer, &field->name, &field->value))
+        return PLB_ERR_PROTOCOL;
+    field->size = field->name.size + field->value.size + PLB__HPACK_OVERHEAD;
+    field->cut = false;
+    return PLB_OK;
+}
+
+/* A string is whole: a name is followed by a value, and that ends the field. */
+static plb_status plb__hpack_end_string(plb_hpack *hpack, plb_hpack_field *field)
+{
+    /* RFC 7541 section 5.2: padding is less than a byte, all ones. */
+    if (hpack->huffman && (hpack->huffman_bits > 7 || !hpack->huffman_ones))
+        return PLB_ERR_PROTOCOL;
+    if (hpack->state == PLB__HPACK_NAME) {
+        hpack->state = PLB__HPACK_VALUE_LENGTH;
+        return PLB_AGAIN;
+    }
+    hpack->state = PLB__HPACK_FIRST;
+    if (hpack->kind == PLB__HPACK_LITERAL_INDEXING)
+        plb__hpack_insert(hpack);
+    field->name.data = hpack->room;
+    field->name.size = plb__min32(hpack->name_size, hpack->room_size);
+    field->value.data = hpack->room + field->name.size;
+    field->value.size = plb__min32(hpack->value_size, hpack->room_size - (uint32_t)field->name.size);
+    field->size = (size_t)hpack->name_size + hpack->value_size + PLB__HPACK_OVERHEAD;
+    field->cut = hpack->name_size + hpack->value_size > hpack->room_size;
+    return PLB_OK;
+}
+
+/* PLB_OK: with this byte a field is whole. PLB_AGAIN: it is not. */
+static plb_status plb__hpack_byte(plb_hpack *hpack, uint8_t byte, plb_hpack_field *field)
+{
+    plb_status status;
+    if (hpack->state == PLB__HPACK_FIRST)
+        return plb__hpack_first(hpack, byte, field);
+    if (hpack->state == PLB__HPACK_NAME || hpack->state == PLB__HPACK_VALUE) {
+        status = plb__hpack_string_byte(hpack, byte);
+    } else {
+        if (hpack->continued == 0)
+            hpack->huffman = (byte & 0x80) != 0;
+        status = plb__hpack_integer(hpack, byte, 0x7f);
+        if (status == PLB_OK)
+            plb__hpack_begin_string(hpack);
+    }
+    if (status != PLB_OK)
+        return status;
+    return hpack->left > 0 ? PLB_AGAIN : plb__hpack_end_string(hpack, field);
+}
+
+PLB_API plb_status plb_hpack_next(plb_hpack *hpack, const char *bytes, size_t size, size_t *used,
+                                  plb_hpack_field *field)
+{
+    plb_status status = PLB_AGAIN;
+    size_t at = 0;
+    memset(field, 0, sizeof *field);
+    while (status == PLB_AGAIN && at < size)
+        status = plb__hpack_byte(hpack, (uint8_t)bytes[at++], field);
+    *used = at;
+    return status;
+}
+
+PLB_API plb_status plb_hpack_end(plb_hpack *hpack)
+{
+    hpack->at_start = true;
+    return hpack->state == PLB__HPACK_FIRST && hpack->continued == 0 ? PLB_OK : PLB_ERR_PROTOCOL;
+}
+
+/* ---- writing ---- */
+
+/* Bytes that go to a buffer while it has room; `size` goes on counting. */
+typedef struct plb__bytes {
+    char *out;
+    size_t capacity, size;
+} plb__bytes;
+
+static void plb__put_byte(plb__bytes *to, uint32_t byte)
+{
+    if (to->size < to->capacity)
+        to->out[to->size] = (char)(unsigned char)(byte & 0xff);
+    to->size++;
+}
+
+static void plb__put_text(plb__bytes *to, plb_text text)
+{
+    size_t i;
+    for (i = 0; i < text.size; i++)
+        plb__put_byte(to, (unsigned char)text.data[i]);
+}
+
+static void plb__hpack_put_integer(plb__bytes *to, uint32_t pattern, uint32_t mask, size_t integer)
+{
+    if (integer < mask) {
+        plb__put_byte(to, pattern | (uint32_t)integer);
+        return;
+    }
+    plb__put_byte(to, pattern | mask);
+    for (integer -= mask; integer >= 0x80; integer >>= 7)
+        plb__put_byte(to, (uint32_t)(integer & 0x7f) | 0x80);
+    plb__put_byte(to, (uint32_t)integer);
+}
+
+static void plb__hpack_put_string(plb__bytes *to, plb_text text)
+{
+    plb__hpack_put_integer(to, 0, 0x7f, text.size);
+    plb__put_text(to, text);
+}
+
+static bool plb__text_equals(plb_text text, const char *string)
+{
+    return text.size == strlen(string) && (text.size == 0 || memcmp(text.data, string, text.size) == 0);
+}
+
+PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value)
+{
+    plb__bytes to;
+    uint32_t i, named = 0;
+    to.out = out;
+    to.capacity = capacity;
+    to.size = 0;
+    for (i = 0; i < PLB__HPACK_STATIC; i++) {
+        if (!plb__text_equals(name, plb__hpack_static[i].name))
+            continue;
+        if (plb__text_equals(value, plb__hpack_static[i].value)) {
+            plb__hpack_put_integer(&to, 0x80, 0x7f, i + 1);
+            return to.size;
+        }
+        if (named == 0)
+            named = i + 1;
+    }
+    plb__hpack_put_integer(&to, 0, 0x0f, named);
+    if (named == 0)
+        plb__hpack_put_string(&to, name);
+    plb__hpack_put_string(&to, value);
+    return to.size;
+}
+
+/* ==== HTTP/2 =========================================================================================================
+   Frames, streams, windows. A fault of the connection goes through plb__http2_fail, one of the stream through
+   plb__http2_reset. */
+
+enum { /* RFC 9113 section 6 */
+       PLB__FRAME_DATA = 0,
+       PLB__FRAME_HEADERS,
+       PLB__FRAME_PRIORITY,
+       PLB__FRAME_RST_STREAM,
+       PLB__FRAME_SETTINGS,
+       PLB__FRAME_PUSH_PROMISE,
+       PLB__FRAME_PING,
+       PLB__FRAME_GOAWAY,
+       PLB__FRAME_WINDOW_UPDATE,
+       PLB__FRAME_CONTINUATION,
+       PLB__FRAME_UNKNOWN /* this one and all above: skipped */
+};
+
+enum {
+    PLB__FLAG_ACK = 0x1,
+    PLB__FLAG_END_STREAM = 0x1,
+    PLB__FLAG_END_HEADERS = 0x4,
+    PLB__FLAG_PADDED = 0x8,
+    PLB__FLAG_PRIORITY = 0x20
+};
+
+enum { /* RFC 9113 section 6.5.2 */
+       PLB__SETTING_HEADER_TABLE_SIZE = 1,
+       PLB__SETTING_ENABLE_PUSH,
+       PLB__SETTING_MAX_CONCURRENT_STREAMS,
+       PLB__SETTING_INITIAL_WINDOW_SIZE,
+       PLB__SETTING_MAX_FRAME_SIZE,
+       PLB__SETTING_MAX_HEADER_LIST_SIZE
+};
+
+enum { /* where in a frame the next byte stands */
+       PLB__PHASE_FRAME = 0,
+       PLB__PHASE_PADDING_LENGTH,
+       PLB__PHASE_PRIORITY,
+       PLB__PHASE_CONTENT,
+       PLB__PHASE_PADDING,
+       PLB__PHASE_END_FRAME, /* no byte: what the frame leads to */
+       PLB__PHASE_END_STREAM /* no byte: the answer's end */
+};
+
+enum { /* the request in flight */
+       PLB__EXCHANGE_NONE = 0,
+       PLB__EXCHANGE_HEAD, /* its final answer has not begun */
+       PLB__EXCHANGE_BODY
+};
+
+enum {
+    PLB__HTTP2_WINDOW = 65535,
+    PLB__HTTP2_FRAME_SIZE = 16384,
+    PLB__HTTP2_WINDOW_MAX = 0x7fffffff,
+    PLB__HTTP2_FRAME_HEAD = 9,
+    PLB__HTTP2_FRAMES_MAX = 1000,
+    PLB__HTTP2_CONTINUATIONS_MAX = 64,
+    /* What is kept free in the output, so that a RST_STREAM and a GOAWAY can always be said. */
+    PLB__HTTP2_GOAWAY_ROOM = PLB__HTTP2_FRAME_HEAD + 8,
+    PLB__HTTP2_RESERVE = PLB__HTTP2_GOAWAY_ROOM + PLB__HTTP2_FRAME_HEAD + 4
+};
+
+static uint32_t plb__read32(const uint8_t *at)
+{
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+static void plb__write32(char *at, uint32_t number)
+{
+    plb__bytes to;
+    uint32_t i;
+    to.out = at;
+    to.capacity = 4;
+    to.size = 0;
+    for (i = 4; i-- > 0;)
+        plb__put_byte(&to, number >> 8 * i);
+}
+
+/* ---- output ---- */
+
+/* Room for `size` bytes at the end of the output with `reserve` free behind them, or NULL. */
+static char *plb__http2_room(plb_http2 *h, size_t size, uint32_t reserve)
+{
+    uint32_t held = h->out_end - h->out_at;
+    if (size > h->out_capacity || held + size + reserve > h->out_capacity)
+        return NULL;
+    if (h->out_end + size > h->out_capacity) {
+        memmove(h->out, h->out + h->out_at, held);
+        h->out_at = 0;
+        h->out_end = held;
+    }
+    h->out_end += (uint32_t)size;
+    return h->out + h->out_end - size;
+}
+
+static void plb__http2_write_head(char *at, size_t size, uint8_t type, uint8_t flags, uint32_t stream)
+{
+    plb__write32(at, (uint32_t)size << 8 | type);
+    at[4] = (char)flags;
+    plb__write32(at + 5, stream);
+}
+
+static bool plb__http2_put(plb_http2 *h, uint8_t type, uint8_t flags, uint32_t stream, const void *payload, size_t size,
+                           uint32_t reserve)
+{
+    char *at = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD + size, reserve);
+    if (at == NULL)
+        return false;
+    plb__http2_write_head(at, size, type, flags, stream);
+    if (size > 0)
+        memcpy(at + PLB__HTTP2_FRAME_HEAD, payload, size);
+    return true;
+}
+
+static bool plb__http2_put32(plb_http2 *h, uint8_t type, uint32_t stream, uint32_t number, uint32_t reserve)
+{
+    char payload[4];
+    plb__write32(payload, number);
+    return plb__http2_put(h, type, 0, stream, payload, sizeof payload, reserve);
+}
+
+static void plb__http2_put_goaway(plb_http2 *h, uint32_t code)
+{
+    char payload[8] = {0}; /* the last stream: the server began none */
+    if (h->goaway_sent)
+        return;
+    plb__write32(payload + 4, code);
+    (void)plb__http2_put(h, PLB__FRAME_GOAWAY, 0, 0, payload, sizeof payload, 0); /* the reserve has room for it */
+    h->goaway_sent = h->going_away = true;
+}
+
+/* RFC 9113 section 5.4.1. */
+static plb_status plb__http2_fail(plb_http2 *h, plb_http2_event *event, plb_status status, plb_http2_code code)
+{
+    plb__http2_put_goaway(h, (uint32_t)code);
+    h->exchange = PLB__EXCHANGE_NONE;
+    h->failed = (uint8_t)status;
+    h->code = event->code = (uint32_t)code;
+    event->kind = PLB_HTTP2_NONE;
+    return status;
+}
+
+static plb_status plb__http2_fault(plb_http2 *h, plb_http2_event *event, plb_http2_code code)
+{
+    return plb__http2_fail(h, event, PLB_ERR_PROTOCOL, code);
+}
+
+/* Ends the stream of the request in flight. What still comes for it is read past (RFC 9113 section 5.1, "closed"). */
+static void plb__http2_put_reset(plb_http2 *h, plb_http2_code code)
+{
+    /* once a stream: plb_http2_request found the reserve there */
+    (void)plb__http2_put32(h, PLB__FRAME_RST_STREAM, h->stream, (uint32_t)code, PLB__HTTP2_GOAWAY_ROOM);
+    h->reset_stream = h->stream;
+    h->exchange = PLB__EXCHANGE_NONE;
+}
+
+/* RFC 9113 section 5.4.2. */
+static plb_status plb__http2_reset(plb_http2 *h, plb_http2_event *event, plb_http2_code code)
+{
+    plb__http2_put_reset(h, code);
+    event->kind = PLB_HTTP2_RESET;
+    event->code = (uint32_t)code;
+    event->ours = true;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_malformed(plb_http2 *h, plb_http2_event *event)
+{
+    return plb__http2_reset(h, event, PLB_HTTP2_PROTOCOL_ERROR);
+}
+
+static void plb__http2_put_window_update(plb_http2 *h, uint32_t stream, int32_t *window)
+{
+    if (*window <= PLB__HTTP2_WINDOW / 2 &&
+        plb__http2_put32(h, PLB__FRAME_WINDOW_UPDATE, stream, (uint32_t)(PLB__HTTP2_WINDOW - *window),
+                         PLB__HTTP2_RESERVE))
+        *window = PLB__HTTP2_WINDOW;
+}
+
+/* Begins the next DATA frame of the request's body, if the windows let it. */
+static void plb__http2_frame_body(plb_http2 *h)
+{
+    int32_t window = h->send_window < h->stream_send_window ? h->send_window : h->stream_send_window;
+    size_t left = h->body.size, size;
+    char *head;
+    if (h->exchange == PLB__EXCHANGE_NONE || left == 0 || window <= 0 || h->body_framed > 0)
+        return;
+    head = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD, PLB__HTTP2_RESERVE);
+    if (head == NULL)
+        return;
+    size = plb__min32((uint32_t)window, h->peer_frame_size);
+    if (size > left)
+        size = left;
+    plb__http2_write_head(head, size, PLB__FRAME_DATA, size == left ? PLB__FLAG_END_STREAM : 0, h->stream);
+    h->body_framed = size;
+    h->out_before_body = h->out_end - h->out_at;
+    h->send_window -= (int32_t)size;
+    h->stream_send_window -= (int32_t)size;
+}
+
+PLB_API plb_text plb_http2_output(plb_http2 *h)
+{
+    plb_text text;
+    if (h->failed == PLB_OK) {
+        plb__http2_put_window_update(h, 0, &h->receive_window);
+        if (h->exchange != PLB__EXCHANGE_NONE)
+            plb__http2_put_window_update(h, h->stream, &h->stream_receive_window);
+        plb__http2_frame_body(h);
+    }
+    if (h->body_framed > 0 && h->out_before_body == 0) {
+        text.data = h->body.data;
+        text.size = h->body_framed;
+    } else {
+        text.data = h->out + h->out_at;
+        text.size = h->body_framed > 0 ? h->out_before_body : h->out_end - h->out_at;
+    }
+    return text;
+}
+
+PLB_API void plb_http2_sent(plb_http2 *h, size_t size)
+{
+    if (h->body_framed > 0 && h->out_before_body == 0) {
+        h->body.data += size;
+        h->body.size -= size;
+        h->body_framed -= size;
+        if (size > 0)
+            h->frames = 0;
+        return;
+    }
+    h->out_at += (uint32_t)size;
+    if (h->body_framed > 0)
+        h->out_before_body -= (uint32_t)size;
+}
+
+PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
+{
+    static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 section 3.4 */
+    char settings[18] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0, 0, PLB__SETTING_ENABLE_PUSH, 0, 0, 0, 0,
+                         0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
+    size_t half = size / 2;
+    memset(h, 0, sizeof *h);
+    if (memory == NULL || size < PLB_HTTP2_MEMORY_MIN)
+        return PLB_ERR_ARGUMENT;
+    (void)plb_hpack_open(&h->hpack, memory, half); /* it is large enough */
+    h->out = (char *)memory + half;
+    h->out_capacity = (uint32_t)(size - half < 65535 ? size - half : 65535);
+    h->next_stream = 1;
+    h->send_window = h->receive_window = PLB__HTTP2_WINDOW;
+    h->peer_window = PLB__HTTP2_WINDOW;
+    h->peer_frame_size = PLB__HTTP2_FRAME_SIZE;
+    h->streams_allowed = true;
+    plb__write32(settings + 2, h->hpack.table_size);
+    plb__write32(settings + 14, PLB_HTTP2_HEADER_LIST_MAX);
+    memcpy(plb__http2_room(h, sizeof preface - 1, 0), preface, sizeof preface - 1);
+    (void)plb__http2_put(h, PLB__FRAME_SETTINGS, 0, 0, settings, sizeof settings, 0);
+    return PLB_OK;
+}
+
+/* ---- fields ---- */
+
+/* RFC 9113 section 8.2.2. */
+static bool plb__http2_is_of_connection(plb_text name, plb_text value)
+{
+    static const char *const names[] = {"connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"};
+    size_t i;
+    for (i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (plb__text_equals(name, names[i]))
+            return true;
+    return plb__text_equals(name, "te") && !plb_text_is(value, "trailers");
+}
+
+/* RFC 9113 section 8.2.1. A value that is cut may end anywhere. */
+static bool plb__http2_is_value(plb_text value, bool cut)
+{
+    if (value.size > 0 &&
+        (plb__http1_is_blank(value.data[0]) || (!cut && plb__http1_is_blank(value.data[value.size - 1]))))
+        return false;
+    return plb_http1_is_value(value);
+}
+
+/* Any field but a pseudo-header field. */
+static bool plb__http2_is_field(plb_text name, plb_text value, bool cut)
+{
+    size_t i;
+    for (i = 0; i < name.size; i++)
+        if (name.data[i] >= 'A' && name.data[i] <= 'Z')
+            return false;
+    return plb_http1_is_token(name) && plb__http2_is_value(value, cut) && !plb__http2_is_of_connection(name, value);
+}
+
+/* ---- requests ---- */
+
+static bool plb__http2_is_pseudo(plb_text name)
+{
+    return name.size > 0 && name.data[0] == ':';
+}
+
+/* RFC 9113 section 8.3: pseudo-header fields first. Which ones they are is for the caller to know. */
+static bool plb__http2_are_fields(const plb_http2_header *headers, size_t count)
+{
+    bool regular = false;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        plb_text name = headers[i].name, rest = name;
+        if (!plb__http2_is_pseudo(name)) {
+            regular = true;
+        } else {
+            if (regular)
+                return false;
+            rest.data++;
+            rest.size--;
+        }
+        if (!plb__http2_is_field(rest, headers[i].value, false))
+            return false;
+    }
+    return count > 0;
+}
+
+/* The header block. It begins by making this side's table empty for good: a peer that announces a smaller one need not
+   be told about it later (RFC 9113 section 4.3.1). Once a connection. */
+static size_t plb__http2_write_block(const plb_http2 *h, char *out, size_t capacity, const plb_http2_header *headers,
+                                     size_t count)
+{
+    size_t i, at = 0;
+    if (!h->hpack_began) {
+        if (capacity > 0)
+            out[0] = 0x20;
+        at = 1;
+    }
+    for (i = 0; i < count; i++) {
+        bool fits = at < capacity;
+        at += plb_hpack_write(fits ? out + at : NULL, fits ? capacity - at : 0, headers[i].name, headers[i].value);
+    }
+    return at;
+}
+
+static bool plb__http2_asks_for_head(const plb_http2_header *headers, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; i++)
+        if (plb__text_equals(headers[i].name, ":method"))
+            return plb__text_equals(headers[i].value, "HEAD");
+    return false;
+}
+
+/* May a request begin now? */
+static plb_status plb__http2_admits(const plb_http2 *h)
+{
+    if (h->failed != PLB_OK)
+        return (plb_status)h->failed;
+    if (h->going_away || h->next_stream > PLB__HTTP2_WINDOW_MAX)
+        return PLB_END;
+    if (h->exchange != PLB__EXCHANGE_NONE || h->body_framed > 0 || !h->streams_allowed)
+        return PLB_AGAIN;
+    return PLB_OK;
+}
+
+PLB_API plb_status plb_http2_request(plb_http2 *h, const plb_http2_header *headers, size_t header_count, plb_text body)
+{
+    plb_status status = plb__http2_admits(h);
+    uint8_t flags = body.size > 0 ? PLB__FLAG_END_HEADERS : PLB__FLAG_END_HEADERS | PLB__FLAG_END_STREAM;
+    size_t size;
+    char *at;
+    if (status != PLB_OK)
+        return status;
+    if (!plb__http2_are_fields(headers, header_count))
+        return PLB_ERR_ARGUMENT;
+    size = plb__http2_write_block(h, NULL, 0, headers, header_count);
+    if (size > PLB__HTTP2_FRAME_SIZE || PLB__HTTP2_FRAME_HEAD + size + PLB__HTTP2_RESERVE > h->out_capacity)
+        return PLB_ERR_LIMIT;
+    at = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD + size, PLB__HTTP2_RESERVE);
+    if (at == NULL)
+        return PLB_AGAIN;
+    plb__http2_write_head(at, size, PLB__FRAME_HEADERS, flags, h->next_stream);
+    (void)plb__http2_write_block(h, at + PLB__HTTP2_FRAME_HEAD, size, headers, header_count);
+    h->hpack_began = true;
+    h->body = body;
+    h->stream = h->next_stream;
+    h->next_stream += 2;
+    h->exchange = PLB__EXCHANGE_HEAD;
+    h->to_head = plb__http2_asks_for_head(headers, header_count);
+    h->stream_send_window = (int32_t)h->peer_window;
+    h->stream_receive_window = PLB__HTTP2_WINDOW;
+    h->content_known = false;
+    h->frames = 0;
+    return PLB_OK;
+}
+
+PLB_API void plb_http2_cancel(plb_http2 *h)
+{
+    if (h->exchange != PLB__EXCHANGE_NONE)
+        plb__http2_put_reset(h, PLB_HTTP2_CANCEL);
+}
+
+PLB_API void plb_http2_close(plb_http2 *h)
+{
+    plb__http2_put_goaway(h, PLB_HTTP2_NO_ERROR);
+}
+
+/* ---- input ---- */
+
+typedef struct plb__http2_input {
+    const char *at, *end;
+} plb__http2_input;
+
+/* Is the frame about the request in flight? What is not is read past. */
+static bool plb__http2_is_live(const plb_http2 *h)
+{
+    return h->exchange != PLB__EXCHANGE_NONE && h->frame_stream == h->stream;
+}
+
+/* RFC 9113 section 5.1.1: this side has not begun it, and the server may not. */
+static bool plb__http2_is_idle(const plb_http2 *h)
+{
+    return h->frame_stream % 2 == 0 || h->frame_stream >= h->next_stream;
+}
+
+/* Gathers `size` bytes in h->bytes. */
+static bool plb__http2_collect(plb_http2 *h, plb__http2_input *in, uint8_t size)
+{
+    while (h->collected < size && in->at < in->end)
+        h->bytes[h->collected++] = (uint8_t)*in->at++;
+    if (h->collected < size)
+        return false;
+    h->collected = 0;
+    return true;
+}
+
+static bool plb__http2_length_is_right(const plb_http2 *h)
+{
+    switch (h->frame_type) {
+    case PLB__FRAME_PRIORITY:
+        return h->frame_left == 5;
+    case PLB__FRAME_RST_STREAM:
+    case PLB__FRAME_WINDOW_UPDATE:
+        return h->frame_left == 4;
+    case PLB__FRAME_SETTINGS:
+        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? h->frame_left == 0 : h->frame_left % 6 == 0;
+    case PLB__FRAME_PING:
+        return h->frame_left == 8;
+    case PLB__FRAME_GOAWAY:
+        return h->frame_left >= 8;
+    default:
+        return true;
+    }
+}
+
+/* Frames of streams name one, frames of the connection do not, WINDOW_UPDATE may do either. */
+static bool plb__http2_stream_is_right(const plb_http2 *h)
+{
+    switch (h->frame_type) {
+    case PLB__FRAME_SETTINGS:
+    case PLB__FRAME_PING:
+    case PLB__FRAME_GOAWAY:
+        return h->frame_stream == 0;
+    case PLB__FRAME_PRIORITY:
+        return h->frame_stream != 0;
+    case PLB__FRAME_DATA:
+    case PLB__FRAME_HEADERS:
+    case PLB__FRAME_RST_STREAM:
+    case PLB__FRAME_CONTINUATION:
+        return !plb__http2_is_idle(h); /* 0 among them */
+    case PLB__FRAME_WINDOW_UPDATE:
+        return h->frame_stream == 0 || !plb__http2_is_idle(h);
+    default:
+        return true;
+    }
+}
+
+/* Before anything of a frame but its head is known. */
+static plb_http2_code plb__http2_judge_frame(const plb_http2 *h)
+{
+    bool continues = h->frame_type == PLB__FRAME_CONTINUATION;
+    if (!h->settings_seen && (h->frame_type != PLB__FRAME_SETTINGS || (h->frame_flags & PLB__FLAG_ACK) != 0))
+        return PLB_HTTP2_PROTOCOL_ERROR; /* section 3.4 */
+    if (h->frame_left > PLB__HTTP2_FRAME_SIZE)
+        return PLB_HTTP2_FRAME_SIZE_ERROR;
+    if (continues != h->block_open || h->frame_type == PLB__FRAME_PUSH_PROMISE || !plb__http2_stream_is_right(h))
+        return PLB_HTTP2_PROTOCOL_ERROR;
+    if (!plb__http2_length_is_right(h))
+        return PLB_HTTP2_FRAME_SIZE_ERROR;
+    /* Section 5.1: nothing follows an answer's end, unless it was ended from here and the peer may not know. */
+    if ((h->frame_type == PLB__FRAME_DATA || h->frame_type == PLB__FRAME_HEADERS) && !plb__http2_is_live(h) &&
+        h->frame_stream > h->reset_stream)
+        return PLB_HTTP2_STREAM_CLOSED;
+    return PLB_HTTP2_NO_ERROR;
+}
+
+static plb_status plb__http2_begin_data(plb_http2 *h, plb_http2_event *event)
+{
+    int32_t size = (int32_t)h->frame_left;
+    bool live = plb__http2_is_live(h);
+    if (size > h->receive_window || (live && size > h->stream_receive_window))
+        return plb__http2_fault(h, event, PLB_HTTP2_FLOW_CONTROL_ERROR);
+    h->receive_window -= size; /* section 6.9: padding counts, and so does what is read past */
+    if (!live)
+        return PLB_OK;
+    h->stream_receive_window -= size;
+    return h->exchange == PLB__EXCHANGE_HEAD ? plb__http2_malformed(h, event) : PLB_OK;
+}
+
+static void plb__http2_begin_block(plb_http2 *h)
+{
+    h->block_open = true;
+    h->block_ends_stream = (h->frame_flags & PLB__FLAG_END_STREAM) != 0;
+    h->block_has_regular = false;
+    h->block_size = h->list_size = 0;
+    h->continuations = 0;
+    if (h->exchange == PLB__EXCHANGE_HEAD)
+        h->answer_status = 0;
+}
+
+/* What stands before the content: the length of the padding, and the priority that nobody uses any more. */
+static plb_status plb__http2_begin_content(plb_http2 *h, plb_http2_event *event)
+{
+    bool data = h->frame_type == PLB__FRAME_DATA, headers = h->frame_type == PLB__FRAME_HEADERS;
+    bool padded = (data || headers) && (h->frame_flags & PLB__FLAG_PADDED) != 0;
+    bool priority = headers && (h->frame_flags & PLB__FLAG_PRIORITY) != 0;
+    if (h->frame_left < (padded ? 1u : 0u) + (priority ? 5u : 0u))
+        return plb__http2_fault(h, event, PLB_HTTP2_FRAME_SIZE_ERROR);
+    h->frame_padding = 0;
+    h->phase = PLB__PHASE_CONTENT;
+    if (priority)
+        h->phase = PLB__PHASE_PRIORITY;
+    if (padded)
+        h->phase = PLB__PHASE_PADDING_LENGTH;
+    if (data)
+        return plb__http2_begin_data(h, event);
+    if (headers)
+        plb__http2_begin_block(h);
+    return PLB_OK;
+}
+
+static plb_status plb__http2_begin_frame(plb_http2 *h, plb_http2_event *event)
+{
+    plb_http2_code code;
+    h->frame_left = plb__read32(h->bytes) >> 8;
+    h->frame_type = h->bytes[3];
+    h->frame_flags = h->bytes[4];
+    h->frame_stream = plb__read32(h->bytes + 5) & PLB__HTTP2_WINDOW_MAX;
+    code = plb__http2_judge_frame(h);
+    if (code != PLB_HTTP2_NO_ERROR)
+        return plb__http2_fault(h, event, code);
+    if (++h->frames > PLB__HTTP2_FRAMES_MAX ||
+        (h->block_open && ++h->continuations > PLB__HTTP2_CONTINUATIONS_MAX)) /* section 10.5 */
+        return plb__http2_fault(h, event, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    return plb__http2_begin_content(h, event);
+}
+
+static plb_status plb__http2_read_padding_length(plb_http2 *h, plb_http2_event *event)
+{
+    bool priority = h->frame_type == PLB__FRAME_HEADERS && (h->frame_flags & PLB__FLAG_PRIORITY) != 0;
+    h->frame_left--;
+    h->frame_padding = h->bytes[0];
+    if (h->frame_padding + (priority ? 5u : 0u) > h->frame_left) /* section 6.1 */
+        return plb__http2_fault(h, event, PLB_HTTP2_PROTOCOL_ERROR);
+    h->frame_left -= h->frame_padding;
+    h->phase = priority ? PLB__PHASE_PRIORITY : PLB__PHASE_CONTENT;
+    return PLB_OK;
+}
+
+/* Up to `size` bytes of the input, all that there are. */
+static plb_text plb__http2_take(plb__http2_input *in, uint32_t size)
+{
+    plb_text text = plb__http1_slice(in->at, in->end);
+    if (text.size > size)
+        text.size = size;
+    in->at += text.size;
+    return text;
+}
+
+/* Section 8.1.1: data above its content-length is malformed, but not what comes before it. */
+static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    bool live = plb__http2_is_live(h);
+    uint32_t size = h->frame_left;
+    if (live && h->content_known) {
+        if (h->content_left == 0)
+            return plb__http2_malformed(h, event);
+        if (size > h->content_left)
+            size = (uint32_t)h->content_left;
+    }
+    event->data = plb__http2_take(in, size);
+    h->frame_left -= (uint32_t)event->data.size;
+    if (!live)
+        return PLB_OK;
+    h->content_left -= h->content_known ? event->data.size : 0;
+    h->frames = 0;
+    event->kind = PLB_HTTP2_DATA;
+    return PLB_OK;
+}
+
+/* ---- header blocks ---- */
+
+/* Sections 8.3.2 and 8.6: one :status, three digits, and never 101. False: malformed. */
+static bool plb__http2_read_status(plb_http2 *h, const plb_hpack_field *field)
+{
+    const char *digits = field->value.data;
+    if (h->exchange != PLB__EXCHANGE_HEAD || h->block_has_regular || h->answer_status != 0 ||
+        !plb__text_equals(field->name, ":status") || field->value.size != 3 || digits[0] < '1' || digits[0] > '9' ||
+        !plb__http1_is_digit(digits[1]) || !plb__http1_is_digit(digits[2]))
+        return false;
+    h->answer_status = (uint16_t)((digits[0] - '0') * 100 + (digits[1] - '0') * 10 + (digits[2] - '0'));
+    return h->answer_status != 101;
+}
+
+/* Section 8.1.1. An interim answer has no content, whatever it says. */
+static bool plb__http2_read_length(plb_http2 *h, const plb_hpack_field *field)
+{
+    if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status < 200 || !plb__text_equals(field->name, "content-length"))
+        return true;
+    if (h->content_known || field->cut || plb_http1_content_length(field->value, &h->content_left) != PLB_OK)
+        return false;
+    h->content_known = true;
+    return true;
+}
+
+static plb_status plb__http2_on_field(plb_http2 *h, const plb_hpack_field *field, plb_http2_event *event)
+{
+    bool head = h->exchange == PLB__EXCHANGE_HEAD;
+    h->list_size += (uint32_t)field->size;
+    if (h->list_size > PLB_HTTP2_HEADER_LIST_MAX)
+        return plb__http2_fail(h, event, PLB_ERR_LIMIT, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    event->status = h->answer_status;
+    if (plb__http2_is_pseudo(field->name)) {
+        if (!plb__http2_read_status(h, field))
+            return plb__http2_malformed(h, event);
+        event->kind = PLB_HTTP2_STATUS;
+        event->status = h->answer_status;
+        return PLB_OK;
+    }
+    h->block_has_regular = true;
+    if (h->answer_status == 0 || !plb__http2_is_field(field->name, field->value, field->cut) ||
+        !plb__http2_read_length(h, field))
+        return plb__http2_malformed(h, event);
+    event->kind = head ? PLB_HTTP2_HEADER : PLB_HTTP2_TRAILER;
+    event->name = field->name;
+    event->value = field->value;
+    event->cut = field->cut;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_read_block(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    plb__http2_input rest = *in;
+    plb_text piece = plb__http2_take(&rest, h->frame_left);
+    plb_hpack_field field;
+    size_t used;
+    plb_status status = plb_hpack_next(&h->hpack, piece.data, piece.size, &used, &field);
+    in->at += used;
+    h->frame_left -= (uint32_t)used;
+    h->block_size += (uint32_t)used;
+    if (h->block_size > PLB_HTTP2_HEADER_LIST_MAX)
+        return plb__http2_fail(h, event, PLB_ERR_LIMIT, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    if (status == PLB_OK)
+        return plb__http2_on_field(h, &field, event);
+    return status == PLB_AGAIN ? PLB_OK : plb__http2_fault(h, event, PLB_HTTP2_COMPRESSION_ERROR);
+}
+
+static plb_status plb__http2_end_head(plb_http2 *h, plb_http2_event *event)
+{
+    bool interim = h->answer_status < 200;
+    if (h->answer_status == 0 || (interim && h->block_ends_stream)) /* section 8.1 */
+        return plb__http2_malformed(h, event);
+    if (!interim) {
+        h->exchange = PLB__EXCHANGE_BODY;
+        if (h->to_head || h->answer_status == 204 || h->answer_status == 304) { /* no content, whatever its length */
+            h->content_known = true;
+            h->content_left = 0;
+        }
+    }
+    event->kind = PLB_HTTP2_HEADERS_END;
+    event->status = h->answer_status;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_end_block(plb_http2 *h, plb_http2_event *event)
+{
+    if ((h->frame_flags & PLB__FLAG_END_HEADERS) == 0)
+        return PLB_OK;
+    h->block_open = false;
+    if (plb_hpack_end(&h->hpack) != PLB_OK)
+        return plb__http2_fault(h, event, PLB_HTTP2_COMPRESSION_ERROR);
+    if (h->block_ends_stream)
+        h->phase = PLB__PHASE_END_STREAM;
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    if (h->exchange == PLB__EXCHANGE_HEAD)
+        return plb__http2_end_head(h, event);
+    return h->block_ends_stream ? PLB_OK : plb__http2_malformed(h, event); /* trailers are the last of a stream */
+}
+
+/* ---- frames of the connection ---- */
+
+/* RFC 9113 section 6.9.2: windows that are open grow or shrink by the difference, below 0 if need be. */
+static plb_http2_code plb__http2_set_window(plb_http2 *h, uint32_t window)
+{
+    int64_t moved = (int64_t)h->stream_send_window + window - h->peer_window;
+    if (window > PLB__HTTP2_WINDOW_MAX)
+        return PLB_HTTP2_FLOW_CONTROL_ERROR;
+    if (h->exchange != PLB__EXCHANGE_NONE) {
+        if (moved > PLB__HTTP2_WINDOW_MAX)
+            return PLB_HTTP2_FLOW_CONTROL_ERROR;
+        h->stream_send_window = (int32_t)moved;
+    }
+    h->peer_window = window;
+    return PLB_HTTP2_NO_ERROR;
+}
+
+/* Section 6.5.2. SETTINGS_HEADER_TABLE_SIZE: this side's table is empty anyway. */
+static plb_status plb__http2_on_setting(plb_http2 *h, plb_http2_event *event)
+{
+    uint32_t value = plb__read32(h->bytes + 2);
+    plb_http2_code code = PLB_HTTP2_NO_ERROR;
+    switch ((uint32_t)h->bytes[0] << 8 | h->bytes[1]) {
+    case PLB__SETTING_ENABLE_PUSH:
+        if (value != 0)
+            code = PLB_HTTP2_PROTOCOL_ERROR;
+        break;
+    case PLB__SETTING_MAX_CONCURRENT_STREAMS:
+        h->streams_allowed = value > 0;
+        break;
+    case PLB__SETTING_INITIAL_WINDOW_SIZE:
+        code = plb__http2_set_window(h, value);
+        break;
+    case PLB__SETTING_MAX_FRAME_SIZE:
+        if (value < PLB__HTTP2_FRAME_SIZE || value > 0xffffff)
+            code = PLB_HTTP2_PROTOCOL_ERROR;
+        else
+            h->peer_frame_size = value;
+        break;
+    default:
+        break;
+    }
+    return code == PLB_HTTP2_NO_ERROR ? PLB_OK : plb__http2_fault(h, event, code);
+}
+
+/* An answer that has no room: the peer asks faster than it reads (section 10.5). */
+static plb_status plb__http2_reply(plb_http2 *h, plb_http2_event *event, uint8_t type, const void *payload, size_t size)
+{
+    if (!plb__http2_put(h, type, PLB__FLAG_ACK, 0, payload, size, PLB__HTTP2_RESERVE))
+        return plb__http2_fault(h, event, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    return PLB_OK;
+}
+
+static plb_status plb__http2_end_settings(plb_http2 *h, plb_http2_event *event)
+{
+    h->settings_seen = true;
+    if ((h->frame_flags & PLB__FLAG_ACK) == 0)
+        return plb__http2_reply(h, event, PLB__FRAME_SETTINGS, NULL, 0);
+    plb_hpack_acknowledged(&h->hpack);
+    return PLB_OK;
+}
+
+/* Section 6.9.1. */
+static plb_status plb__http2_on_window_update(plb_http2 *h, plb_http2_event *event)
+{
+    int64_t increment = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
+    int32_t *window = h->frame_stream == 0 ? &h->send_window : &h->stream_send_window;
+    plb_http2_code code = increment == 0 ? PLB_HTTP2_PROTOCOL_ERROR : PLB_HTTP2_FLOW_CONTROL_ERROR;
+    if (h->frame_stream != 0 && !plb__http2_is_live(h))
+        return PLB_OK;
+    if (increment > 0 && *window + increment <= PLB__HTTP2_WINDOW_MAX) {
+        *window = (int32_t)(*window + increment);
+        return PLB_OK;
+    }
+    return h->frame_stream == 0 ? plb__http2_fault(h, event, code) : plb__http2_reset(h, event, code);
+}
+
+static plb_status plb__http2_on_reset(plb_http2 *h, plb_http2_event *event)
+{
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    h->exchange = PLB__EXCHANGE_NONE;
+    event->kind = PLB_HTTP2_RESET;
+    event->code = plb__read32(h->bytes);
+    return PLB_OK;
+}
+
+/* Section 6.8. What follows the 8 bytes is for people to read: skipped. */
+static plb_status plb__http2_on_goaway(plb_http2 *h, plb_http2_event *event)
+{
+    uint32_t last = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
+    h->frame_type = PLB__FRAME_UNKNOWN;
+    h->going_away = true;
+    event->kind = PLB_HTTP2_GOAWAY;
+    event->code = plb__read32(h->bytes + 4);
+    event->covered = h->exchange == PLB__EXCHANGE_NONE || h->stream <= last;
+    if (!event->covered) {
+        h->exchange = PLB__EXCHANGE_NONE;
+        h->reset_stream = h->stream;
+    }
+    return PLB_OK;
+}
+
+/* Frames whose content is of one size, or of several pieces of one size. */
+static plb_status plb__http2_read_fixed(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    static const uint8_t sizes[] = {0, 0, 5, 4, 6, 0, 8, 8, 4};
+    uint8_t size = sizes[h->frame_type];
+    if (!plb__http2_collect(h, in, size))
+        return PLB_OK;
+    h->frame_left -= size;
+    switch (h->frame_type) {
+    case PLB__FRAME_RST_STREAM:
+        return plb__http2_on_reset(h, event);
+    case PLB__FRAME_SETTINGS:
+        return plb__http2_on_setting(h, event);
+    case PLB__FRAME_PING:
+        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? PLB_OK
+                                                     : plb__http2_reply(h, event, PLB__FRAME_PING, h->bytes, size);
+    case PLB__FRAME_GOAWAY:
+        return plb__http2_on_goaway(h, event);
+    case PLB__FRAME_WINDOW_UPDATE:
+        return plb__http2_on_window_update(h, event);
+    default: /* PRIORITY says nothing any more (section 5.3.2) */
+        return PLB_OK;
+    }
+}
+
+static plb_status plb__http2_read_content(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    if (h->frame_left == 0) {
+        h->phase = PLB__PHASE_PADDING;
+        return PLB_OK;
+    }
+    if (h->frame_type == PLB__FRAME_DATA)
+        return plb__http2_read_data(h, in, event);
+    if (h->frame_type == PLB__FRAME_HEADERS || h->frame_type == PLB__FRAME_CONTINUATION)
+        return plb__http2_read_block(h, in, event);
+    if (h->frame_type < PLB__FRAME_UNKNOWN)
+        return plb__http2_read_fixed(h, in, event);
+    h->frame_left -= (uint32_t)plb__http2_take(in, h->frame_left).size;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_end_frame(plb_http2 *h, plb_http2_event *event)
+{
+    h->phase = PLB__PHASE_FRAME;
+    switch (h->frame_type) {
+    case PLB__FRAME_DATA:
+        if ((h->frame_flags & PLB__FLAG_END_STREAM) != 0)
+            h->phase = PLB__PHASE_END_STREAM;
+        return PLB_OK;
+    case PLB__FRAME_HEADERS:
+    case PLB__FRAME_CONTINUATION:
+        return plb__http2_end_block(h, event);
+    case PLB__FRAME_SETTINGS:
+        return plb__http2_end_settings(h, event);
+    default:
+        return PLB_OK;
+    }
+}
+
+static plb_status plb__http2_end_stream(plb_http2 *h, plb_http2_event *event)
+{
+    h->phase = PLB__PHASE_FRAME;
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    if (h->content_known && h->content_left > 0)
+        return plb__http2_malformed(h, event);
+    if (h->body.size > h->body_framed) /* the peer does not wait for the rest of the request (section 8.1) */
+        plb__http2_put_reset(h, PLB_HTTP2_CANCEL);
+    h->exchange = PLB__EXCHANGE_NONE;
+    event->kind = PLB_HTTP2_END;
+    return PLB_OK;
+}
+
+/* One step of the frame that is being read. */
+static plb_status plb__http2_step(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    switch (h->phase) {
+    case PLB__PHASE_FRAME:
+        return plb__http2_collect(h, in, PLB__HTTP2_FRAME_HEAD) ? plb__http2_begin_frame(h, event) : PLB_OK;
+    case PLB__PHASE_PADDING_LENGTH:
+        return plb__http2_collect(h, in, 1) ? plb__http2_read_padding_length(h, event) : PLB_OK;
+    case PLB__PHASE_PRIORITY:
+        if (plb__http2_collect(h, in, 5)) {
+            h->frame_left -= 5;
+            h->phase = PLB__PHASE_CONTENT;
+        }
+        return PLB_OK;
+    case PLB__PHASE_CONTENT:
+        return plb__http2_read_content(h, in, event);
+    case PLB__PHASE_PADDING:
+        h->frame_padding = (uint8_t)(h->frame_padding - plb__http2_take(in, h->frame_padding).size);
+        if (h->frame_padding == 0)
+            h->phase = PLB__PHASE_END_FRAME;
+        return PLB_OK;
+    case PLB__PHASE_END_FRAME:
+        return plb__http2_end_frame(h, event);
+    default: /* PLB__PHASE_END_STREAM */
+        return plb__http2_end_stream(h, event);
+    }
+}
+
+/* Can the next step be taken without a byte? */
+static bool plb__http2_needs_no_byte(const plb_http2 *h)
+{
+    switch (h->phase) {
+    case PLB__PHASE_CONTENT:
+        return h->frame_left == 0;
+    case PLB__PHASE_PADDING:
+        return h->frame_padding == 0;
+    case PLB__PHASE_END_FRAME:
+    case PLB__PHASE_END_STREAM:
+        return true;
+    default:
+        return false;
+    }
+}
+
+PLB_API plb_status plb_http2_next(plb_http2 *h, const char *bytes, size_t size, size_t *used, plb_http2_event *event)
+{
+    plb__http2_input in;
+    plb_status status = (plb_status)h->failed;
+    memset(event, 0, sizeof *event);
+    event->code = h->code;
+    in.at = bytes;
+    in.end = size > 0 ? bytes + size : bytes;
+    while (status == PLB_OK && event->kind == PLB_HTTP2_NONE)
+        status = in.at < in.end || plb__http2_needs_no_byte(h) ? plb__http2_step(h, &in, event) : PLB_AGAIN;
+    *used = size > 0 ? (size_t)(in.at - bytes) : 0;
+    return status;
+}
+
+/* ==== GRPC ===========================================================================================================
+   A message of one field to write, and one to read byte by byte. */
+
+PLB_API const char *plb_grpc_serving_name(uint32_t serving)
+{
+    static const char *const names[] = {"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"};
+    return names[serving < sizeof names / sizeof names[0] ? serving : 0];
+}
+
+PLB_API const char *plb_grpc_status_name(uint32_t status)
+{
+    static const char *const names[] = {
+        "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+        "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+        "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+        "DATA_LOSS", "UNAUTHENTICATED"};
+    return names[status < sizeof names / sizeof names[0] ? status : 2];
+}
+
+PLB_API plb_status plb_grpc_status(plb_text value, uint32_t *out)
+{
+    uint64_t number;
+    if (plb_http1_content_length(value, &number) != PLB_OK || number > UINT32_MAX) /* digits and nothing else, too */
+        return PLB_ERR_PROTOCOL;
+    *out = (uint32_t)number;
+    return PLB_OK;
+}
+
+PLB_API void plb_grpc_health_headers(plb_http2_header headers[PLB_GRPC_HEADERS], plb_text authority, bool tls)
+{
+    static const char *const names[PLB_GRPC_HEADERS] = {":method",    ":scheme",      ":path",
+                                                        ":authority", "content-type", "te"};
+    static const char *const values[PLB_GRPC_HEADERS] = {
+        "POST", "http", "/grpc.health.v1.Health/Check", "", "application/grpc", "trailers"};
+    size_t i;
+    for (i = 0; i < PLB_GRPC_HEADERS; i++) {
+        headers[i].name = plb__text_of(names[i]);
+        headers[i].value = plb__text_of(values[i]);
+    }
+    if (tls)
+        headers[1].value = plb__text_of("https");
+    headers[3].value = authority;
+}
+
+static size_t plb__varint_size(size_t number)
+{
+    size_t size = 1;
+    while ((number >>= 7) != 0)
+        size++;
+    return size;
+}
+
+PLB_API size_t plb_grpc_health_request(char *out, size_t capacity, plb_text service)
+{
+    size_t message = service.size == 0 ? 0 : 1 + plb__varint_size(service.size) + service.size, left = service.size;
+    char head[5] = {0}; /* not compressed */
+    plb__bytes to;
+    plb_text text;
+    to.out = out;
+    to.capacity = capacity < 5 + message ? 0 : capacity;
+    to.size = 0;
+    plb__write32(head + 1, (uint32_t)message);
+    text.data = head;
+    text.size = sizeof head;
+    plb__put_text(&to, text);
+    if (service.size == 0) /* what is empty is not said */
+        return to.size;
+    plb__put_byte(&to, 1 << 3 | 2); /* field 1, a string */
+    for (; left >= 0x80; left >>= 7)
+        plb__put_byte(&to, (uint32_t)(left & 0x7f) | 0x80);
+    plb__put_byte(&to, (uint32_t)left);
+    plb__put_text(&to, service);
+    return to.size;
+}
+
+enum { PLB__GRPC_PREFIX = 5, PLB__GRPC_STATUS_FIELD = 1 };
+
+enum { /* what the next byte of the message belongs to */
+       PLB__GRPC_TAG = 0,
+       PLB__GRPC_VARINT,
+       PLB__GRPC_LENGTH,
+       PLB__GRPC_SKIP
+};
+
+enum { /* Protocol Buffers, "Message Structure" */
+       PLB__WIRE_VARINT = 0,
+       PLB__WIRE_64,
+       PLB__WIRE_LENGTH,
+       PLB__WIRE_GROUP,
+       PLB__WIRE_GROUP_END,
+       PLB__WIRE_32
+};
+
+static plb_status plb__grpc_skip(plb_grpc_health *reader, uint32_t size)
+{
+    reader->skip = size;
+    reader->state = size > 0 ? PLB__GRPC_SKIP : PLB__GRPC_TAG;
+    return size > reader->left ? PLB_ERR_PROTOCOL : PLB_OK;
+}
+
+static plb_status plb__grpc_group(plb_grpc_health *reader, bool begins)
+{
+    reader->state = PLB__GRPC_TAG;
+    if (begins) {
+        if (reader->depth == PLB_GRPC_GROUP_MAX)
+            return PLB_ERR_LIMIT;
+        reader->groups[reader->depth++] = reader->field;
+        return PLB_OK;
+    }
+    if (reader->depth == 0 || reader->groups[--reader->depth] != reader->field)
+        return PLB_ERR_PROTOCOL;
+    return PLB_OK;
+}
+
+static plb_status plb__grpc_on_tag(plb_grpc_health *reader)
+{
+    if (reader->varint > UINT32_MAX || reader->varint < 8) /* field numbers are 1 to 2^29 - 1 */
+        return PLB_ERR_PROTOCOL;
+    reader->field = (uint32_t)(reader->varint >> 3);
+    switch (reader->varint & 7) {
+    case PLB__WIRE_VARINT:
+        reader->state = PLB__GRPC_VARINT;
+        return PLB_OK;
+    case PLB__WIRE_64:
+        return plb__grpc_skip(reader, 8);
+    case PLB__WIRE_LENGTH:
+        reader->state = PLB__GRPC_LENGTH;
+        return PLB_OK;
+    case PLB__WIRE_GROUP:
+        return plb__grpc_group(reader, true);
+    case PLB__WIRE_GROUP_END:
+        return plb__grpc_group(reader, false);
+    case PLB__WIRE_32:
+        return plb__grpc_skip(reader, 4);
+    default:
+        return PLB_ERR_PROTOCOL;
+    }
+}
+
+/* A whole varint: a tag, a value or a length. An enum is the low 32 bits of one; of several, the last one counts. */
+static plb_status plb__grpc_on_varint(plb_grpc_health *reader)
+{
+    switch (reader->state) {
+    case PLB__GRPC_TAG:
+        return plb__grpc_on_tag(reader);
+    case PLB__GRPC_VARINT:
+        reader->state = PLB__GRPC_TAG;
+        if (reader->field == PLB__GRPC_STATUS_FIELD && reader->depth == 0)
+            reader->serving = (uint32_t)(reader->varint & UINT32_MAX);
+        return PLB_OK;
+    default: /* PLB__GRPC_LENGTH */
+        if (reader->varint > reader->left)
+            return PLB_ERR_PROTOCOL;
+        return plb__grpc_skip(reader, (uint32_t)reader->varint);
+    }
+}
+
+/* One byte of the message. */
+static plb_status plb__grpc_byte(plb_grpc_health *reader, uint8_t byte)
+{
+    plb_status status;
+    reader->left--;
+    if (reader->state == PLB__GRPC_SKIP) {
+        if (--reader->skip == 0)
+            reader->state = PLB__GRPC_TAG;
+        return PLB_OK;
+    }
+    if (reader->shift == 63 && byte > 1) /* 64 bits are ten bytes, and one bit of the last */
+        return PLB_ERR_PROTOCOL;
+    reader->varint |= (uint64_t)(byte & 0x7f) << reader->shift;
+    reader->shift = (uint8_t)(reader->shift + 7);
+    if ((byte & 0x80) != 0)
+        return PLB_OK;
+    status = plb__grpc_on_varint(reader);
+    reader->varint = 0;
+    reader->shift = 0;
+    return status;
+}
+
+/* One byte of what stands before a message: is it compressed, and how long is it. */
+static plb_status plb__grpc_prefix(plb_grpc_health *reader, uint8_t byte)
+{
+    if (reader->prefix_read++ == 0)
+        return byte == 0 ? PLB_OK : PLB_ERR_PROTOCOL;
+    reader->left = reader->left << 8 | byte;
+    return reader->prefix_read == PLB__GRPC_PREFIX && reader->left > PLB_GRPC_MESSAGE_MAX ? PLB_ERR_LIMIT : PLB_OK;
+}
+
+PLB_API plb_status plb_grpc_health_next(plb_grpc_health *reader, const char *bytes, size_t size)
+{
+    plb_status status = PLB_OK;
+    size_t i;
+    for (i = 0; i < size && status == PLB_OK; i++) {
+        if (reader->prefix_read < PLB__GRPC_PREFIX)
+            status = plb__grpc_prefix(reader, (uint8_t)bytes[i]);
+        else
+            status = reader->left > 0 ? plb__grpc_byte(reader, (uint8_t)bytes[i]) : PLB_ERR_PROTOCOL;
+    }
+    if (status != PLB_OK)
+        return status;
+    if (reader->prefix_read < PLB__GRPC_PREFIX || reader->left > 0)
+        return PLB_AGAIN;
+    if (reader->state != PLB__GRPC_TAG || reader->shift > 0 || reader->depth > 0) /* it ends in the midst of a field */
+        return PLB_ERR_PROTOCOL;
+    return PLB_OK;
 }
 
 #endif /* PLB__IMPLEMENTED */
