@@ -47,6 +47,7 @@
      DISCOVERY           where sets come from; the static list
      HEALTH CHECK        how health is found out, and when; the TCP check
      EXCHANGE            probes over streams, for checks of all kinds
+     HTTP CHECK          a request and what its answer must be
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
      BALANCER            create, poll, destroy, observe
      PICKING             select, begin and end, handles, walk
@@ -60,7 +61,7 @@
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
      OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
-     HEALTH CHECK, EXCHANGE, TCP CHECK
+     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK
      BALANCER, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
@@ -688,8 +689,9 @@ typedef struct plb_check_ops {
     size_t probe_size; /* zeroed bytes handed to each start as `probe`; the balancer's */
     plb_status (*open)(void *state, const void *desc, const plb_env *env); /* may be NULL; an error fails plb_create */
     void (*close)(void *state);                                            /* may be NULL; also after a failed open */
-    /* Begins one probe. `target` and its name are valid until start returns; ext until the probe is over. After a
-       report with `keep`, the backend's next start gets the same bytes as they were left. */
+    /* Begins one probe. `target` is valid until start returns; its name and ext until the probe is over. After a
+       report with `keep`, the backend's next start gets the same bytes as they were left; a start that fails then must
+       have let go of what is open in there. */
     plb_status (*start)(void *state, void *probe, const plb_backend *target, plb_token token);
     /* Ends a probe, or what was kept of one: the bytes go when it returns. */
     void (*cancel)(void *state, void *probe, plb_token token);
@@ -781,7 +783,7 @@ typedef struct plb_exchange_check {
     size_t memory_size;
 } plb_exchange_check;
 
-#define PLB_EXCHANGE_CHUNKS 4
+#define PLB_EXCHANGE_CHUNKS 6
 
 /* The part of a probe. */
 struct plb_exchange {
@@ -790,6 +792,7 @@ struct plb_exchange {
     plb_stream *stream;
     bool resumed;         /* this start goes on with a connection that was kept */
     bool keep;            /* writable: after a success, keep the connection for the next start */
+    uint16_t port;        /* writable before start: another port than the check's; 0: that */
     bool connected, idle; /* private, like the rest */
     uint8_t chunk_count;
     plb_token token;
@@ -822,6 +825,57 @@ PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
 
 /* plb_check_ops.cancel. */
 PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
+
+/* ==== HTTP CHECK =====================================================================================================
+   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's HttpHealthCheck: GET /,
+   a second to connect and a second for the answer, status 200 and no other, the body read to its end, a connection of
+   its own each time. Interim answers (1xx) are skipped. What failed is told by the report: PLB_ERR_ANSWER when the answer
+   is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP, PLB_ERR_RESET when it ended too early, each
+   with words, and the HTTP status as its code once there is one. */
+
+struct plb_http1_header;
+
+/* Is the answer a good one? Header names in any case; their texts are lent. From the polling thread. */
+typedef bool (*plb_http_validate_fn)(void *user, uint32_t status, const struct plb_http1_header *headers, size_t count);
+
+/* Where one probe goes and what it asks for. The texts must live until the probe is over. */
+typedef struct plb_http_target {
+    uint16_t port;    /* 0: the check's, else the backend's */
+    const char *path; /* as plb_http_check_desc's */
+    const char *host; /* the same */
+} plb_http_target;
+
+/* Called at each start with the check's values in `target`, to change them for this backend: its ext knows how. One
+   that makes no sense means that the backend cannot be probed (PLB_ERR_ARGUMENT). From the polling thread. */
+typedef void (*plb_http_target_fn)(void *user, const plb_backend *backend, plb_http_target *target);
+
+/* Zero members: the default. Read in plb_create, and copied. */
+typedef struct plb_http_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms; /* from the connection to the end of the answer; 0: 1000 */
+    const char *method; /* any but CONNECT; NULL: "GET" */
+    const char *path;   /* with its query; begins with '/', or is "*"; NULL: "/" */
+    const char *host;   /* Host as it is sent, and, where connect.tls has no name, TLS's: then without a port. NULL: the
+                              backend's name or else its address, with the port unless that is 80 (443 with TLS);
+                              "localhost" for a Unix path */
+    const char *headers; /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no body is
+                              sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL: none */
+    const char *statuses;  /* what is accepted: "200-299,301", from 200 to 999; NULL: "200" */
+    const char *contains;  /* the body must contain these bytes, at most 65535; NULL: any body */
+    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by these, and
+                              the connection closed. 0: 65536 */
+    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was closed
+                              meanwhile is made anew, which is no failure */
+    plb_http_validate_fn validate; /* instead of `statuses`; asked for final answers, from status 200 on */
+    void *validate_user;
+    plb_http_target_fn target; /* NULL: all backends alike */
+    void *target_user;
+} plb_http_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. plb_create returns PLB_ERR_ARGUMENT for a descriptor that
+   makes no sense: what is no token, line, path or list of statuses, a text in a HEAD's body or past body_limit. Any
+   thread. */
+PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -9597,7 +9651,8 @@ static size_t plb__tls_size(const plb_tls *tls, size_t *protocols)
     return size + (i + 1) * sizeof(char *);
 }
 
-static const char *plb__tls_put(char **at, const char *text)
+/* Copies a text to *at, which moves on. NULL stays NULL. */
+static const char *plb__copy_text(char **at, const char *text)
 {
     size_t size = plb__name_size(text);
     char *copy = *at;
@@ -9621,10 +9676,10 @@ static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t
     *copy = *tls;
     alpn = (const char **)(void *)(copy + 1);
     at = (char *)(alpn + protocols + 1);
-    copy->name = plb__tls_put(&at, tls->name);
-    copy->alternative_name = plb__tls_put(&at, tls->alternative_name);
+    copy->name = plb__copy_text(&at, tls->name);
+    copy->alternative_name = plb__copy_text(&at, tls->alternative_name);
     for (i = 0; i < protocols; i++)
-        alpn[i] = plb__tls_put(&at, tls->alpn[i]);
+        alpn[i] = plb__copy_text(&at, tls->alpn[i]);
     copy->alpn = protocols > 0 ? alpn : NULL;
     return copy;
 }
@@ -9687,7 +9742,7 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb__op *op = plb__op_running(x->token);
-    if (!x->keep || op == NULL || x->rest_size > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
+    if (!x->keep || op == NULL || x->chunk_count > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
         return false;
     op->report.keep = true;
     x->idle = true;
@@ -9716,6 +9771,14 @@ static void plb__exchange_end(plb_exchange *x, plb_status status)
 
 static void plb__exchange_event(void *user, plb_stream *stream, plb_event event, plb_status status);
 
+/* The port that a probe connects to; `port`: plb_exchange's. */
+static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t port, const plb_backend *target)
+{
+    if (target->addr.family == PLB_FAMILY_UNIX)
+        return 0;
+    return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
+}
+
 /* Connects. What it returns is start's to return. */
 static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
 {
@@ -9726,8 +9789,7 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
     plb_tls tls;
     memset(&peer, 0, sizeof peer);
     plb__addr_copy(&peer.addr, &target->addr);
-    if (connect->port != 0 && peer.addr.family != PLB_FAMILY_UNIX)
-        peer.addr.port = connect->port;
+    peer.addr.port = plb__exchange_port(x->check, x->port, target);
     if (connect->source.family == target->addr.family)
         peer.source = connect->source;
     if (connect->tls != NULL) {
@@ -9833,7 +9895,6 @@ static plb_status plb__exchange_keep_rest(plb_exchange *x, const char *bytes, si
 {
     static const char too_long[] = "The answer is longer than there is room for (PLB_EXCHANGE_SIZE).";
     plb_report report;
-    plb__exchange_forget_rest(x);
     if (size == PLB_EXCHANGE_SIZE) {
         memset(&report, 0, sizeof report);
         report.text = too_long;
@@ -9883,6 +9944,7 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
         if (status == PLB_END && x->resumed && plb__exchange_renew(x))
             return PLB_END;
         x->resumed = false; /* it has answered */
+        plb__exchange_forget_rest(x);
         status = plb__exchange_hand_on(x, scratch, status == PLB_END ? 0 : before + got);
     }
     full = got == room;
@@ -10014,6 +10076,603 @@ static plb_check plb__check_of(const plb_check_ops *ops, const void *desc, const
 PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
 {
     return plb__check_of(&plb__tcp_check_ops, desc, desc);
+}
+
+/* ==== HTTP CHECK =====================================================================================================
+   What a request says and how its answer is judged, whatever version carries them; then HTTP/1.1. */
+
+#define PLB__HTTP_STATUSES 1000
+#define PLB__HTTP_HEADERS  64 /* of an answer */
+#define PLB__HTTP_PORT     80
+#define PLB__HTTPS_PORT    443
+
+typedef struct plb__http_check {
+    plb_exchange_check exchange;
+    plb_http_check_desc desc; /* defaults filled in; its texts are in `memory`, like what follows */
+    uint32_t accepted[(PLB__HTTP_STATUSES + 31) / 32];
+    size_t contains_size;
+    uint16_t *fallbacks; /* of desc.contains, see plb__http_find */
+    plb_text begin;      /* "GET /path HTTP/1.1 CR LF Host: " */
+    plb_text rest;       /* what follows the host */
+    char *memory;
+    size_t memory_size;
+} plb__http_check;
+
+/* Room for an IPv6 address in brackets, or for what follows a name, with a port. */
+#define PLB__HTTP_AUTHORITY 48
+
+/* What a probe of any version begins with. */
+typedef struct plb__http_probe {
+    plb_exchange exchange;
+    plb_http_target target;
+    char authority[PLB__HTTP_AUTHORITY]; /* the part of the host that is the probe's own, after target.host */
+    uint64_t peer;      /* tells whether a connection that was kept leads where the next one is to go */
+    uint32_t body_size; /* bytes of the answer's body that were looked at */
+    uint32_t matched;   /* bytes of desc.contains that the body ends in so far */
+    uint16_t status;    /* 0: none yet */
+    bool found;         /* desc.contains, somewhere in the body */
+} plb__http_probe;
+
+static const plb__http_check *plb__http_check_of(const plb__http_probe *probe)
+{
+    return (const plb__http_check *)(const void *)probe->exchange.check;
+}
+
+/* Words for the report; returns the status, for the probe to end with. */
+static plb_status plb__http_say(plb__http_probe *probe, plb_status status, const char *words)
+{
+    plb_report report;
+    memset(&report, 0, sizeof report);
+    report.code = probe->status;
+    report.text = words;
+    plb_exchange_say(&probe->exchange, &report);
+    return status;
+}
+
+/* The same, with the answer's status behind the words. */
+static plb_status plb__http_say_status(plb__http_probe *probe, const char *words)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb__put(&text, words);
+    plb__put_number(&text, probe->status, 10);
+    return plb__http_say(probe, PLB_ERR_ANSWER, line);
+}
+
+/* Another answer is awaited. */
+static void plb__http_await(plb__http_probe *probe)
+{
+    probe->body_size = probe->matched = 0;
+    probe->status = 0;
+    probe->found = plb__http_check_of(probe)->contains_size == 0;
+}
+
+/* The head of a final answer, or 101, which nobody asked for. PLB_AGAIN: now its body. */
+static plb_status plb__http_judge_head(plb__http_probe *probe, uint32_t status, const plb_http1_header *headers,
+                                       size_t count)
+{
+    const plb__http_check *check = plb__http_check_of(probe);
+    probe->status = (uint16_t)status;
+    if (status < 200)
+        return plb__http_say_status(probe, "HTTP status ");
+    if (check->desc.validate != NULL && !check->desc.validate(check->desc.validate_user, status, headers, count))
+        return plb__http_say_status(probe, "The program does not accept the answer with HTTP status ");
+    if (check->desc.validate == NULL && (check->accepted[status / 32] >> (status % 32) & 1) == 0)
+        return plb__http_say_status(probe, "HTTP status ");
+    return plb__http_say(probe, PLB_AGAIN, NULL);
+}
+
+/* Looks for desc.contains across pieces by Knuth, Morris and Pratt's algorithm ("Fast pattern matching in strings",
+   1977): all that is kept of earlier pieces is how much of the text they end in. */
+static void plb__http_find(plb__http_probe *probe, const char *bytes, size_t size)
+{
+    const plb__http_check *check = plb__http_check_of(probe);
+    const char *text = check->desc.contains, *end = bytes + size;
+    size_t matched = probe->matched;
+    while (bytes < end && matched < check->contains_size) {
+        if (matched == 0) {
+            bytes = (const char *)memchr(bytes, text[0], (size_t)(end - bytes));
+            if (bytes == NULL)
+                break;
+        }
+        if (*bytes == text[matched]) {
+            matched++;
+            bytes++;
+        } else {
+            matched = check->fallbacks[matched - 1];
+        }
+    }
+    probe->matched = (uint32_t)matched;
+    probe->found = matched == check->contains_size;
+}
+
+/* The body has ended. */
+static plb_status plb__http_judge_end(plb__http_probe *probe)
+{
+    return probe->found ? PLB_OK
+                        : plb__http_say(probe, PLB_ERR_ANSWER, "The body lacks the text that it must contain.");
+}
+
+/* A piece of the body. PLB_AGAIN: the next one, or the end; else that was enough. */
+static plb_status plb__http_judge_body(plb__http_probe *probe, const char *bytes, size_t size)
+{
+    uint32_t left = plb__http_check_of(probe)->desc.body_limit - probe->body_size;
+    bool over = size > left;
+    if (over)
+        size = left;
+    probe->body_size += (uint32_t)size;
+    if (!probe->found)
+        plb__http_find(probe, bytes, size);
+    if (!over)
+        return PLB_AGAIN;
+    probe->exchange.keep = false;
+    if (probe->found)
+        return PLB_OK;
+    return plb__http_say(probe, PLB_ERR_ANSWER, "What was read of the body (body_limit) lacks the text.");
+}
+
+static bool plb__http_is_visible(const char *text)
+{
+    for (; *text != '\0'; text++)
+        if ((unsigned char)*text <= ' ' || *text == 0x7f)
+            return false;
+    return true;
+}
+
+static bool plb__http_is_path(const char *path)
+{
+    return (path[0] == '/' || strcmp(path, "*") == 0) && plb__http_is_visible(path);
+}
+
+/* NULL: it is the backend's. TLS's name has no port. */
+static bool plb__http_is_host(const plb__http_check *check, const char *host)
+{
+    const plb_tls *tls = check->exchange.connect.tls;
+    if (host == NULL)
+        return true;
+    return *host != '\0' && plb__http_is_visible(host) &&
+           (tls == NULL || tls->name != NULL || strchr(host, ':') == NULL);
+}
+
+/* Walks the lines of desc.headers. PLB_AGAIN: *out is the next one; PLB_END: there is none; else PLB_ERR_ARGUMENT. */
+static plb_status plb__http_next_header(const char **at, plb_http1_header *out)
+{
+    const char *line = *at, *end = strchr(line, '\n'), *colon = strchr(line, ':');
+    if (*line == '\0')
+        return PLB_END;
+    if (end == NULL || end == line || end[-1] != '\r' || colon == NULL || colon > end)
+        return PLB_ERR_ARGUMENT;
+    *at = end-- + 1;
+    out->name.data = line;
+    out->name.size = (size_t)(colon++ - line);
+    while (colon < end && (*colon == ' ' || *colon == '\t'))
+        colon++;
+    while (end > colon && (end[-1] == ' ' || end[-1] == '\t'))
+        end--;
+    out->value.data = colon;
+    out->value.size = (size_t)(end - colon);
+    return plb_http1_is_token(out->name) && plb_http1_is_value(out->value) ? PLB_AGAIN : PLB_ERR_ARGUMENT;
+}
+
+/* May a program send this header? What frames the message, and what says for whom it is, is the library's. */
+static bool plb__http_is_extra(const plb_http1_header *header)
+{
+    if (plb_text_is(header->name, "content-length"))
+        return plb_text_is(header->value, "0");
+    return !plb_text_is(header->name, "host") && !plb_text_is(header->name, "connection") &&
+           !plb_text_is(header->name, "transfer-encoding");
+}
+
+/* Are they all fit to be sent? Notes whether one is of that name. */
+static bool plb__http_headers_fit(const char *headers, const char *lower, bool *has)
+{
+    plb_http1_header header;
+    plb_status status;
+    *has = false;
+    while ((status = plb__http_next_header(&headers, &header)) == PLB_AGAIN) {
+        if (!plb__http_is_extra(&header))
+            return false;
+        *has = *has || plb_text_is(header.name, lower);
+    }
+    return status == PLB_END;
+}
+
+/* "200" or "200-299" */
+static bool plb__http_accept(plb__http_check *check, plb_text range)
+{
+    plb__scan scan;
+    uint32_t from = 0, to;
+    scan.at = range.data;
+    scan.end = range.data + range.size;
+    if (!plb__scan_decimal(&scan, PLB__HTTP_STATUSES - 1, &from))
+        return false;
+    to = from;
+    if (plb__scan_char(&scan, '-') && !plb__scan_decimal(&scan, PLB__HTTP_STATUSES - 1, &to))
+        return false;
+    if (scan.at != scan.end || from < 200 || from > to)
+        return false;
+    for (; from <= to; from++)
+        check->accepted[from / 32] |= UINT32_C(1) << (from % 32);
+    return true;
+}
+
+static bool plb__http_accept_all(plb__http_check *check, const char *statuses)
+{
+    plb_text list, range;
+    size_t at = 0;
+    list.data = statuses;
+    list.size = strlen(statuses);
+    if (!plb_http1_list_next(list, &at, &range))
+        return false;
+    do {
+        if (!plb__http_accept(check, range))
+            return false;
+    } while (plb_http1_list_next(list, &at, &range));
+    return true;
+}
+
+/* The descriptor with its defaults. PLB_ERR_ARGUMENT: it makes no sense. */
+static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
+{
+    plb_http_check_desc *desc = &check->desc;
+    plb_text method;
+    desc->method = desc->method != NULL ? desc->method : "GET";
+    desc->path = desc->path != NULL ? desc->path : "/";
+    desc->headers = desc->headers != NULL ? desc->headers : "";
+    desc->statuses = desc->statuses != NULL ? desc->statuses : "200";
+    desc->contains = desc->contains != NULL ? desc->contains : "";
+    desc->body_limit = desc->body_limit > 0 ? desc->body_limit : 65536;
+    check->contains_size = strlen(desc->contains);
+    method.data = desc->method;
+    method.size = strlen(desc->method);
+    if (!plb_http1_is_token(method) || strcmp(desc->method, "CONNECT") == 0)
+        return PLB_ERR_ARGUMENT;
+    if (check->contains_size > UINT16_MAX || check->contains_size > desc->body_limit ||
+        (check->contains_size > 0 && strcmp(desc->method, "HEAD") == 0))
+        return PLB_ERR_ARGUMENT;
+    if (!plb__http_is_path(desc->path) || !plb__http_is_host(check, desc->host) ||
+        !plb__http_headers_fit(desc->headers, "user-agent", has_agent) || !plb__http_accept_all(check, desc->statuses))
+        return PLB_ERR_ARGUMENT;
+    return PLB_OK;
+}
+
+static void plb__http_put_begin(plb__text *text, const plb_http_check_desc *desc)
+{
+    plb__put(text, desc->method);
+    plb__put_char(text, ' ');
+    plb__put(text, desc->path);
+    plb__put(text, " HTTP/1.1\r\nHost: ");
+}
+
+static void plb__http_put_rest(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
+{
+    plb__put(text, "\r\n");
+    if (!has_agent)
+        plb__put(text, "User-Agent: pingora_lb/" PLB_VERSION "\r\n");
+    if (!desc->reuse_connection)
+        plb__put(text, "Connection: close\r\n");
+    plb__put(text, desc->headers);
+    plb__put(text, "\r\n");
+}
+
+/* For each length that may have been matched, less one: how much of it still is when the next byte is another one. */
+static void plb__http_fill_fallbacks(plb__http_check *check)
+{
+    const char *text = check->desc.contains;
+    size_t i, matched = 0;
+    for (i = 1; i < check->contains_size; i++) {
+        while (matched > 0 && text[i] != text[matched])
+            matched = check->fallbacks[matched - 1];
+        if (text[i] == text[matched])
+            matched++;
+        check->fallbacks[i] = (uint16_t)matched;
+    }
+}
+
+/* Copies the descriptor's texts, and writes down once what all requests have in common. */
+static plb_status plb__http_copy(plb__http_check *check, bool has_agent)
+{
+    plb_http_check_desc *desc = &check->desc;
+    plb__text begin = plb__text_in(NULL, 0), rest = begin;
+    size_t numbers = check->contains_size * sizeof *check->fallbacks;
+    char *at;
+    plb__http_put_begin(&begin, desc);
+    plb__http_put_rest(&rest, desc, has_agent);
+    check->memory_size = numbers + begin.length + 1 + rest.length + 1 + plb__name_size(desc->method) +
+                         plb__name_size(desc->path) + plb__name_size(desc->host) + plb__name_size(desc->headers) +
+                         plb__name_size(desc->contains);
+    check->memory = (char *)plb__new(&check->exchange.env->allocator, check->memory_size);
+    if (check->memory == NULL)
+        return PLB_ERR_MEMORY;
+    check->fallbacks = (uint16_t *)(void *)check->memory;
+    at = check->memory + numbers;
+    check->begin.data = at;
+    check->begin.size = begin.length;
+    begin = plb__text_in(at, begin.length + 1);
+    plb__http_put_begin(&begin, desc);
+    at += begin.length + 1;
+    check->rest.data = at;
+    check->rest.size = rest.length;
+    rest = plb__text_in(at, rest.length + 1);
+    plb__http_put_rest(&rest, desc, has_agent);
+    at += rest.length + 1;
+    desc->method = plb__copy_text(&at, desc->method);
+    desc->path = plb__copy_text(&at, desc->path);
+    desc->host = plb__copy_text(&at, desc->host);
+    desc->headers = plb__copy_text(&at, desc->headers);
+    desc->contains = plb__copy_text(&at, desc->contains);
+    plb__http_fill_fallbacks(check);
+    return PLB_OK;
+}
+
+static plb_status plb__http_check_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__http_check *check = (plb__http_check *)state;
+    bool has_agent = false;
+    plb_status status;
+    if (desc != NULL)
+        check->desc = *(const plb_http_check_desc *)desc;
+    status = plb_exchange_open(&check->exchange, &check->desc.connect, check->desc.answer_ms, env);
+    if (status == PLB_OK)
+        status = plb__http_resolve(check, &has_agent);
+    check->desc.statuses = NULL; /* the program's; what they say is in `accepted` */
+    check->desc.connect = check->exchange.connect;
+    return status == PLB_OK ? plb__http_copy(check, has_agent) : status;
+}
+
+static void plb__http_check_close(void *state)
+{
+    plb__http_check *check = (plb__http_check *)state;
+    if (check->memory != NULL)
+        plb__delete(&check->exchange.env->allocator, check->memory, check->memory_size);
+    plb_exchange_close(&check->exchange);
+}
+
+/* RFC 9110 section 7.2: the host, with the port unless it is the scheme's own (section 4.2.3); a zone says something to
+   this machine only (RFC 6874 section 4). */
+static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend)
+{
+    char text[PLB_ADDR_TEXT_MAX], *colon, *own;
+    plb_addr addr;
+    probe->authority[0] = '\0';
+    if (probe->target.host != NULL)
+        return;
+    probe->target.host = backend->name != NULL ? backend->name : "";
+    plb__addr_copy(&addr, &backend->addr);
+    if (addr.family == PLB_FAMILY_UNIX) {
+        if (backend->name == NULL)
+            probe->target.host = "localhost";
+        return;
+    }
+    addr.scope = 0;
+    addr.port = plb__exchange_port(&check->exchange, probe->target.port, backend);
+    plb_addr_format(&addr, text, sizeof text);
+    colon = strrchr(text, ':');
+    if (addr.port == (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
+        *colon = '\0';
+    own = backend->name != NULL ? colon : text;
+    memcpy(probe->authority, own, strlen(own) + 1);
+}
+
+/* Says where a probe goes, and drops a connection that was kept and leads elsewhere. */
+static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend,
+                                plb_token token)
+{
+    uint64_t peer;
+    probe->target.port = 0;
+    probe->target.path = check->desc.path;
+    probe->target.host = check->desc.host;
+    if (check->desc.target != NULL)
+        check->desc.target(check->desc.target_user, backend, &probe->target);
+    if (probe->target.path == NULL || !plb__http_is_path(probe->target.path) ||
+        !plb__http_is_host(check, probe->target.host)) {
+        plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
+        return PLB_ERR_ARGUMENT;
+    }
+    peer = probe->target.port;
+    if (probe->target.host != NULL)
+        peer = plb__hash64(probe->target.host, strlen(probe->target.host)) + peer;
+    if (probe->exchange.stream != NULL && probe->peer != peer)
+        plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
+    probe->peer = peer;
+    probe->exchange.port = probe->target.port;
+    return PLB_OK;
+}
+
+/* What plb_check_ops.start does in any version. */
+static plb_status plb__http_start(const plb__http_check *check, plb__http_probe *probe, const plb_exchange_ops *ops,
+                                  const plb_backend *backend, plb_token token)
+{
+    const char *tls_name;
+    plb_status status = plb__http_aim(probe, check, backend, token);
+    if (status != PLB_OK)
+        return status;
+    tls_name = probe->target.host;
+    plb__http_fill_authority(probe, check, backend);
+    return plb_exchange_start(&probe->exchange, ops, &check->exchange, backend, tls_name, token);
+}
+
+/* ---- HTTP/1.1 ---- */
+
+typedef struct plb__http1_probe {
+    plb__http_probe http;
+    plb_http1_body body;
+    plb_http1_chunked chunked;
+    uint32_t scanned; /* bytes of the head that were looked at */
+    bool in_body;
+} plb__http1_probe;
+
+/* None of it is PLB_CHUNK_CONSTANT: a port may still send it when the balancer, whose memory it is, is gone. */
+static size_t plb__http1_chunk(plb_chunk *chunk, const char *bytes, size_t size)
+{
+    chunk->data = bytes;
+    chunk->size = size;
+    chunk->flags = 0;
+    return 1;
+}
+
+/* The request: what is common to all probes, around what is this one's own. */
+static plb_status plb__http1_probe_connected(plb_exchange *x)
+{
+    plb__http1_probe *probe = (plb__http1_probe *)(void *)x;
+    const plb__http_check *check = plb__http_check_of(&probe->http);
+    const plb_http_target *target = &probe->http.target;
+    plb_chunk chunks[PLB_EXCHANGE_CHUNKS];
+    size_t count = 0, skip = 0;
+    plb__http_await(&probe->http);
+    memset(&probe->chunked, 0, sizeof probe->chunked);
+    probe->scanned = 0;
+    probe->in_body = false;
+    if (target->path != check->desc.path) {
+        skip = strlen(check->desc.method) + 1;
+        count += plb__http1_chunk(&chunks[count], check->begin.data, skip);
+        count += plb__http1_chunk(&chunks[count], target->path, strlen(target->path));
+        skip += strlen(check->desc.path);
+    }
+    count += plb__http1_chunk(&chunks[count], check->begin.data + skip, check->begin.size - skip);
+    count += plb__http1_chunk(&chunks[count], target->host, strlen(target->host));
+    count += plb__http1_chunk(&chunks[count], probe->http.authority, strlen(probe->http.authority));
+    count += plb__http1_chunk(&chunks[count], check->rest.data, check->rest.size);
+    plb_exchange_send(x, chunks, count);
+    return PLB_AGAIN;
+}
+
+/* What is not HTTP/1, as a failure of the peer, whatever the codec calls it. */
+static plb_status plb__http1_probe_garbage(plb__http1_probe *probe, plb_status status)
+{
+    const char *words = "The answer is not well-formed HTTP/1.";
+    if (status == PLB_ERR_LIMIT)
+        words = probe->in_body ? "The trailers are longer than allowed." : "The answer has more headers than allowed.";
+    else if (status == PLB_ERR_UNSUPPORTED)
+        words = probe->http.status > 0 ? "The answer's transfer coding is unknown." : "The answer is not HTTP/1.";
+    return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, words);
+}
+
+/* A final answer's head. PLB_AGAIN: now its body. */
+static plb_status plb__http1_probe_final(plb__http1_probe *probe, const plb_http1_head *head)
+{
+    const plb__http_check *check = plb__http_check_of(&probe->http);
+    plb_status status = plb__http_judge_head(&probe->http, head->status, head->headers, head->header_count);
+    if (status != PLB_AGAIN)
+        return status;
+    status = plb_http1_response_body(head, strcmp(check->desc.method, "HEAD") == 0, &probe->body);
+    if (status != PLB_OK)
+        return plb__http1_probe_garbage(probe, status);
+    probe->in_body = true;
+    probe->http.exchange.keep =
+        check->desc.reuse_connection && plb_http1_keeps_alive(head) && probe->body.framing != PLB_HTTP1_UNTIL_CLOSE;
+    return PLB_AGAIN;
+}
+
+/* PLB_AGAIN: *used is 0: more bytes are needed; else a head was taken, and what comes next is another one or a body. */
+static plb_status plb__http1_probe_head(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
+{
+    plb_http1_header headers[PLB__HTTP_HEADERS];
+    plb_http1_head head;
+    plb_status status;
+    memset(&head, 0, sizeof head);
+    head.headers = headers;
+    head.header_capacity = PLB__HTTP_HEADERS;
+    head.scanned = probe->scanned;
+    *used = 0;
+    status = plb_http1_parse_response(&head, bytes, size);
+    if (status == PLB_AGAIN && size == PLB_EXCHANGE_SIZE)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's head is longer than PLB_EXCHANGE_SIZE.");
+    probe->scanned = (uint32_t)(status == PLB_AGAIN ? head.scanned : 0);
+    if (status == PLB_AGAIN)
+        return PLB_AGAIN;
+    if (status != PLB_OK)
+        return plb__http1_probe_garbage(probe, status);
+    *used = head.size;
+    if (head.status < 200 && head.status != 101)
+        return PLB_AGAIN;
+    return plb__http1_probe_final(probe, &head);
+}
+
+static plb_status plb__http1_probe_chunks(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
+{
+    plb_status status = PLB_AGAIN;
+    *used = 0;
+    while (status == PLB_AGAIN) {
+        plb_text data;
+        size_t taken;
+        plb_status found = plb_http1_chunked_next(&probe->chunked, bytes + *used, size - *used, &taken, &data);
+        *used += taken;
+        if (found == PLB_AGAIN)
+            break;
+        if (found == PLB_END)
+            status = plb__http_judge_end(&probe->http);
+        else if (found == PLB_OK)
+            status = plb__http_judge_body(&probe->http, data.data, data.size);
+        else
+            status = plb__http1_probe_garbage(probe, found);
+    }
+    return status;
+}
+
+/* As much of the body as is there. */
+static plb_status plb__http1_probe_body(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
+{
+    plb_status status;
+    if (probe->body.framing == PLB_HTTP1_CHUNKED)
+        return plb__http1_probe_chunks(probe, bytes, size, used);
+    if (probe->body.framing != PLB_HTTP1_UNTIL_CLOSE && size > probe->body.length)
+        size = (size_t)probe->body.length;
+    *used = size;
+    status = plb__http_judge_body(&probe->http, bytes, size);
+    if (status != PLB_AGAIN || probe->body.framing == PLB_HTTP1_UNTIL_CLOSE)
+        return status;
+    probe->body.length -= size;
+    return probe->body.length == 0 ? plb__http_judge_end(&probe->http) : PLB_AGAIN;
+}
+
+/* The peer has ended its side, which is how some bodies end. */
+static plb_status plb__http1_probe_ended(plb__http1_probe *probe)
+{
+    if (probe->in_body && probe->body.framing == PLB_HTTP1_UNTIL_CLOSE)
+        return plb__http_judge_end(&probe->http);
+    return plb__http_say(&probe->http, PLB_ERR_RESET,
+                         probe->in_body ? "The connection ended within the answer's body."
+                                        : "The connection ended before an answer.");
+}
+
+static plb_status plb__http1_probe_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__http1_probe *probe = (plb__http1_probe *)(void *)x;
+    plb_status status = PLB_AGAIN;
+    size_t taken = 1;
+    if (size == 0)
+        return plb__http1_probe_ended(probe);
+    while (status == PLB_AGAIN && !probe->in_body && taken > 0) {
+        status = plb__http1_probe_head(probe, bytes + *used, size - *used, &taken);
+        *used += taken;
+    }
+    if (status == PLB_AGAIN && probe->in_body) {
+        status = plb__http1_probe_body(probe, bytes + *used, size - *used, &taken);
+        *used += taken;
+    }
+    if (*used < size) /* more than was asked for: whose answer comes next is uncertain */
+        x->keep = false;
+    return status;
+}
+
+static plb_status plb__http1_check_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__http1_probe_connected, plb__http1_probe_received, NULL};
+    return plb__http_start((const plb__http_check *)state, (plb__http_probe *)probe, &ops, target, token);
+}
+
+static const plb_check_ops plb__http_check_ops = {"http",
+                                                  sizeof(plb__http_check),
+                                                  sizeof(plb__http1_probe),
+                                                  plb__http_check_open,
+                                                  plb__http_check_close,
+                                                  plb__http1_check_start,
+                                                  plb_exchange_cancel};
+
+PLB_API plb_check plb_http_check(const plb_http_check_desc *desc)
+{
+    return plb__check_of(&plb__http_check_ops, desc, desc != NULL ? &desc->connect : NULL);
 }
 
 /* ==== BALANCER =======================================================================================================
