@@ -48,6 +48,8 @@
      HEALTH CHECK        how health is found out, and when; the TCP check
      EXCHANGE            probes over streams, for checks of all kinds
      HTTP CHECK          a request and what its answer must be
+     SEND AND EXPECT     checks that say something and look at the answer: Redis, SMTP, MySQL, PostgreSQL, memcached
+     AGENT CHECK         a backend's agent says how much it can take
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
      BALANCER            create, poll, destroy, observe
      PICKING             select, begin and end, handles, walk
@@ -61,7 +63,7 @@
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
      OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
-     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK
+     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK
      BALANCER, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
@@ -720,9 +722,12 @@ typedef struct plb_report {
     const char *text;  /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it
                         */
     bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open */
-    bool advises;      /* `share` and `off` are meant: an agent speaks for its backend */
-    uint8_t share;     /* requests that it wants, in 255ths of its weight */
-    bool off;          /* it wants no new requests at all, whatever its health */
+    bool neutral;      /* it says nothing of the backend's health: written down, but no success and no failure. Only
+                          where start_unhealthy waits for a first result, it is a success */
+    bool has_share;    /* `share` is meant, until another report has one */
+    uint8_t share;     /* requests that the backend wants, in 255ths of its weight; 0: no new ones */
+    plb_enablement enablement; /* does it want new requests at all, whatever its health? Holds until another report
+                                  says something else than PLB_ENABLEMENT_KEEP */
 } plb_report;
 
 #define PLB_REPORT_TEXT 80
@@ -797,7 +802,7 @@ struct plb_exchange {
     uint8_t chunk_count;
     plb_token token;
     const char *tls_name;
-    char *rest;
+    char *rest; /* readable when the peer has ended its side: what was lent and not used. NULL: nothing */
     size_t rest_size;
     plb_chunk chunks[PLB_EXCHANGE_CHUNKS];
 };
@@ -876,6 +881,108 @@ typedef struct plb_http_check_desc {
    makes no sense: what is no token, line, path or list of statuses, a text in a HEAD's body or past body_limit. Any
    thread. */
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
+/* ==== SEND AND EXPECT ================================================================================================
+   Checks in steps: each sends some bytes, or none, and looks at the answer. What makes the answer wrong ends the probe
+   as soon as it is seen, with PLB_ERR_ANSWER, the number of the step (from 1) as the report's code, and a text such as
+   `step 2: expected "+PONG", got "-NOAUTH Authentication required.\r\n"`. */
+
+typedef enum plb_expect_kind {
+    PLB_EXPECT_PREFIX = 0, /* the answer begins with these bytes */
+    PLB_EXPECT_SUBSTRING,  /* they are somewhere in it */
+    PLB_EXPECT_EXACT       /* they are all of it: when the last of them has come, nothing has come behind it */
+} plb_expect_kind;
+
+/* Judges an answer, of which `size` bytes have come so far (1 or more, at most receive_limit). PLB_OK: the first *used
+   of them are the answer. PLB_AGAIN: more are needed; the same bytes come again, with more. Any other status is the
+   probe's, and what was written to `why` (PLB_REPORT_TEXT bytes, an empty text) takes the place of what was got. */
+typedef plb_status (*plb_expect_fn)(const char *bytes, size_t size, size_t *used, char *why);
+
+/* A size of 0 means that the text ends at its NUL. */
+typedef struct plb_expect_step {
+    const void *send; /* NULL: nothing */
+    size_t send_size;
+    plb_expect_kind kind;
+    const void *expect; /* what is to come, 1 byte or more */
+    size_t expect_size;
+    const void *until; /* the answer goes on to the end of these bytes, the end of a line for one; what follows is the
+                          next step's. NULL: it ends with what was expected */
+    size_t until_size;
+    plb_expect_fn judge; /* instead of kind, expect and until */
+} plb_expect_step;
+
+typedef struct plb_expect_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms;           /* for all steps together, from the connection on; 0: 1000 */
+    const plb_expect_step *steps; /* with all that they point to: copied by plb_create */
+    size_t step_count;            /* 1 or more */
+    uint32_t receive_limit;       /* bytes of each answer that are looked at, below PLB_EXCHANGE_SIZE; 0: 4096 */
+} plb_expect_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. plb_create reports PLB_ERR_ARGUMENT where a step expects nothing, more than
+   receive_limit, or two things (`judge` with another, `until` after PLB_EXPECT_EXACT). A step that is to send while the
+   last one's bytes are not all sent, for its answer came first, ends the probe with PLB_ERR_PROTOCOL. Any thread. */
+PLB_API plb_check plb_expect_check(const plb_expect_check_desc *desc);
+
+/* Ready-made ones. NULL: all defaults. Any thread.
+   Redis: PING, +PONG. As in HAProxy's redis-check a server that asks for a password (-NOAUTH), loads its data
+   (-LOADING) or has lost its master (-MASTERDOWN) fails, and the text says which. To log in, have a first step that
+   sends AUTH and expects +OK. */
+PLB_API plb_check plb_redis_check(const plb_connect_desc *connect);
+
+/* SMTP (RFC 5321): a greeting, EHLO localhost, QUIT, each of which has to be answered with a code of 200 to 299. */
+PLB_API plb_check plb_smtp_check(const plb_connect_desc *connect);
+
+/* MySQL and MariaDB: the server's first packet is a handshake of protocol version 10. Of an error packet (too many
+   connections, host is blocked) the text tells number and message. As nobody logs in, a server that counts
+   interrupted connections (max_connect_errors) blocks this host in the end, unless others on it log in meanwhile. */
+PLB_API plb_check plb_mysql_check(const plb_connect_desc *connect);
+
+/* PostgreSQL: an SSLRequest, answered with `S` or `N`; needs no role and leaves no session behind. A server that has
+   TLS switched on (`S`) logs a line that no handshake followed; one without it logs nothing. */
+PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect);
+
+/* memcached's text protocol: version, VERSION. */
+PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect);
+
+/* ==== AGENT CHECK ====================================================================================================
+   A program beside the backend says how it is: HAProxy's agent-check. It is connected to, may be sent a text, and
+   answers with one line, which ends with a CR, an LF or the stream. Its words stand between spaces, tabs or commas, in
+   any order and letter case; of two that speak of the same thing the last one counts:
+       75%                            the share of its weight that the backend wants; above 100 is 100; 0%: no new
+                                      requests
+       ready, drain, maint            it wants new requests; it wants none (both)
+       up, down, fail(ed), stopped    the check passes; it fails (all three)
+       maxconn:30                     known, without effect: plb_backend.max_conns is the program's
+       #text                          why; the rest of the line, for people
+   Other words are passed over. What a line does not speak of stays as it was, so only the agent takes back what the
+   agent said. No set is rebuilt. Several agents combine: the least share holds, and one that wants no requests is
+   enough.
+   An agent that is not there, does not answer in time or says nothing that is known is no failure (the backend's other
+   checks find out about the backend): the result is written down, but is neutral, as is an answer without a word of
+   the last group but one. */
+
+typedef enum plb_agent_verdict { PLB_AGENT_SILENT = 0, PLB_AGENT_UP, PLB_AGENT_DOWN } plb_agent_verdict;
+
+typedef struct plb_agent_answer {
+    plb_agent_verdict verdict;
+    plb_enablement enablement; /* PLB_ENABLEMENT_KEEP: the line does not say */
+    bool has_share;
+    uint8_t share; /* in 255ths; above 0 unless the line says 0% */
+} plb_agent_answer;
+
+/* Reads a line, up to the first CR or LF if there is one. PLB_ERR_ANSWER: no word of it is known. Any thread. */
+PLB_API plb_status plb_agent_parse(plb_agent_answer *out, const char *line, size_t size);
+
+typedef struct plb_agent_check_desc {
+    plb_connect_desc connect; /* its port is the agent's; 0: the backend's own */
+    uint32_t answer_ms;       /* from the connection to the line's end; 0: 1000 */
+    const char *send;         /* sent first, as it is; copied by plb_create; NULL: nothing (HAProxy's agent-send) */
+    bool must_answer;         /* an agent that is not there, or says nothing that is known, is a failure; any answer but
+                                 down, fail and stopped is then a success */
+} plb_agent_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
+PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -1111,7 +1218,7 @@ typedef struct plb_probe_info {
     plb_status status;       /* of the last one; PLB_AGAIN: none is over yet */
     uint32_t code;           /* of the last one: plb_report.code */
     uint32_t latency_us;     /* of the last one, from its start */
-    uint32_t passed, failed; /* how many; failures of this side are neither */
+    uint32_t passed, failed; /* how many; neutral ones (plb_report) and failures of this side are neither */
     bool passing;            /* the check's state */
     const char *text; /* in on_probe: what the probe said, or what its status means. Else what the status means */
 } plb_probe_info;
@@ -2043,6 +2150,46 @@ static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
         plb__put_char(text, digits[--n]);
 }
 
+/* A byte as it may stand between quotes: itself, or the escape that C has for it. Returns the length. */
+static size_t plb__escape(uint8_t byte, char escaped[4])
+{
+    static const char digits[] = "0123456789abcdef";
+    escaped[0] = '\\';
+    if (byte == '\r' || byte == '\n' || byte == '"' || byte == '\\') {
+        escaped[1] = byte == '\r' ? 'r' : byte == '\n' ? 'n' : (char)byte;
+        return 2;
+    }
+    if (byte >= 0x20 && byte < 0x7f) {
+        escaped[0] = (char)byte;
+        return 1;
+    }
+    escaped[1] = 'x';
+    escaped[2] = digits[byte >> 4];
+    escaped[3] = digits[byte & 15];
+    return 4;
+}
+
+/* Any bytes between quotes, in printable ASCII; where there are more than `room` characters, three dots stand for what
+   is missing. */
+static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
+{
+    size_t i, j, length, dots;
+    char escaped[4];
+    plb__put_char(text, '"');
+    for (i = 0; i < size; i++) {
+        length = plb__escape((uint8_t)bytes[i], escaped);
+        dots = i + 1 < size ? 3 : 0;
+        if (length + dots > room) {
+            plb__put(text, "...");
+            break;
+        }
+        room -= length;
+        for (j = 0; j < length; j++)
+            plb__put_char(text, escaped[j]);
+    }
+    plb__put_char(text, '"');
+}
+
 /* ==== ADDRESS ========================================================================================================
    Text to address and back. Reading is all or nothing: a scan moves on only over what it understood. */
 
@@ -2548,8 +2695,8 @@ typedef struct plb__vital {
     uint16_t streak; /* results in a row that speak against the state */
     uint8_t status;  /* of the last probe */
     uint8_t stage;
-    uint8_t share;    /* that an agent advises */
-    bool advised_off; /* the same */
+    uint8_t share;    /* that an agent advises; 0: no new requests */
+    bool advised_off; /* the agent wants no new requests, whatever its share */
     bool absent;      /* the backend does not have this check */
     bool again;       /* once more as soon as the one that runs is over */
 } plb__vital;
@@ -7945,6 +8092,8 @@ static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t c
     return checks != 0 ? (checks >> check & 1) != 0 : !lb->checks[check].what.by_name;
 }
 
+static void plb__slot_advise(plb_balancer *lb, plb__slot *slot);
+
 /* A backend gets a check, or loses it: what that said goes with it. */
 static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check, bool absent)
 {
@@ -7954,6 +8103,7 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
         lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
         vital->share = PLB__SHARE_ALL;
         vital->advised_off = false;
+        plb__slot_advise(lb, slot);
         plb__slot_flag(lb, slot, plb__failing(check), false);
     } else {
         vital->status = PLB_AGAIN;
@@ -9314,12 +9464,24 @@ static void plb__share_update(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t share = PLB__SHARE_ALL, before = PLB__LOAD(&slot->share), c;
     for (c = 0; c < lb->check_count; c++)
-        if (plb__slot_vitals(slot)[c].share < share)
+        if (plb__slot_vitals(slot)[c].share > 0 && plb__slot_vitals(slot)[c].share < share)
             share = plb__slot_vitals(slot)[c].share;
     share = (share * plb__ramp_share(lb, slot) + PLB__SHARE_ALL - 1) / PLB__SHARE_ALL;
     PLB__STORE(&slot->share, (uint8_t)share);
     if ((share == PLB__SHARE_ALL) != (before == PLB__SHARE_ALL))
         plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
+}
+
+/* Makes a slot what its agents, together, want: the least of the shares, and nothing where one of them wants nothing. */
+static void plb__slot_advise(plb_balancer *lb, plb__slot *slot)
+{
+    bool off = false;
+    uint32_t c;
+    for (c = 0; c < lb->check_count; c++)
+        off = off || plb__slot_vitals(slot)[c].advised_off || plb__slot_vitals(slot)[c].share == 0;
+    plb__share_update(lb, slot);
+    if (off != ((PLB__LOAD(&slot->flags) & PLB__ADVISED_OFF) != 0))
+        plb__slot_flag(lb, slot, PLB__ADVISED_OFF, off);
 }
 
 /* The slot is about to become healthy. The share comes first, so that nobody sees it healthy with all of it. */
@@ -9362,15 +9524,11 @@ typedef struct plb__result {
 static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 {
     const plb_report *report = &r->op->report;
-    bool off = false;
-    uint32_t c;
-    r->vital->share = report->share > 0 ? report->share : PLB__SHARE_ALL;
-    r->vital->advised_off = report->off || report->share == 0;
-    for (c = 0; c < lb->check_count; c++)
-        off = off || plb__slot_vitals(r->slot)[c].advised_off;
-    plb__share_update(lb, r->slot);
-    if (off != ((PLB__LOAD(&r->slot->flags) & PLB__ADVISED_OFF) != 0))
-        plb__slot_flag(lb, r->slot, PLB__ADVISED_OFF, off);
+    if (report->has_share)
+        r->vital->share = report->share;
+    if (report->enablement != PLB_ENABLEMENT_KEEP)
+        r->vital->advised_off = report->enablement == PLB_ENABLEMENT_OFF;
+    plb__slot_advise(lb, r->slot);
 }
 
 /* One check flips; the backend with it, unless another check fails. */
@@ -9397,8 +9555,10 @@ static void plb__health_flip(plb_balancer *lb, const plb__result *r, bool succes
 static void plb__health_observe(plb_balancer *lb, const plb__result *r)
 {
     const plb_check *check = &lb->checks[r->op->check].what;
-    bool success = r->op->report.status == PLB_OK;
+    bool success = r->op->report.status == PLB_OK || r->op->report.neutral;
     bool passing = (PLB__LOAD(&r->slot->flags) & plb__failing(r->op->check)) == 0;
+    if (r->op->report.neutral && r->vital->passed + r->vital->failed > 0)
+        return;
     if (success == passing) {
         r->vital->streak = 0;
         return;
@@ -9417,8 +9577,8 @@ static void plb__vital_record(plb_balancer *lb, const plb__result *r)
     vital->status = (uint8_t)r->op->report.status;
     vital->code = (uint16_t)r->op->report.code;
     vital->latency_us = r->op->latency_us < UINT32_MAX ? (uint32_t)r->op->latency_us : UINT32_MAX;
-    vital->passed += vital->status == PLB_OK;
-    vital->failed += vital->status != PLB_OK;
+    vital->passed += vital->status == PLB_OK && !r->op->report.neutral;
+    vital->failed += vital->status != PLB_OK && !r->op->report.neutral;
 }
 
 static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint32_t check, plb_probe_info *out)
@@ -9500,8 +9660,7 @@ static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
         plb__probe_impossible(lb, r->slot, r->op->check, r->why);
         return;
     }
-    if (r->op->report.advises)
-        plb__health_advise(lb, r);
+    plb__health_advise(lb, r);
     plb__health_observe(lb, r);
     plb__probe_again(lb, r);
 }
@@ -9737,6 +9896,17 @@ PLB_API void plb_exchange_say(plb_exchange *x, const plb_report *report)
     op->report.keep = keep;
 }
 
+/* Says why, and leaves the rest of the report as it is. */
+static void plb__exchange_explain(plb_exchange *x, const char *why)
+{
+    plb__op *op = plb__op_running(x->token);
+    plb__text text;
+    if (op == NULL)
+        return;
+    text = plb__text_in(op->text, sizeof op->text);
+    plb__put(&text, why);
+}
+
 /* Leaves the connection open for the next start. What comes on it meanwhile can only be its end. */
 static bool plb__exchange_rest_idle(plb_exchange *x)
 {
@@ -9829,14 +9999,10 @@ static void plb__exchange_broke(plb_exchange *x, plb_status status)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
-    plb_report report;
     if (plb__exchange_renew(x))
         return;
-    if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL) {
-        memset(&report, 0, sizeof report);
-        report.text = info.tls_reason;
-        plb_exchange_say(x, &report);
-    }
+    if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL)
+        plb__exchange_explain(x, info.tls_reason);
     plb__exchange_over(x, status);
 }
 
@@ -9893,12 +10059,9 @@ static char *plb__exchange_scratch(plb_balancer *lb)
 /* Keeps what was not used for the next time. */
 static plb_status plb__exchange_keep_rest(plb_exchange *x, const char *bytes, size_t size)
 {
-    static const char too_long[] = "The answer is longer than there is room for (PLB_EXCHANGE_SIZE).";
-    plb_report report;
+    plb__exchange_forget_rest(x);
     if (size == PLB_EXCHANGE_SIZE) {
-        memset(&report, 0, sizeof report);
-        report.text = too_long;
-        plb_exchange_say(x, &report);
+        plb__exchange_explain(x, "The answer is longer than there is room for (PLB_EXCHANGE_SIZE).");
         return PLB_ERR_PROTOCOL;
     }
     if (size == 0)
@@ -10673,6 +10836,607 @@ static const plb_check_ops plb__http_check_ops = {"http",
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc)
 {
     return plb__check_of(&plb__http_check_ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== SEND AND EXPECT ================================================================================================
+   Steps, each a text to send and an answer to judge. */
+
+#define PLB__EXPECT_LIMIT 4096u
+
+typedef struct plb__expect_check {
+    plb_exchange_check exchange;
+    plb_expect_step *steps; /* then their bytes, in the same allocation */
+    size_t count, size;
+    size_t limit;
+} plb__expect_check;
+
+typedef struct plb__expect_probe {
+    plb_exchange exchange;
+    uint32_t step;
+    bool sending; /* the step's text is not all sent */
+} plb__expect_probe;
+
+static size_t plb__expect_size(const void *bytes, size_t size)
+{
+    return bytes == NULL ? 0 : size > 0 ? size : strlen((const char *)bytes);
+}
+
+static bool plb__expect_makes_sense(const plb_expect_step *step, size_t limit)
+{
+    size_t expect = plb__expect_size(step->expect, step->expect_size);
+    size_t until = plb__expect_size(step->until, step->until_size);
+    if (step->judge != NULL)
+        return expect == 0 && until == 0;
+    return expect > 0 && expect <= limit && until <= limit - expect &&
+           (step->kind == PLB_EXPECT_PREFIX || step->kind == PLB_EXPECT_SUBSTRING ||
+            (step->kind == PLB_EXPECT_EXACT && until == 0));
+}
+
+static void plb__expect_put(char **at, const void **bytes, size_t *size)
+{
+    *size = plb__expect_size(*bytes, *size);
+    if (*size > 0)
+        memcpy(*at, *bytes, *size);
+    *bytes = *at;
+    *at += *size;
+}
+
+/* Copies steps that make sense. */
+static plb_status plb__expect_copy(plb__expect_check *check, const plb_expect_step *steps, size_t count)
+{
+    size_t size = count * sizeof *steps, i;
+    char *at;
+    for (i = 0; i < count; i++)
+        size += plb__expect_size(steps[i].send, steps[i].send_size) +
+                plb__expect_size(steps[i].expect, steps[i].expect_size) +
+                plb__expect_size(steps[i].until, steps[i].until_size);
+    check->steps = (plb_expect_step *)plb__new(&check->exchange.env->allocator, size);
+    if (check->steps == NULL)
+        return PLB_ERR_MEMORY;
+    check->count = count;
+    check->size = size;
+    at = (char *)(check->steps + count);
+    for (i = 0; i < count; i++) {
+        plb_expect_step *step = &check->steps[i];
+        *step = steps[i];
+        plb__expect_put(&at, &step->send, &step->send_size);
+        plb__expect_put(&at, &step->expect, &step->expect_size);
+        plb__expect_put(&at, &step->until, &step->until_size);
+    }
+    return PLB_OK;
+}
+
+static plb_status plb__expect_open_with(plb__expect_check *check, const plb_connect_desc *connect,
+                                        const plb_expect_check_desc *desc, const plb_env *env)
+{
+    plb_status status = plb_exchange_open(&check->exchange, connect, desc->answer_ms, env);
+    size_t i;
+    check->limit = desc->receive_limit;
+    if (check->limit == 0)
+        check->limit = PLB__EXPECT_LIMIT < PLB_EXCHANGE_SIZE ? PLB__EXPECT_LIMIT : PLB_EXCHANGE_SIZE - 1;
+    if (status != PLB_OK)
+        return status;
+    if (desc->steps == NULL || desc->step_count == 0 || check->limit >= PLB_EXCHANGE_SIZE)
+        return PLB_ERR_ARGUMENT;
+    for (i = 0; i < desc->step_count; i++)
+        if (!plb__expect_makes_sense(&desc->steps[i], check->limit))
+            return PLB_ERR_ARGUMENT;
+    return plb__expect_copy(check, desc->steps, desc->step_count);
+}
+
+static plb_status plb__expect_open(void *state, const void *desc, const plb_env *env)
+{
+    const plb_expect_check_desc *expect = (const plb_expect_check_desc *)desc;
+    return expect != NULL ? plb__expect_open_with((plb__expect_check *)state, &expect->connect, expect, env)
+                          : PLB_ERR_ARGUMENT;
+}
+
+static void plb__expect_close(void *state)
+{
+    plb__expect_check *check = (plb__expect_check *)state;
+    if (check->steps != NULL)
+        plb__delete(&check->exchange.env->allocator, check->steps, check->size);
+    plb_exchange_close(&check->exchange);
+}
+
+/* Where bytes first stand among others, or NULL. */
+static const char *plb__expect_search(const char *bytes, size_t size, const void *what, size_t what_size)
+{
+    const char *at = bytes, *end = bytes + size;
+    while ((size_t)(end - at) >= what_size) {
+        at = (const char *)memchr(at, *(const unsigned char *)what, (size_t)(end - at) - what_size + 1);
+        if (at == NULL || memcmp(at, what, what_size) == 0)
+            return at;
+        at++;
+    }
+    return NULL;
+}
+
+/* PLB_OK: what was expected is there, and ends at *end. */
+static plb_status plb__expect_find(const plb_expect_step *step, const char *bytes, size_t size, size_t limit,
+                                   size_t *end)
+{
+    size_t wanted = step->expect_size, compared = size < wanted ? size : wanted;
+    const char *at = bytes;
+    if (step->kind == PLB_EXPECT_SUBSTRING) {
+        at = plb__expect_search(bytes, size < limit ? size : limit, step->expect, wanted);
+        if (at == NULL)
+            return PLB_AGAIN;
+    } else if (memcmp(bytes, step->expect, compared) != 0) {
+        return PLB_ERR_ANSWER;
+    } else if (size < wanted) {
+        return PLB_AGAIN;
+    } else if (step->kind == PLB_EXPECT_EXACT && size > wanted) {
+        return PLB_ERR_ANSWER;
+    }
+    *end = (size_t)(at - bytes) + wanted;
+    return PLB_OK;
+}
+
+/* What one step says to the bytes that have come for it so far. PLB_OK: the first *used are its answer. But for
+   PLB_EXPECT_EXACT it is the same whatever the portions that they come in. */
+static plb_status plb__expect_match(const plb_expect_step *step, const char *bytes, size_t size, size_t limit,
+                                    size_t *used, char *why)
+{
+    size_t seen = size < limit ? size : limit, end = 0;
+    const char *at;
+    plb_status status;
+    if (step->judge != NULL) {
+        status = step->judge(bytes, seen, &end, why);
+    } else {
+        status = plb__expect_find(step, bytes, size, limit, &end);
+        if (status == PLB_OK && step->until_size > 0) {
+            at = plb__expect_search(bytes + end, seen - end, step->until, step->until_size);
+            status = at != NULL ? PLB_OK : PLB_AGAIN;
+            end = at != NULL ? (size_t)(at - bytes) + step->until_size : 0;
+        }
+    }
+    *used = end < seen ? end : seen;
+    return status == PLB_AGAIN && size >= limit ? PLB_ERR_ANSWER : status;
+}
+
+static const plb__expect_check *plb__expect_check_of(const plb_exchange *x)
+{
+    return (const plb__expect_check *)(const void *)x->check;
+}
+
+#define PLB__EXPECT_SHOWN 24u /* characters of what was expected; the rest of the text shows what came */
+
+/* The step that is on has failed. `why`: an empty text where what came shows it. */
+static plb_status plb__expect_fail(plb__expect_probe *probe, plb_status status, const char *bytes, size_t size,
+                                   bool ended, const char *why)
+{
+    const plb_expect_step *step = &plb__expect_check_of(&probe->exchange)->steps[probe->step];
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb_report report;
+    memset(&report, 0, sizeof report);
+    report.code = probe->step + 1;
+    report.text = line;
+    plb__put(&text, "step ");
+    plb__put_number(&text, report.code, 10);
+    plb__put(&text, ": ");
+    plb__put(&text, why);
+    if (why[0] == '\0') {
+        if (step->judge == NULL) {
+            plb__put(&text, "expected ");
+            plb__put_quoted(&text, (const char *)step->expect, step->expect_size, PLB__EXPECT_SHOWN);
+            plb__put(&text, ", ");
+        }
+        plb__put(&text, "got ");
+        if (size > 0)
+            plb__put_quoted(&text, bytes, size, sizeof line - text.length - (ended ? sizeof " and the end" : 1) - 2);
+        if (ended)
+            plb__put(&text, size > 0 ? " and the end" : "the end");
+    }
+    plb_exchange_say(&probe->exchange, &report);
+    return status;
+}
+
+static void plb__expect_send(plb__expect_probe *probe)
+{
+    const plb_expect_step *step = &plb__expect_check_of(&probe->exchange)->steps[probe->step];
+    plb_chunk chunk;
+    chunk.data = step->send;
+    chunk.size = step->send_size;
+    chunk.flags = 0;
+    probe->sending = chunk.size > 0;
+    plb_exchange_send(&probe->exchange, &chunk, 1);
+}
+
+static plb_status plb__expect_connected(plb_exchange *x)
+{
+    plb__expect_probe *probe = (plb__expect_probe *)(void *)x;
+    probe->step = 0;
+    plb__expect_send(probe);
+    return PLB_AGAIN;
+}
+
+static void plb__expect_sent(plb_exchange *x)
+{
+    ((plb__expect_probe *)(void *)x)->sending = false;
+}
+
+static plb_status plb__expect_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__expect_probe *probe = (plb__expect_probe *)(void *)x;
+    const plb__expect_check *check = plb__expect_check_of(x);
+    char why[PLB_REPORT_TEXT];
+    if (size == 0)
+        return plb__expect_fail(probe, PLB_ERR_ANSWER, x->rest, x->rest_size, true, "");
+    while (*used < size) {
+        size_t taken = 0;
+        plb_status status;
+        why[0] = '\0';
+        status = plb__expect_match(&check->steps[probe->step], bytes + *used, size - *used, check->limit, &taken, why);
+        why[sizeof why - 1] = '\0';
+        if (status == PLB_AGAIN)
+            return PLB_AGAIN;
+        if (status != PLB_OK)
+            return plb__expect_fail(probe, status, bytes + *used, size - *used, false, why);
+        *used += taken;
+        if (probe->step + 1 == check->count)
+            return PLB_OK;
+        if (probe->sending)
+            return plb__expect_fail(probe, PLB_ERR_PROTOCOL, NULL, 0, false, "answered before all was sent");
+        probe->step++;
+        plb__expect_send(probe);
+    }
+    return PLB_AGAIN;
+}
+
+static plb_status plb__expect_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__expect_connected, plb__expect_received, plb__expect_sent};
+    return plb_exchange_start((plb_exchange *)probe, &ops, (const plb_exchange_check *)state, target, NULL, token);
+}
+
+static const plb_check_ops plb__expect_check_ops = {
+    "expect",          sizeof(plb__expect_check), sizeof(plb__expect_probe), plb__expect_open,
+    plb__expect_close, plb__expect_start,         plb_exchange_cancel};
+
+PLB_API plb_check plb_expect_check(const plb_expect_check_desc *desc)
+{
+    return plb__check_of(&plb__expect_check_ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* For the open of a ready-made check. */
+static plb_status plb__expect_open_steps(void *state, const void *connect, const plb_env *env,
+                                         const plb_expect_step *steps, size_t count)
+{
+    plb_expect_check_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.steps = steps;
+    desc.step_count = count;
+    return plb__expect_open_with((plb__expect_check *)state, (const plb_connect_desc *)connect, &desc, env);
+}
+
+static plb_status plb__redis_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {{"PING\r\n", 0, PLB_EXPECT_PREFIX, "+PONG\r\n", 0, NULL, 0, NULL}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_redis_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {
+        "redis",           sizeof(plb__expect_check), sizeof(plb__expect_probe), plb__redis_open,
+        plb__expect_close, plb__expect_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+static plb_status plb__memcached_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {{"version\r\n", 0, PLB_EXPECT_PREFIX, "VERSION ", 0, "\r\n", 0, NULL}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {"memcached",         sizeof(plb__expect_check), sizeof(plb__expect_probe),
+                                      plb__memcached_open, plb__expect_close,         plb__expect_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+/* A reply of SMTP, RFC 5321 section 4.2: lines that begin with three digits, all but the last with a hyphen behind
+   them. A wrong first line is told once it is whole, for it says why. */
+static plb_status plb__smtp_judge(const char *bytes, size_t size, size_t *used, char *why)
+{
+    size_t at = 0, i;
+    (void)why;
+    for (;;) {
+        const char *line = bytes + at, *end = (const char *)memchr(line, '\n', size - at);
+        size_t length = end != NULL ? (size_t)(end - line) : size - at;
+        for (i = 0; i < length && i < 3; i++)
+            if (line[i] < '0' || line[i] > '9')
+                return PLB_ERR_ANSWER;
+        if (end == NULL)
+            return PLB_AGAIN;
+        if (length < 3 || line[0] != '2')
+            return PLB_ERR_ANSWER;
+        at += length + 1;
+        if (line[3] != '-')
+            break;
+        if (at == size)
+            return PLB_AGAIN;
+    }
+    *used = at;
+    return PLB_OK;
+}
+
+static plb_status plb__smtp_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {
+        {NULL, 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__smtp_judge},
+        {"EHLO localhost\r\n", 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__smtp_judge},
+        {"QUIT\r\n", 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__smtp_judge}};
+    return plb__expect_open_steps(state, desc, env, steps, 3);
+}
+
+PLB_API plb_check plb_smtp_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {"smtp",
+                                      sizeof(plb__expect_check),
+                                      sizeof(plb__expect_probe),
+                                      plb__smtp_open,
+                                      plb__expect_close,
+                                      plb__expect_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+/* An error packet: 0xFF, the number, and in later protocols "#" with five characters of state; then the message. */
+static void plb__mysql_tell(const char *packet, size_t size, char *why)
+{
+    plb__text text = plb__text_in(why, PLB_REPORT_TEXT);
+    size_t at = size > 3 && packet[3] == '#' ? 9 : 3;
+    if (size < at)
+        return;
+    plb__put(&text, "error ");
+    plb__put_number(&text, (uint8_t)packet[1] | (uint32_t)(uint8_t)packet[2] << 8, 10);
+    plb__put(&text, ", ");
+    plb__put_quoted(&text, packet + at, size - at, PLB_REPORT_TEXT - sizeof "step 1: " - text.length - 2);
+}
+
+/* The first packet of MySQL's protocol: three bytes of length, the lowest first, a sequence number, which is 0, and
+   the packet, whose first byte says what it is. */
+static plb_status plb__mysql_judge(const char *bytes, size_t size, size_t *used, char *why)
+{
+    size_t header = 4, length;
+    if (size >= header && bytes[3] != 0)
+        return PLB_ERR_ANSWER;
+    if (size <= header)
+        return PLB_AGAIN;
+    length = (uint8_t)bytes[0] | (size_t)(uint8_t)bytes[1] << 8 | (size_t)(uint8_t)bytes[2] << 16;
+    if (length == 0 || ((uint8_t)bytes[header] != 10 && (uint8_t)bytes[header] != 0xff))
+        return PLB_ERR_ANSWER;
+    if (size - header < length)
+        return PLB_AGAIN;
+    *used = header + length;
+    if (bytes[header] == 10)
+        return PLB_OK;
+    plb__mysql_tell(bytes + header, length, why);
+    return PLB_ERR_ANSWER;
+}
+
+static plb_status plb__mysql_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {{NULL, 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__mysql_judge}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_mysql_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {
+        "mysql",           sizeof(plb__expect_check), sizeof(plb__expect_probe), plb__mysql_open,
+        plb__expect_close, plb__expect_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+static plb_status plb__postgres_judge(const char *bytes, size_t size, size_t *used, char *why)
+{
+    (void)size;
+    (void)why;
+    *used = 1;
+    return bytes[0] == 'S' || bytes[0] == 'N' ? PLB_OK : PLB_ERR_ANSWER;
+}
+
+static plb_status plb__postgres_open(void *state, const void *desc, const plb_env *env)
+{
+    /* SSLRequest of PostgreSQL's protocol 3.0: its length, 8, and the number 80877103 */
+    static const plb_expect_step steps[] = {
+        {"\0\0\0\x08\x04\xd2\x16\x2f", 8, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__postgres_judge}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {"postgres",         sizeof(plb__expect_check), sizeof(plb__expect_probe),
+                                      plb__postgres_open, plb__expect_close,         plb__expect_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+/* ==== AGENT CHECK ====================================================================================================
+   One line from a backend's agent. */
+
+/* "75%": a share in 255ths. */
+static bool plb__agent_share(plb_text word, uint8_t *share)
+{
+    uint32_t percent = 0;
+    size_t i;
+    if (word.size < 2 || word.data[word.size - 1] != '%')
+        return false;
+    for (i = 0; i + 1 < word.size; i++) {
+        if (word.data[i] < '0' || word.data[i] > '9')
+            return false;
+        percent = percent * 10 + (uint32_t)(word.data[i] - '0');
+        if (percent > 100)
+            percent = 100;
+    }
+    *share = (uint8_t)((percent * PLB__SHARE_ALL + 50) / 100);
+    return true;
+}
+
+/* Is the word known? Then the answer has it. */
+static bool plb__agent_word(plb_agent_answer *out, plb_text word)
+{
+    static const struct {
+        const char *word;
+        plb_agent_verdict verdict;
+        plb_enablement enablement;
+    } known[] = {{"up", PLB_AGENT_UP, PLB_ENABLEMENT_KEEP},        {"down", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP},
+                 {"fail", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP},    {"failed", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP},
+                 {"stopped", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP}, {"ready", PLB_AGENT_SILENT, PLB_ENABLEMENT_ON},
+                 {"drain", PLB_AGENT_SILENT, PLB_ENABLEMENT_OFF},  {"maint", PLB_AGENT_SILENT, PLB_ENABLEMENT_OFF}};
+    static const char limit[] = "maxconn:";
+    plb_text begin = word;
+    size_t i;
+    for (i = 0; i < sizeof known / sizeof known[0]; i++) {
+        if (!plb_text_is(word, known[i].word))
+            continue;
+        if (known[i].verdict != PLB_AGENT_SILENT)
+            out->verdict = known[i].verdict;
+        if (known[i].enablement != PLB_ENABLEMENT_KEEP)
+            out->enablement = known[i].enablement;
+        return true;
+    }
+    if (plb__agent_share(word, &out->share)) {
+        out->has_share = true;
+        return true;
+    }
+    begin.size = sizeof limit - 1;
+    return word.size > begin.size && plb_text_is(begin, limit);
+}
+
+static bool plb__agent_line_ends(char c)
+{
+    return c == '\r' || c == '\n';
+}
+
+static bool plb__agent_separates(char c)
+{
+    return c == ' ' || c == '\t' || c == ',';
+}
+
+PLB_API plb_status plb_agent_parse(plb_agent_answer *out, const char *line, size_t size)
+{
+    plb_status status = PLB_ERR_ANSWER;
+    size_t at = 0;
+    memset(out, 0, sizeof *out);
+    while (at < size && line[at] != '#' && !plb__agent_line_ends(line[at])) {
+        plb_text word;
+        word.data = line + at;
+        for (word.size = 0; at < size && line[at] != '#' && !plb__agent_line_ends(line[at]); word.size++)
+            if (plb__agent_separates(line[at++]))
+                break;
+        if (plb__agent_word(out, word))
+            status = PLB_OK;
+    }
+    return status;
+}
+
+typedef struct plb__agent_check {
+    plb_exchange_check exchange;
+    char *send;
+    size_t send_size;
+    bool must_answer;
+} plb__agent_check;
+
+static const plb__agent_check *plb__agent_check_of(const plb_exchange *x)
+{
+    return (const plb__agent_check *)(const void *)x->check;
+}
+
+static plb_status plb__agent_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__agent_check *check = (plb__agent_check *)state;
+    const plb_agent_check_desc *agent = (const plb_agent_check_desc *)desc;
+    plb_status status = plb_exchange_open(&check->exchange, agent != NULL ? &agent->connect : NULL,
+                                          agent != NULL ? agent->answer_ms : 0, env);
+    if (status != PLB_OK || agent == NULL)
+        return status;
+    check->must_answer = agent->must_answer;
+    check->send_size = agent->send != NULL ? strlen(agent->send) : 0;
+    if (check->send_size == 0)
+        return PLB_OK;
+    check->send = (char *)plb__new(&env->allocator, check->send_size);
+    if (check->send == NULL)
+        return PLB_ERR_MEMORY;
+    memcpy(check->send, agent->send, check->send_size);
+    return PLB_OK;
+}
+
+static void plb__agent_close(void *state)
+{
+    plb__agent_check *check = (plb__agent_check *)state;
+    if (check->send != NULL)
+        plb__delete(&check->exchange.env->allocator, check->send, check->send_size);
+    plb_exchange_close(&check->exchange);
+}
+
+static plb_status plb__agent_connected(plb_exchange *x)
+{
+    plb_chunk chunk;
+    chunk.data = plb__agent_check_of(x)->send;
+    chunk.size = plb__agent_check_of(x)->send_size;
+    chunk.flags = 0;
+    plb_exchange_send(x, &chunk, 1);
+    return PLB_AGAIN;
+}
+
+/* Says what a line says; its text is the line itself. */
+static plb_status plb__agent_judge(plb_exchange *x, const char *line, size_t size)
+{
+    char said[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(said, sizeof said);
+    plb_agent_answer answer;
+    plb_report report;
+    plb_status status = plb_agent_parse(&answer, line, size);
+    memset(&report, 0, sizeof report);
+    plb__put(&text, "agent: ");
+    plb__put_quoted(&text, line, size, sizeof said - 1 - text.length - 2);
+    report.text = said;
+    report.has_share = answer.has_share;
+    report.share = answer.share;
+    report.enablement = answer.enablement;
+    report.neutral = answer.verdict == PLB_AGENT_SILENT && !plb__agent_check_of(x)->must_answer;
+    plb_exchange_say(x, &report);
+    return answer.verdict == PLB_AGENT_DOWN ? PLB_ERR_ANSWER : status;
+}
+
+static plb_status plb__agent_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    size_t i;
+    (void)used;
+    if (size == 0)
+        return plb__agent_judge(x, x->rest, x->rest_size);
+    for (i = 0; i < size; i++)
+        if (plb__agent_line_ends(bytes[i]))
+            return plb__agent_judge(x, bytes, i);
+    return PLB_AGAIN;
+}
+
+/* Until a line has come, the probe has nothing to say of its backend, however it ends. */
+static plb_status plb__agent_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__agent_connected, plb__agent_received, NULL};
+    const plb__agent_check *check = (const plb__agent_check *)state;
+    plb_exchange *x = (plb_exchange *)probe;
+    plb_report report;
+    memset(&report, 0, sizeof report);
+    report.neutral = !check->must_answer;
+    x->token = token;
+    plb_exchange_say(x, &report);
+    return plb_exchange_start(x, &ops, &check->exchange, target, NULL, token);
+}
+
+PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
+{
+    static const plb_check_ops ops = {"agent",          sizeof(plb__agent_check), sizeof(plb_exchange), plb__agent_open,
+                                      plb__agent_close, plb__agent_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
 }
 
 /* ==== BALANCER =======================================================================================================
