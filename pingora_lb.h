@@ -47,18 +47,23 @@
      DISCOVERY           where sets come from; the static list
      HEALTH CHECK        how health is found out, and when; the TCP check
      EXCHANGE            probes over streams, for checks of all kinds
+     HTTP CHECK          a request and what its answer must be
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
      BALANCER            create, poll, destroy, observe
      PICKING             select, begin and end, handles, walk
      METRICS             all of it as Prometheus text
      HTTP/1              the wire codec that probes and proxies use
+     HPACK               header compression of HTTP/2
+     HTTP/2              the client's side of a connection, for probes: bytes in, events and bytes out
+     GRPC                the health checking protocol of gRPC as bytes
    Implementation:
      COMPILER, VERSION AND STATUS, MEMORY, TEXT, ADDRESS, TIMER, RANDOM NUMBERS
      SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, PICKING
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
-     OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY, HEALTH CHECK, EXCHANGE, TCP CHECK, BALANCER,
-     METRICS, HTTP/1
+     OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
+     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK
+     BALANCER, METRICS, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
    backend     an address, a weight, and what the program hangs on it (id, ext)
@@ -685,8 +690,9 @@ typedef struct plb_check_ops {
     size_t probe_size; /* zeroed bytes handed to each start as `probe`; the balancer's */
     plb_status (*open)(void *state, const void *desc, const plb_env *env); /* may be NULL; an error fails plb_create */
     void (*close)(void *state);                                            /* may be NULL; also after a failed open */
-    /* Begins one probe. `target` and its name are valid until start returns; ext until the probe is over. After a
-       report with `keep`, the backend's next start gets the same bytes as they were left. */
+    /* Begins one probe. `target` is valid until start returns; its name and ext until the probe is over. After a
+       report with `keep`, the backend's next start gets the same bytes as they were left; a start that fails then must
+       have let go of what is open in there. */
     plb_status (*start)(void *state, void *probe, const plb_backend *target, plb_token token);
     /* Ends a probe, or what was kept of one: the bytes go when it returns. */
     void (*cancel)(void *state, void *probe, plb_token token);
@@ -778,7 +784,7 @@ typedef struct plb_exchange_check {
     size_t memory_size;
 } plb_exchange_check;
 
-#define PLB_EXCHANGE_CHUNKS 4
+#define PLB_EXCHANGE_CHUNKS 6
 
 /* The part of a probe. */
 struct plb_exchange {
@@ -787,6 +793,7 @@ struct plb_exchange {
     plb_stream *stream;
     bool resumed;         /* this start goes on with a connection that was kept */
     bool keep;            /* writable: after a success, keep the connection for the next start */
+    uint16_t port;        /* writable before start: another port than the check's; 0: that */
     bool connected, idle; /* private, like the rest */
     uint8_t chunk_count;
     plb_token token;
@@ -809,8 +816,8 @@ PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
 
-/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end. From connected, received or
-   sent; what was to be sent before must have been. */
+/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still to
+   be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
@@ -819,6 +826,57 @@ PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
 
 /* plb_check_ops.cancel. */
 PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
+
+/* ==== HTTP CHECK =====================================================================================================
+   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's HttpHealthCheck: GET /,
+   a second to connect and a second for the answer, status 200 and no other, the body read to its end, a connection of
+   its own each time. Interim answers (1xx) are skipped. What failed is told by the report: PLB_ERR_ANSWER when the answer
+   is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP, PLB_ERR_RESET when it ended too early, each
+   with words, and the HTTP status as its code once there is one. */
+
+struct plb_http1_header;
+
+/* Is the answer a good one? Header names in any case; their texts are lent. From the polling thread. */
+typedef bool (*plb_http_validate_fn)(void *user, uint32_t status, const struct plb_http1_header *headers, size_t count);
+
+/* Where one probe goes and what it asks for. The texts must live until the probe is over. */
+typedef struct plb_http_target {
+    uint16_t port;    /* 0: the check's, else the backend's */
+    const char *path; /* as plb_http_check_desc's */
+    const char *host; /* the same */
+} plb_http_target;
+
+/* Called at each start with the check's values in `target`, to change them for this backend: its ext knows how. One
+   that makes no sense means that the backend cannot be probed (PLB_ERR_ARGUMENT). From the polling thread. */
+typedef void (*plb_http_target_fn)(void *user, const plb_backend *backend, plb_http_target *target);
+
+/* Zero members: the default. Read in plb_create, and copied. */
+typedef struct plb_http_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms; /* from the connection to the end of the answer; 0: 1000 */
+    const char *method; /* any but CONNECT; NULL: "GET" */
+    const char *path;   /* with its query; begins with '/', or is "*"; NULL: "/" */
+    const char *host;   /* Host as it is sent, and, where connect.tls has no name, TLS's: then without a port. NULL: the
+                              backend's name or else its address, with the port unless that is 80 (443 with TLS);
+                              "localhost" for a Unix path */
+    const char *headers; /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no body is
+                              sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL: none */
+    const char *statuses;  /* what is accepted: "200-299,301", from 200 to 999; NULL: "200" */
+    const char *contains;  /* the body must contain these bytes, at most 65535; NULL: any body */
+    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by these, and
+                              the connection closed. 0: 65536 */
+    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was closed
+                              meanwhile is made anew, which is no failure */
+    plb_http_validate_fn validate; /* instead of `statuses`; asked for final answers, from status 200 on */
+    void *validate_user;
+    plb_http_target_fn target; /* NULL: all backends alike */
+    void *target_user;
+} plb_http_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. plb_create returns PLB_ERR_ARGUMENT for a descriptor that
+   makes no sense: what is no token, line, path or list of statuses, a text in a HEAD's body or past body_limit. Any
+   thread. */
+PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -1365,6 +1423,229 @@ typedef struct plb_http1_chunked {
    PLB_HTTP1_EXTRA_MAX. *data is empty for all but PLB_OK. */
 PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char *bytes, size_t size, size_t *used,
                                           plb_text *data);
+
+/* ==== HPACK ==========================================================================================================
+   Header compression for HTTP/2 (RFC 7541): reads header blocks as their bytes come, one field at a time, and writes
+   fields that need no memory on this side (static table, literals without indexing, no Huffman coding). Any thread, one
+   at a time for each plb_hpack. */
+
+typedef struct plb_hpack_field {
+    plb_text name, value; /* live until the next call with the same plb_hpack, or in constants */
+    size_t size;          /* as RFC 7541 section 4.1 counts: the bytes of both as sent, and 32 */
+    bool cut;             /* longer than the room for it: these are its first bytes, and nobody looked at the rest */
+} plb_hpack_field;
+
+/* The reading side of one connection. */
+typedef struct plb_hpack {
+    uint32_t table_size; /* what to announce as SETTINGS_HEADER_TABLE_SIZE; the rest is private */
+    uint32_t room_size;
+    char *table, *room;
+    uint32_t stored, counted, entries;            /* the dynamic table: bytes here, bytes as the RFC counts, fields */
+    uint32_t peer_size, peer_limit;               /* of the peer's table: now, and at most */
+    uint32_t name_size, value_size;               /* of the field that is being read, as sent */
+    uint32_t integer, left;                       /* the last integer; bytes of the string to come */
+    uint32_t huffman_code, huffman_at;            /* see plb__huffman_bit */
+    uint8_t huffman_bits, state, kind, continued; /* continued: bytes of an integer that is not whole */
+    bool huffman, huffman_ones, at_start;
+} plb_hpack;
+
+/* Prepares it over `size` bytes at `memory` (any alignment), which must stay until it is used no more. Half of them,
+   and at most 65535, are the dynamic table, the rest is room for one field. PLB_ERR_ARGUMENT: fewer than 64 bytes. */
+PLB_API plb_status plb_hpack_open(plb_hpack *hpack, void *memory, size_t size);
+
+/* The peer has acknowledged table_size. Until then it may use 4096 bytes (RFC 9113 section 6.5.2): what does not fit
+   the memory is forgotten from its old end, so that a field that needs it is a fault and never a wrong field. */
+PLB_API void plb_hpack_acknowledged(plb_hpack *hpack);
+
+/* Reads on from the next `size` bytes at `bytes` of a header block. *used: how many it consumed. PLB_OK: *field is the
+   next one; call again with what is left. PLB_AGAIN: all consumed; more bytes are needed, or the block ends here.
+   PLB_ERR_PROTOCOL: not HPACK; nothing more can be read on this connection. */
+PLB_API plb_status plb_hpack_next(plb_hpack *hpack, const char *bytes, size_t size, size_t *used,
+                                  plb_hpack_field *field);
+
+/* The block has ended. PLB_OK: the next one may begin. PLB_ERR_PROTOCOL: it ended in the midst of a field. */
+PLB_API plb_status plb_hpack_end(plb_hpack *hpack);
+
+/* Writes one field of a block and returns its length; only counts when capacity is less than that. */
+PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value);
+
+/* ==== HTTP/2 =========================================================================================================
+   The client's side of an HTTP/2 connection (RFC 9113), for one request after another: bytes in, events and bytes out.
+   It opens no socket, asks no clock and allocates nothing. The bytes may travel over TLS (ALPN "h2") or in the clear
+   where the server is known to speak HTTP/2.
+
+       plb_http2_open(&h, memory, sizeof memory);
+       plb_http2_request(&h, headers, header_count, body);
+       for each turn of the loop:
+           while ((out = plb_http2_output(&h)).size > 0) { n = send(out.data, out.size); plb_http2_sent(&h, n); }
+           n = receive(bytes);
+           while ((status = plb_http2_next(&h, bytes + at, n - at, &used, &event)) == PLB_OK) { at += used; ... }
+
+   Events of an answer come in this order: PLB_HTTP2_STATUS, PLB_HTTP2_HEADER for each, PLB_HTTP2_HEADERS_END (all of
+   this once more for each interim answer, status 100 to 199), PLB_HTTP2_DATA, PLB_HTTP2_TRAILER, PLB_HTTP2_END. It may
+   end early by PLB_HTTP2_RESET, or by PLB_HTTP2_GOAWAY that does not cover it. Data is handed on at once and the flow
+   control windows (65535 bytes) are opened again as it is; who wants less of it reads less. Peers are kept from wearing
+   this side down: PLB_HTTP2_HEADER_LIST_MAX for a header block, 64 CONTINUATION frames in it, 1000 frames between two
+   requests, pieces of data or of the request's body, and no more answers to PING and SETTINGS than there is room for.
+   Memory: sizeof(plb_http2), 240 bytes, and what plb_http2_open is given. Any thread, one at a time for each plb_http2.
+   The end of the stream is for the caller to judge: before PLB_HTTP2_END, the answer is not whole. */
+
+#define PLB_HTTP2_MEMORY_MIN      512   /* enough for a probe with short names */
+#define PLB_HTTP2_MEMORY          1024  /* recommended: request headers of 420 bytes, response headers of 256 each */
+#define PLB_HTTP2_HEADER_LIST_MAX 16384 /* bytes of one header block, packed and unpacked (RFC 9113 section 10.5.1) */
+
+/* RFC 9113 section 7. */
+typedef enum plb_http2_code {
+    PLB_HTTP2_NO_ERROR = 0,
+    PLB_HTTP2_PROTOCOL_ERROR,
+    PLB_HTTP2_INTERNAL_ERROR,
+    PLB_HTTP2_FLOW_CONTROL_ERROR,
+    PLB_HTTP2_SETTINGS_TIMEOUT,
+    PLB_HTTP2_STREAM_CLOSED,
+    PLB_HTTP2_FRAME_SIZE_ERROR,
+    PLB_HTTP2_REFUSED_STREAM,
+    PLB_HTTP2_CANCEL,
+    PLB_HTTP2_COMPRESSION_ERROR,
+    PLB_HTTP2_CONNECT_ERROR,
+    PLB_HTTP2_ENHANCE_YOUR_CALM,
+    PLB_HTTP2_INADEQUATE_SECURITY,
+    PLB_HTTP2_HTTP_1_1_REQUIRED
+} plb_http2_code;
+
+typedef struct plb_http2_header {
+    plb_text name;  /* no capitals */
+    plb_text value; /* without white space around it; may be empty */
+} plb_http2_header;
+
+typedef enum plb_http2_event_kind {
+    PLB_HTTP2_NONE = 0,    /* with any status but PLB_OK */
+    PLB_HTTP2_STATUS,      /* an answer begins: status */
+    PLB_HTTP2_HEADER,      /* name, value, cut */
+    PLB_HTTP2_HEADERS_END, /* status; below 200 another answer follows */
+    PLB_HTTP2_DATA,        /* data: 1 byte or more */
+    PLB_HTTP2_TRAILER,     /* name, value, cut */
+    PLB_HTTP2_END,         /* the answer is whole; the next request may begin */
+    PLB_HTTP2_RESET,       /* the answer will not be whole: code, ours */
+    PLB_HTTP2_GOAWAY       /* the peer takes no further request: code, covered */
+} plb_http2_event_kind;
+
+typedef struct plb_http2_event {
+    plb_http2_event_kind kind;
+    uint16_t status;      /* 100 to 999 */
+    bool cut;             /* the field is longer than the room for it: these are its first bytes */
+    bool ours;            /* this side ended the stream, since the answer was malformed (RFC 9113 section 8.1.1) */
+    bool covered;         /* the request in flight, if any, is still being answered; if not, it was not acted upon */
+    uint32_t code;        /* a plb_http2_code, or one that is not known; also with PLB_ERR_PROTOCOL and PLB_ERR_LIMIT */
+    plb_text name, value; /* live until the next call */
+    plb_text data;        /* within the bytes that were fed */
+} plb_http2_event;
+
+/* A connection. All members are private. */
+typedef struct plb_http2 {
+    plb_hpack hpack;
+    /* output: queued bytes, out_before_body of which precede the body_framed bytes of the body */
+    char *out;
+    uint32_t out_capacity, out_at, out_end, out_before_body;
+    plb_text body;
+    size_t body_framed;
+    /* streams: the next, the one in flight, the last one that this side ended; their windows */
+    uint32_t next_stream, stream, reset_stream;
+    int32_t send_window, stream_send_window, receive_window, stream_receive_window;
+    uint32_t peer_window, peer_frame_size;
+    /* the frame and the header block that are being read */
+    uint32_t frame_stream, frame_left, block_size, list_size;
+    uint8_t frame_type, frame_flags, frame_padding, phase, continuations, collected;
+    bool block_open, block_ends_stream, block_has_regular;
+    uint8_t bytes[9];
+    /* the answer */
+    uint64_t content_left;
+    uint16_t answer_status;
+    uint8_t exchange;
+    bool content_known, to_head;
+    /* the connection */
+    uint8_t failed; /* a plb_status */
+    uint16_t frames;
+    uint32_t code;
+    bool settings_seen, streams_allowed, going_away, goaway_sent, hpack_began;
+} plb_http2;
+
+/* Prepares a connection over `size` bytes at `memory` (any alignment), which must stay until it is used no more, and
+   queues the connection preface and SETTINGS. A half is for the dynamic table and one field, as plb_hpack_open has it,
+   a half for output. PLB_ERR_ARGUMENT: less than PLB_HTTP2_MEMORY_MIN. */
+PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size);
+
+/* Queues a request: pseudo-header fields first (":method", ":scheme", ":path", ":authority"), as RFC 9113 section 8.3.1
+   asks; a content-length is the caller's to add. Headers are copied; the body's bytes must stay as they are until the
+   next request is accepted or the connection is given up. PLB_OK. PLB_AGAIN: not now: the last answer is not over,
+   output is waiting, or the peer allows no stream at present. PLB_END: not on this connection: the peer or this side
+   said GOAWAY, or 2^30 requests were made. PLB_ERR_ARGUMENT: a field that may not be in a request. PLB_ERR_LIMIT: the
+   headers do not fit the memory. After a fault: its status. */
+PLB_API plb_status plb_http2_request(plb_http2 *h, const plb_http2_header *headers, size_t header_count, plb_text body);
+
+/* The next bytes to send; size 0: none now. They live until the next call. */
+PLB_API plb_text plb_http2_output(plb_http2 *h);
+
+/* The first `size` of those bytes were sent. */
+PLB_API void plb_http2_sent(plb_http2 *h, size_t size);
+
+/* Reads on from the next `size` bytes at `bytes`. *used: how many it consumed. PLB_OK: *event tells what came; call
+   again, even if no byte is left, until it is PLB_AGAIN: all consumed, more bytes are needed. PLB_ERR_PROTOCOL: the
+   peer breaks the rules or floods; PLB_ERR_LIMIT: a header block above PLB_HTTP2_HEADER_LIST_MAX. After these two the
+   connection is over; event->code tells the fault, and output has a GOAWAY that says so. */
+PLB_API plb_status plb_http2_next(plb_http2 *h, const char *bytes, size_t size, size_t *used, plb_http2_event *event);
+
+/* Gives up the request in flight, if there is one; no event comes of it any more. The next one may follow. */
+PLB_API void plb_http2_cancel(plb_http2 *h);
+
+/* Queues a GOAWAY, as is polite before the stream is closed; no further request. */
+PLB_API void plb_http2_close(plb_http2 *h);
+
+/* ==== GRPC ===========================================================================================================
+   The health checking protocol of gRPC (grpc.health.v1.Health/Check) as bytes: what goes into the request of
+   plb_http2_request, and what the answer's data and its grpc-status say. Source: "gRPC over HTTP2" and "GRPC Health
+   Checking Protocol" of the gRPC project, "Encoding" of Protocol Buffers. Any thread. */
+
+#define PLB_GRPC_MESSAGE_MAX 4096 /* bytes of an answer's message; it is read as it comes and none of it is kept */
+#define PLB_GRPC_GROUP_MAX   8    /* groups inside of groups, in fields that are not known */
+#define PLB_GRPC_HEADERS     6
+
+typedef enum plb_grpc_serving {
+    PLB_GRPC_UNKNOWN = 0,
+    PLB_GRPC_SERVING,
+    PLB_GRPC_NOT_SERVING,
+    PLB_GRPC_SERVICE_UNKNOWN
+} plb_grpc_serving;
+
+/* "SERVING" and so on; "UNKNOWN" for any other number. Static. */
+PLB_API const char *plb_grpc_serving_name(uint32_t serving);
+
+/* The header fields of the request. `authority` must stay until it was queued. */
+PLB_API void plb_grpc_health_headers(plb_http2_header headers[PLB_GRPC_HEADERS], plb_text authority, bool tls);
+
+/* Writes the request's body: a message that asks for `service` (may be empty: the server as a whole). Returns its
+   length, which is at most 15 more than the service's; only counts when capacity is less than that. */
+PLB_API size_t plb_grpc_health_request(char *out, size_t capacity, plb_text service);
+
+/* Reads the answer's body. All zero: ready for the first byte. */
+typedef struct plb_grpc_health {
+    uint32_t serving; /* after PLB_OK: a plb_grpc_serving, or a number that is not known; the rest is private */
+    uint32_t left;    /* bytes of the message still to come */
+    uint64_t varint;
+    uint32_t skip, field;
+    uint32_t groups[PLB_GRPC_GROUP_MAX];
+    uint8_t state, wire_type, shift, depth, prefix_read;
+} plb_grpc_health;
+
+/* Reads on from the next `size` bytes at `bytes`, and consumes all of them. PLB_OK: the message is whole. PLB_AGAIN:
+   more bytes are needed. PLB_ERR_PROTOCOL: malformed, more than one message, or compressed, which nobody offered.
+   PLB_ERR_LIMIT: above PLB_GRPC_MESSAGE_MAX or PLB_GRPC_GROUP_MAX. */
+PLB_API plb_status plb_grpc_health_next(plb_grpc_health *reader, const char *bytes, size_t size);
+
+/* Reads the value of grpc-status, a header or a trailer: PLB_OK, or PLB_ERR_PROTOCOL: not a number below 2^32. */
+PLB_API plb_status plb_grpc_status(plb_text value, uint32_t *out);
+
+/* "OK", "CANCELLED" to "UNAUTHENTICATED"; "UNKNOWN" for any number that is not one of the 17. Static. */
+PLB_API const char *plb_grpc_status_name(uint32_t status);
 
 #endif /* PINGORA_LB_H */
 
@@ -2293,8 +2574,18 @@ typedef struct plb__vital {
     bool again;       /* once more as soon as the one that runs is over */
 } plb__vital;
 
+/* What is kept of a slot's health as a whole, only where anything watches it. */
+typedef struct plb__care {
+    uint32_t checks;   /* plb_backend's; any thread reads it, and the next two */
+    uint32_t every_ms; /* plb_backend's check_every_ms */
+    uint32_t flips;
+    uint32_t ramp_ms; /* when its share began to grow; the lower half of the timers' clock */
+    bool ramping;     /* is it growing? */
+    char align[7];    /* what follows has pointers */
+} plb__care;
+
 /* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stand
-   its checks, then what the strategy keeps for it, next to what is read with it. */
+   its care and its checks, then what the strategy keeps for it, next to what is read with it. */
 typedef struct plb__slot {
     /* any thread */
     uint32_t in_flight;
@@ -2312,13 +2603,8 @@ typedef struct plb__slot {
     void *ext;
     void (*ext_release)(void *ext);
     union {
-        struct {               /* the polling thread's */
-            uint32_t holders;  /* sets and probes */
-            uint32_t checks;   /* plb_backend's; any thread reads it, and the next two */
-            uint32_t every_ms; /* plb_backend's check_every_ms */
-            uint32_t flips;
-            uint32_t ramp_ms; /* when its share began to grow; the lower half of the timers' clock */
-            bool ramping;
+        struct {              /* the polling thread's */
+            uint32_t holders; /* sets and probes */
             struct plb__slot *next_departed;
         } control;
         plb_allocator estate; /* once the balancer is gone: where to give the memory back */
@@ -2347,10 +2633,18 @@ PLB__INLINE void *plb__slot_data(plb__slot *slot)
     return slot->data > 0 ? (char *)slot - (size_t)slot->data * PLB__SLOT_UNIT : NULL;
 }
 
+/* NULL: nothing watches it. */
+static plb__care *plb__slot_care(const plb__slot *slot)
+{
+    if (slot->lead == slot->data * PLB__SLOT_UNIT)
+        return NULL;
+    return (plb__care *)((uintptr_t)slot - slot->lead);
+}
+
 /* The first of its checks. */
 static plb__vital *plb__slot_vitals(plb__slot *slot)
 {
-    return (plb__vital *)(void *)((char *)slot - slot->lead);
+    return (plb__vital *)(void *)((char *)slot - slot->lead + sizeof(plb__care));
 }
 
 /* A slot without its ext: that is handed over when the update is certain. `lead` and `data`, of which the strategy's is
@@ -3634,12 +3928,15 @@ static void plb__handles_free(plb_balancer *lb)
 
 static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backend *out)
 {
+    const plb__care *care = plb__slot_care(slot);
     memset(out, 0, sizeof *out);
     plb__addr_copy(&out->addr, &slot->addr);
     out->weight = weight;
     out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
-    out->checks = PLB__LOAD_RELAXED(&slot->u.control.checks);
-    out->check_every_ms = PLB__LOAD_RELAXED(&slot->u.control.every_ms);
+    if (care != NULL) {
+        out->checks = PLB__LOAD_RELAXED(&care->checks);
+        out->check_every_ms = PLB__LOAD_RELAXED(&care->every_ms);
+    }
     out->id = slot->id;
     out->name = slot->name;
     out->ext = slot->ext;
@@ -3662,7 +3959,7 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
     info->ejected = (flags & PLB__EJECTED) != 0;
     info->advised_off = (flags & PLB__ADVISED_OFF) != 0;
     info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING;
-    info->flips = PLB__LOAD_RELAXED(&slot->u.control.flips);
+    info->flips = plb__slot_care(slot) != NULL ? PLB__LOAD_RELAXED(&plb__slot_care(slot)->flips) : 0;
 }
 
 /* ==== PICKING ========================================================================================================
@@ -7690,9 +7987,12 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
 /* Brings a slot's checks in line with what an update says of them. */
 static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend)
 {
+    plb__care *care = plb__slot_care(slot);
     uint32_t c;
-    PLB__STORE_RELAXED(&slot->u.control.every_ms, backend->check_every_ms);
-    PLB__STORE_RELAXED(&slot->u.control.checks, backend->checks);
+    if (care == NULL)
+        return;
+    PLB__STORE_RELAXED(&care->every_ms, backend->check_every_ms);
+    PLB__STORE_RELAXED(&care->checks, backend->checks);
     for (c = 0; c < lb->check_count; c++) {
         bool absent = !plb__check_is_for(lb, c, backend->checks);
         if (absent != plb__slot_vitals(slot)[c].absent)
@@ -7836,7 +8136,8 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
 
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
-    return PLB__SLOT_LEAD(lb->check_count * sizeof(plb__vital)) + PLB__SLOT_LEAD(lb->strategy->slot_size);
+    size_t care = lb->check_count > 0 ? sizeof(plb__care) + lb->check_count * sizeof(plb__vital) : 0;
+    return PLB__SLOT_LEAD(care) + PLB__SLOT_LEAD(lb->strategy->slot_size);
 }
 
 /* A new slot's state: before anybody can see it. */
@@ -7851,8 +8152,10 @@ static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_ba
         if (lb->desc.start_unhealthy && !vital->absent)
             slot->flags |= plb__failing(c);
     }
-    slot->u.control.checks = backend->checks;
-    slot->u.control.every_ms = backend->check_every_ms;
+    if (plb__slot_care(slot) != NULL) {
+        plb__slot_care(slot)->checks = backend->checks;
+        plb__slot_care(slot)->every_ms = backend->check_every_ms;
+    }
     if (backend->enablement == PLB_ENABLEMENT_OFF)
         slot->flags |= PLB__DISABLED;
     plb__slot_limit(slot, backend->max_conns);
@@ -9014,13 +9317,14 @@ static void plb__ramp_wait(plb_balancer *lb)
 /* How far a slow start has come. */
 static uint32_t plb__ramp_share(plb_balancer *lb, plb__slot *slot)
 {
-    uint32_t elapsed = (uint32_t)lb->timers.now_ms - slot->u.control.ramp_ms;
+    plb__care *care = plb__slot_care(slot);
+    uint32_t elapsed = (uint32_t)lb->timers.now_ms - care->ramp_ms;
     uint64_t share;
-    if (!slot->u.control.ramping)
+    if (!care->ramping)
         return PLB__SHARE_ALL;
     share = (uint64_t)elapsed * PLB__SHARE_ALL / lb->desc.slow_start_ms;
-    slot->u.control.ramping = share < PLB__SHARE_ALL;
-    if (!slot->u.control.ramping)
+    care->ramping = share < PLB__SHARE_ALL;
+    if (!care->ramping)
         return PLB__SHARE_ALL;
     plb__ramp_wait(lb);
     return share > 0 ? (uint32_t)share : 1;
@@ -9044,8 +9348,8 @@ static void plb__ramp_start(plb_balancer *lb, plb__slot *slot)
 {
     if (lb->desc.slow_start_ms == 0)
         return;
-    slot->u.control.ramp_ms = (uint32_t)lb->timers.now_ms;
-    slot->u.control.ramping = true;
+    plb__slot_care(slot)->ramp_ms = (uint32_t)lb->timers.now_ms;
+    plb__slot_care(slot)->ramping = true;
     plb__share_update(lb, slot);
 }
 
@@ -9099,7 +9403,7 @@ static void plb__health_flip(plb_balancer *lb, const plb__result *r, bool succes
     plb_backend_info info;
     if (success && flips)
         plb__ramp_start(lb, slot);
-    PLB__STORE_RELAXED(&slot->u.control.flips, slot->u.control.flips + (flips ? 1u : 0u));
+    PLB__STORE_RELAXED(&plb__slot_care(slot)->flips, plb__slot_care(slot)->flips + (flips ? 1u : 0u));
     plb__slot_flag(lb, slot, bit, !success);
     if (!flips)
         return;
@@ -9183,7 +9487,7 @@ static void plb__probe_impossible(plb_balancer *lb, plb__slot *slot, uint32_t ch
 static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t check)
 {
     const plb_check *what = &lb->checks[check].what;
-    uint32_t every_ms = slot->u.control.every_ms > 0 ? slot->u.control.every_ms : what->every_ms;
+    uint32_t own_ms = plb__slot_care(slot)->every_ms, every_ms = own_ms > 0 ? own_ms : what->every_ms;
     uint64_t spread;
     if (plb__slot_vitals(slot)[check].streak > 0 && what->fast_every_ms > 0)
         every_ms = what->fast_every_ms;
@@ -9368,7 +9672,8 @@ static size_t plb__tls_size(const plb_tls *tls, size_t *protocols)
     return size + (i + 1) * sizeof(char *);
 }
 
-static const char *plb__tls_put(char **at, const char *text)
+/* Copies a text to *at, which moves on. NULL stays NULL. */
+static const char *plb__copy_text(char **at, const char *text)
 {
     size_t size = plb__name_size(text);
     char *copy = *at;
@@ -9392,10 +9697,10 @@ static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t
     *copy = *tls;
     alpn = (const char **)(void *)(copy + 1);
     at = (char *)(alpn + protocols + 1);
-    copy->name = plb__tls_put(&at, tls->name);
-    copy->alternative_name = plb__tls_put(&at, tls->alternative_name);
+    copy->name = plb__copy_text(&at, tls->name);
+    copy->alternative_name = plb__copy_text(&at, tls->alternative_name);
     for (i = 0; i < protocols; i++)
-        alpn[i] = plb__tls_put(&at, tls->alpn[i]);
+        alpn[i] = plb__copy_text(&at, tls->alpn[i]);
     copy->alpn = protocols > 0 ? alpn : NULL;
     return copy;
 }
@@ -9458,21 +9763,42 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb__op *op = plb__op_running(x->token);
-    if (!x->keep || op == NULL || x->rest_size > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
+    if (!x->keep || op == NULL || x->chunk_count > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
         return false;
     op->report.keep = true;
     x->idle = true;
     return true;
 }
 
+/* The probe is over with a stream that is broken, or not worth more words. */
 static void plb__exchange_over(plb_exchange *x, plb_status status)
 {
+    plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
+    plb_check_done(x->token, status);
+}
+
+/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
+   at once. */
+static void plb__exchange_end(plb_exchange *x, plb_status status)
+{
+    const plb_io *io = x->check->env->port.io;
+    size_t taken;
+    if (x->chunk_count > 0)
+        io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
     if (status != PLB_OK || !plb__exchange_rest_idle(x))
-        plb__exchange_close_stream(x, status == PLB_OK ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
+        plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     plb_check_done(x->token, status);
 }
 
 static void plb__exchange_event(void *user, plb_stream *stream, plb_event event, plb_status status);
+
+/* The port that a probe connects to; `port`: plb_exchange's. */
+static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t port, const plb_backend *target)
+{
+    if (target->addr.family == PLB_FAMILY_UNIX)
+        return 0;
+    return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
+}
 
 /* Connects. What it returns is start's to return. */
 static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
@@ -9484,8 +9810,7 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
     plb_tls tls;
     memset(&peer, 0, sizeof peer);
     plb__addr_copy(&peer.addr, &target->addr);
-    if (connect->port != 0 && peer.addr.family != PLB_FAMILY_UNIX)
-        peer.addr.port = connect->port;
+    peer.addr.port = plb__exchange_port(x->check, x->port, target);
     if (connect->source.family == target->addr.family)
         peer.source = connect->source;
     if (connect->tls != NULL) {
@@ -9591,7 +9916,6 @@ static plb_status plb__exchange_keep_rest(plb_exchange *x, const char *bytes, si
 {
     static const char too_long[] = "The answer is longer than there is room for (PLB_EXCHANGE_SIZE).";
     plb_report report;
-    plb__exchange_forget_rest(x);
     if (size == PLB_EXCHANGE_SIZE) {
         memset(&report, 0, sizeof report);
         report.text = too_long;
@@ -9641,12 +9965,13 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
         if (status == PLB_END && x->resumed && plb__exchange_renew(x))
             return PLB_END;
         x->resumed = false; /* it has answered */
+        plb__exchange_forget_rest(x);
         status = plb__exchange_hand_on(x, scratch, status == PLB_END ? 0 : before + got);
     }
     full = got == room;
     if (status == PLB_AGAIN)
         return full ? PLB_OK : PLB_AGAIN;
-    plb__exchange_over(x, status);
+    plb__exchange_end(x, status);
     return PLB_END;
 }
 
@@ -9680,7 +10005,7 @@ static void plb__exchange_connected(plb_exchange *x)
         status = x->ops->connected(x);
     }
     if (status != PLB_AGAIN)
-        plb__exchange_over(x, status);
+        plb__exchange_end(x, status);
     else if (plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
         plb__exchange_read(x);
 }
@@ -9772,6 +10097,603 @@ static plb_check plb__check_of(const plb_check_ops *ops, const void *desc, const
 PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
 {
     return plb__check_of(&plb__tcp_check_ops, desc, desc);
+}
+
+/* ==== HTTP CHECK =====================================================================================================
+   What a request says and how its answer is judged, whatever version carries them; then HTTP/1.1. */
+
+#define PLB__HTTP_STATUSES 1000
+#define PLB__HTTP_HEADERS  64 /* of an answer */
+#define PLB__HTTP_PORT     80
+#define PLB__HTTPS_PORT    443
+
+typedef struct plb__http_check {
+    plb_exchange_check exchange;
+    plb_http_check_desc desc; /* defaults filled in; its texts are in `memory`, like what follows */
+    uint32_t accepted[(PLB__HTTP_STATUSES + 31) / 32];
+    size_t contains_size;
+    uint16_t *fallbacks; /* of desc.contains, see plb__http_find */
+    plb_text begin;      /* "GET /path HTTP/1.1 CR LF Host: " */
+    plb_text rest;       /* what follows the host */
+    char *memory;
+    size_t memory_size;
+} plb__http_check;
+
+/* Room for an IPv6 address in brackets, or for what follows a name, with a port. */
+#define PLB__HTTP_AUTHORITY 48
+
+/* What a probe of any version begins with. */
+typedef struct plb__http_probe {
+    plb_exchange exchange;
+    plb_http_target target;
+    char authority[PLB__HTTP_AUTHORITY]; /* the part of the host that is the probe's own, after target.host */
+    uint64_t peer;      /* tells whether a connection that was kept leads where the next one is to go */
+    uint32_t body_size; /* bytes of the answer's body that were looked at */
+    uint32_t matched;   /* bytes of desc.contains that the body ends in so far */
+    uint16_t status;    /* 0: none yet */
+    bool found;         /* desc.contains, somewhere in the body */
+} plb__http_probe;
+
+static const plb__http_check *plb__http_check_of(const plb__http_probe *probe)
+{
+    return (const plb__http_check *)(const void *)probe->exchange.check;
+}
+
+/* Words for the report; returns the status, for the probe to end with. */
+static plb_status plb__http_say(plb__http_probe *probe, plb_status status, const char *words)
+{
+    plb_report report;
+    memset(&report, 0, sizeof report);
+    report.code = probe->status;
+    report.text = words;
+    plb_exchange_say(&probe->exchange, &report);
+    return status;
+}
+
+/* The same, with the answer's status behind the words. */
+static plb_status plb__http_say_status(plb__http_probe *probe, const char *words)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb__put(&text, words);
+    plb__put_number(&text, probe->status, 10);
+    return plb__http_say(probe, PLB_ERR_ANSWER, line);
+}
+
+/* Another answer is awaited. */
+static void plb__http_await(plb__http_probe *probe)
+{
+    probe->body_size = probe->matched = 0;
+    probe->status = 0;
+    probe->found = plb__http_check_of(probe)->contains_size == 0;
+}
+
+/* The head of a final answer, or 101, which nobody asked for. PLB_AGAIN: now its body. */
+static plb_status plb__http_judge_head(plb__http_probe *probe, uint32_t status, const plb_http1_header *headers,
+                                       size_t count)
+{
+    const plb__http_check *check = plb__http_check_of(probe);
+    probe->status = (uint16_t)status;
+    if (status < 200)
+        return plb__http_say_status(probe, "HTTP status ");
+    if (check->desc.validate != NULL && !check->desc.validate(check->desc.validate_user, status, headers, count))
+        return plb__http_say_status(probe, "The program does not accept the answer with HTTP status ");
+    if (check->desc.validate == NULL && (check->accepted[status / 32] >> (status % 32) & 1) == 0)
+        return plb__http_say_status(probe, "HTTP status ");
+    return plb__http_say(probe, PLB_AGAIN, NULL);
+}
+
+/* Looks for desc.contains across pieces by Knuth, Morris and Pratt's algorithm ("Fast pattern matching in strings",
+   1977): all that is kept of earlier pieces is how much of the text they end in. */
+static void plb__http_find(plb__http_probe *probe, const char *bytes, size_t size)
+{
+    const plb__http_check *check = plb__http_check_of(probe);
+    const char *text = check->desc.contains, *end = bytes + size;
+    size_t matched = probe->matched;
+    while (bytes < end && matched < check->contains_size) {
+        if (matched == 0) {
+            bytes = (const char *)memchr(bytes, text[0], (size_t)(end - bytes));
+            if (bytes == NULL)
+                break;
+        }
+        if (*bytes == text[matched]) {
+            matched++;
+            bytes++;
+        } else {
+            matched = check->fallbacks[matched - 1];
+        }
+    }
+    probe->matched = (uint32_t)matched;
+    probe->found = matched == check->contains_size;
+}
+
+/* The body has ended. */
+static plb_status plb__http_judge_end(plb__http_probe *probe)
+{
+    return probe->found ? PLB_OK
+                        : plb__http_say(probe, PLB_ERR_ANSWER, "The body lacks the text that it must contain.");
+}
+
+/* A piece of the body. PLB_AGAIN: the next one, or the end; else that was enough. */
+static plb_status plb__http_judge_body(plb__http_probe *probe, const char *bytes, size_t size)
+{
+    uint32_t left = plb__http_check_of(probe)->desc.body_limit - probe->body_size;
+    bool over = size > left;
+    if (over)
+        size = left;
+    probe->body_size += (uint32_t)size;
+    if (!probe->found)
+        plb__http_find(probe, bytes, size);
+    if (!over)
+        return PLB_AGAIN;
+    probe->exchange.keep = false;
+    if (probe->found)
+        return PLB_OK;
+    return plb__http_say(probe, PLB_ERR_ANSWER, "What was read of the body (body_limit) lacks the text.");
+}
+
+static bool plb__http_is_visible(const char *text)
+{
+    for (; *text != '\0'; text++)
+        if ((unsigned char)*text <= ' ' || *text == 0x7f)
+            return false;
+    return true;
+}
+
+static bool plb__http_is_path(const char *path)
+{
+    return (path[0] == '/' || strcmp(path, "*") == 0) && plb__http_is_visible(path);
+}
+
+/* NULL: it is the backend's. TLS's name has no port. */
+static bool plb__http_is_host(const plb__http_check *check, const char *host)
+{
+    const plb_tls *tls = check->exchange.connect.tls;
+    if (host == NULL)
+        return true;
+    return *host != '\0' && plb__http_is_visible(host) &&
+           (tls == NULL || tls->name != NULL || strchr(host, ':') == NULL);
+}
+
+/* Walks the lines of desc.headers. PLB_AGAIN: *out is the next one; PLB_END: there is none; else PLB_ERR_ARGUMENT. */
+static plb_status plb__http_next_header(const char **at, plb_http1_header *out)
+{
+    const char *line = *at, *end = strchr(line, '\n'), *colon = strchr(line, ':');
+    if (*line == '\0')
+        return PLB_END;
+    if (end == NULL || end == line || end[-1] != '\r' || colon == NULL || colon > end)
+        return PLB_ERR_ARGUMENT;
+    *at = end-- + 1;
+    out->name.data = line;
+    out->name.size = (size_t)(colon++ - line);
+    while (colon < end && (*colon == ' ' || *colon == '\t'))
+        colon++;
+    while (end > colon && (end[-1] == ' ' || end[-1] == '\t'))
+        end--;
+    out->value.data = colon;
+    out->value.size = (size_t)(end - colon);
+    return plb_http1_is_token(out->name) && plb_http1_is_value(out->value) ? PLB_AGAIN : PLB_ERR_ARGUMENT;
+}
+
+/* May a program send this header? What frames the message, and what says for whom it is, is the library's. */
+static bool plb__http_is_extra(const plb_http1_header *header)
+{
+    if (plb_text_is(header->name, "content-length"))
+        return plb_text_is(header->value, "0");
+    return !plb_text_is(header->name, "host") && !plb_text_is(header->name, "connection") &&
+           !plb_text_is(header->name, "transfer-encoding");
+}
+
+/* Are they all fit to be sent? Notes whether one is of that name. */
+static bool plb__http_headers_fit(const char *headers, const char *lower, bool *has)
+{
+    plb_http1_header header;
+    plb_status status;
+    *has = false;
+    while ((status = plb__http_next_header(&headers, &header)) == PLB_AGAIN) {
+        if (!plb__http_is_extra(&header))
+            return false;
+        *has = *has || plb_text_is(header.name, lower);
+    }
+    return status == PLB_END;
+}
+
+/* "200" or "200-299" */
+static bool plb__http_accept(plb__http_check *check, plb_text range)
+{
+    plb__scan scan;
+    uint32_t from = 0, to;
+    scan.at = range.data;
+    scan.end = range.data + range.size;
+    if (!plb__scan_decimal(&scan, PLB__HTTP_STATUSES - 1, &from))
+        return false;
+    to = from;
+    if (plb__scan_char(&scan, '-') && !plb__scan_decimal(&scan, PLB__HTTP_STATUSES - 1, &to))
+        return false;
+    if (scan.at != scan.end || from < 200 || from > to)
+        return false;
+    for (; from <= to; from++)
+        check->accepted[from / 32] |= UINT32_C(1) << (from % 32);
+    return true;
+}
+
+static bool plb__http_accept_all(plb__http_check *check, const char *statuses)
+{
+    plb_text list, range;
+    size_t at = 0;
+    list.data = statuses;
+    list.size = strlen(statuses);
+    if (!plb_http1_list_next(list, &at, &range))
+        return false;
+    do {
+        if (!plb__http_accept(check, range))
+            return false;
+    } while (plb_http1_list_next(list, &at, &range));
+    return true;
+}
+
+/* The descriptor with its defaults. PLB_ERR_ARGUMENT: it makes no sense. */
+static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
+{
+    plb_http_check_desc *desc = &check->desc;
+    plb_text method;
+    desc->method = desc->method != NULL ? desc->method : "GET";
+    desc->path = desc->path != NULL ? desc->path : "/";
+    desc->headers = desc->headers != NULL ? desc->headers : "";
+    desc->statuses = desc->statuses != NULL ? desc->statuses : "200";
+    desc->contains = desc->contains != NULL ? desc->contains : "";
+    desc->body_limit = desc->body_limit > 0 ? desc->body_limit : 65536;
+    check->contains_size = strlen(desc->contains);
+    method.data = desc->method;
+    method.size = strlen(desc->method);
+    if (!plb_http1_is_token(method) || strcmp(desc->method, "CONNECT") == 0)
+        return PLB_ERR_ARGUMENT;
+    if (check->contains_size > UINT16_MAX || check->contains_size > desc->body_limit ||
+        (check->contains_size > 0 && strcmp(desc->method, "HEAD") == 0))
+        return PLB_ERR_ARGUMENT;
+    if (!plb__http_is_path(desc->path) || !plb__http_is_host(check, desc->host) ||
+        !plb__http_headers_fit(desc->headers, "user-agent", has_agent) || !plb__http_accept_all(check, desc->statuses))
+        return PLB_ERR_ARGUMENT;
+    return PLB_OK;
+}
+
+static void plb__http_put_begin(plb__text *text, const plb_http_check_desc *desc)
+{
+    plb__put(text, desc->method);
+    plb__put_char(text, ' ');
+    plb__put(text, desc->path);
+    plb__put(text, " HTTP/1.1\r\nHost: ");
+}
+
+static void plb__http_put_rest(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
+{
+    plb__put(text, "\r\n");
+    if (!has_agent)
+        plb__put(text, "User-Agent: pingora_lb/" PLB_VERSION "\r\n");
+    if (!desc->reuse_connection)
+        plb__put(text, "Connection: close\r\n");
+    plb__put(text, desc->headers);
+    plb__put(text, "\r\n");
+}
+
+/* For each length that may have been matched, less one: how much of it still is when the next byte is another one. */
+static void plb__http_fill_fallbacks(plb__http_check *check)
+{
+    const char *text = check->desc.contains;
+    size_t i, matched = 0;
+    for (i = 1; i < check->contains_size; i++) {
+        while (matched > 0 && text[i] != text[matched])
+            matched = check->fallbacks[matched - 1];
+        if (text[i] == text[matched])
+            matched++;
+        check->fallbacks[i] = (uint16_t)matched;
+    }
+}
+
+/* Copies the descriptor's texts, and writes down once what all requests have in common. */
+static plb_status plb__http_copy(plb__http_check *check, bool has_agent)
+{
+    plb_http_check_desc *desc = &check->desc;
+    plb__text begin = plb__text_in(NULL, 0), rest = begin;
+    size_t numbers = check->contains_size * sizeof *check->fallbacks;
+    char *at;
+    plb__http_put_begin(&begin, desc);
+    plb__http_put_rest(&rest, desc, has_agent);
+    check->memory_size = numbers + begin.length + 1 + rest.length + 1 + plb__name_size(desc->method) +
+                         plb__name_size(desc->path) + plb__name_size(desc->host) + plb__name_size(desc->headers) +
+                         plb__name_size(desc->contains);
+    check->memory = (char *)plb__new(&check->exchange.env->allocator, check->memory_size);
+    if (check->memory == NULL)
+        return PLB_ERR_MEMORY;
+    check->fallbacks = (uint16_t *)(void *)check->memory;
+    at = check->memory + numbers;
+    check->begin.data = at;
+    check->begin.size = begin.length;
+    begin = plb__text_in(at, begin.length + 1);
+    plb__http_put_begin(&begin, desc);
+    at += begin.length + 1;
+    check->rest.data = at;
+    check->rest.size = rest.length;
+    rest = plb__text_in(at, rest.length + 1);
+    plb__http_put_rest(&rest, desc, has_agent);
+    at += rest.length + 1;
+    desc->method = plb__copy_text(&at, desc->method);
+    desc->path = plb__copy_text(&at, desc->path);
+    desc->host = plb__copy_text(&at, desc->host);
+    desc->headers = plb__copy_text(&at, desc->headers);
+    desc->contains = plb__copy_text(&at, desc->contains);
+    plb__http_fill_fallbacks(check);
+    return PLB_OK;
+}
+
+static plb_status plb__http_check_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__http_check *check = (plb__http_check *)state;
+    bool has_agent = false;
+    plb_status status;
+    if (desc != NULL)
+        check->desc = *(const plb_http_check_desc *)desc;
+    status = plb_exchange_open(&check->exchange, &check->desc.connect, check->desc.answer_ms, env);
+    if (status == PLB_OK)
+        status = plb__http_resolve(check, &has_agent);
+    check->desc.statuses = NULL; /* the program's; what they say is in `accepted` */
+    check->desc.connect = check->exchange.connect;
+    return status == PLB_OK ? plb__http_copy(check, has_agent) : status;
+}
+
+static void plb__http_check_close(void *state)
+{
+    plb__http_check *check = (plb__http_check *)state;
+    if (check->memory != NULL)
+        plb__delete(&check->exchange.env->allocator, check->memory, check->memory_size);
+    plb_exchange_close(&check->exchange);
+}
+
+/* RFC 9110 section 7.2: the host, with the port unless it is the scheme's own (section 4.2.3); a zone says something to
+   this machine only (RFC 6874 section 4). */
+static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend)
+{
+    char text[PLB_ADDR_TEXT_MAX], *colon, *own;
+    plb_addr addr;
+    probe->authority[0] = '\0';
+    if (probe->target.host != NULL)
+        return;
+    probe->target.host = backend->name != NULL ? backend->name : "";
+    plb__addr_copy(&addr, &backend->addr);
+    if (addr.family == PLB_FAMILY_UNIX) {
+        if (backend->name == NULL)
+            probe->target.host = "localhost";
+        return;
+    }
+    addr.scope = 0;
+    addr.port = plb__exchange_port(&check->exchange, probe->target.port, backend);
+    plb_addr_format(&addr, text, sizeof text);
+    colon = strrchr(text, ':');
+    if (addr.port == (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
+        *colon = '\0';
+    own = backend->name != NULL ? colon : text;
+    memcpy(probe->authority, own, strlen(own) + 1);
+}
+
+/* Says where a probe goes, and drops a connection that was kept and leads elsewhere. */
+static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend,
+                                plb_token token)
+{
+    uint64_t peer;
+    probe->target.port = 0;
+    probe->target.path = check->desc.path;
+    probe->target.host = check->desc.host;
+    if (check->desc.target != NULL)
+        check->desc.target(check->desc.target_user, backend, &probe->target);
+    if (probe->target.path == NULL || !plb__http_is_path(probe->target.path) ||
+        !plb__http_is_host(check, probe->target.host)) {
+        plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
+        return PLB_ERR_ARGUMENT;
+    }
+    peer = probe->target.port;
+    if (probe->target.host != NULL)
+        peer = plb__hash64(probe->target.host, strlen(probe->target.host)) + peer;
+    if (probe->exchange.stream != NULL && probe->peer != peer)
+        plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
+    probe->peer = peer;
+    probe->exchange.port = probe->target.port;
+    return PLB_OK;
+}
+
+/* What plb_check_ops.start does in any version. */
+static plb_status plb__http_start(const plb__http_check *check, plb__http_probe *probe, const plb_exchange_ops *ops,
+                                  const plb_backend *backend, plb_token token)
+{
+    const char *tls_name;
+    plb_status status = plb__http_aim(probe, check, backend, token);
+    if (status != PLB_OK)
+        return status;
+    tls_name = probe->target.host;
+    plb__http_fill_authority(probe, check, backend);
+    return plb_exchange_start(&probe->exchange, ops, &check->exchange, backend, tls_name, token);
+}
+
+/* ---- HTTP/1.1 ---- */
+
+typedef struct plb__http1_probe {
+    plb__http_probe http;
+    plb_http1_body body;
+    plb_http1_chunked chunked;
+    uint32_t scanned; /* bytes of the head that were looked at */
+    bool in_body;
+} plb__http1_probe;
+
+/* None of it is PLB_CHUNK_CONSTANT: a port may still send it when the balancer, whose memory it is, is gone. */
+static size_t plb__http1_chunk(plb_chunk *chunk, const char *bytes, size_t size)
+{
+    chunk->data = bytes;
+    chunk->size = size;
+    chunk->flags = 0;
+    return 1;
+}
+
+/* The request: what is common to all probes, around what is this one's own. */
+static plb_status plb__http1_probe_connected(plb_exchange *x)
+{
+    plb__http1_probe *probe = (plb__http1_probe *)(void *)x;
+    const plb__http_check *check = plb__http_check_of(&probe->http);
+    const plb_http_target *target = &probe->http.target;
+    plb_chunk chunks[PLB_EXCHANGE_CHUNKS];
+    size_t count = 0, skip = 0;
+    plb__http_await(&probe->http);
+    memset(&probe->chunked, 0, sizeof probe->chunked);
+    probe->scanned = 0;
+    probe->in_body = false;
+    if (target->path != check->desc.path) {
+        skip = strlen(check->desc.method) + 1;
+        count += plb__http1_chunk(&chunks[count], check->begin.data, skip);
+        count += plb__http1_chunk(&chunks[count], target->path, strlen(target->path));
+        skip += strlen(check->desc.path);
+    }
+    count += plb__http1_chunk(&chunks[count], check->begin.data + skip, check->begin.size - skip);
+    count += plb__http1_chunk(&chunks[count], target->host, strlen(target->host));
+    count += plb__http1_chunk(&chunks[count], probe->http.authority, strlen(probe->http.authority));
+    count += plb__http1_chunk(&chunks[count], check->rest.data, check->rest.size);
+    plb_exchange_send(x, chunks, count);
+    return PLB_AGAIN;
+}
+
+/* What is not HTTP/1, as a failure of the peer, whatever the codec calls it. */
+static plb_status plb__http1_probe_garbage(plb__http1_probe *probe, plb_status status)
+{
+    const char *words = "The answer is not well-formed HTTP/1.";
+    if (status == PLB_ERR_LIMIT)
+        words = probe->in_body ? "The trailers are longer than allowed." : "The answer has more headers than allowed.";
+    else if (status == PLB_ERR_UNSUPPORTED)
+        words = probe->http.status > 0 ? "The answer's transfer coding is unknown." : "The answer is not HTTP/1.";
+    return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, words);
+}
+
+/* A final answer's head. PLB_AGAIN: now its body. */
+static plb_status plb__http1_probe_final(plb__http1_probe *probe, const plb_http1_head *head)
+{
+    const plb__http_check *check = plb__http_check_of(&probe->http);
+    plb_status status = plb__http_judge_head(&probe->http, head->status, head->headers, head->header_count);
+    if (status != PLB_AGAIN)
+        return status;
+    status = plb_http1_response_body(head, strcmp(check->desc.method, "HEAD") == 0, &probe->body);
+    if (status != PLB_OK)
+        return plb__http1_probe_garbage(probe, status);
+    probe->in_body = true;
+    probe->http.exchange.keep =
+        check->desc.reuse_connection && plb_http1_keeps_alive(head) && probe->body.framing != PLB_HTTP1_UNTIL_CLOSE;
+    return PLB_AGAIN;
+}
+
+/* PLB_AGAIN: *used is 0: more bytes are needed; else a head was taken, and what comes next is another one or a body. */
+static plb_status plb__http1_probe_head(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
+{
+    plb_http1_header headers[PLB__HTTP_HEADERS];
+    plb_http1_head head;
+    plb_status status;
+    memset(&head, 0, sizeof head);
+    head.headers = headers;
+    head.header_capacity = PLB__HTTP_HEADERS;
+    head.scanned = probe->scanned;
+    *used = 0;
+    status = plb_http1_parse_response(&head, bytes, size);
+    if (status == PLB_AGAIN && size == PLB_EXCHANGE_SIZE)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's head is longer than PLB_EXCHANGE_SIZE.");
+    probe->scanned = (uint32_t)(status == PLB_AGAIN ? head.scanned : 0);
+    if (status == PLB_AGAIN)
+        return PLB_AGAIN;
+    if (status != PLB_OK)
+        return plb__http1_probe_garbage(probe, status);
+    *used = head.size;
+    if (head.status < 200 && head.status != 101)
+        return PLB_AGAIN;
+    return plb__http1_probe_final(probe, &head);
+}
+
+static plb_status plb__http1_probe_chunks(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
+{
+    plb_status status = PLB_AGAIN;
+    *used = 0;
+    while (status == PLB_AGAIN) {
+        plb_text data;
+        size_t taken;
+        plb_status found = plb_http1_chunked_next(&probe->chunked, bytes + *used, size - *used, &taken, &data);
+        *used += taken;
+        if (found == PLB_AGAIN)
+            break;
+        if (found == PLB_END)
+            status = plb__http_judge_end(&probe->http);
+        else if (found == PLB_OK)
+            status = plb__http_judge_body(&probe->http, data.data, data.size);
+        else
+            status = plb__http1_probe_garbage(probe, found);
+    }
+    return status;
+}
+
+/* As much of the body as is there. */
+static plb_status plb__http1_probe_body(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
+{
+    plb_status status;
+    if (probe->body.framing == PLB_HTTP1_CHUNKED)
+        return plb__http1_probe_chunks(probe, bytes, size, used);
+    if (probe->body.framing != PLB_HTTP1_UNTIL_CLOSE && size > probe->body.length)
+        size = (size_t)probe->body.length;
+    *used = size;
+    status = plb__http_judge_body(&probe->http, bytes, size);
+    if (status != PLB_AGAIN || probe->body.framing == PLB_HTTP1_UNTIL_CLOSE)
+        return status;
+    probe->body.length -= size;
+    return probe->body.length == 0 ? plb__http_judge_end(&probe->http) : PLB_AGAIN;
+}
+
+/* The peer has ended its side, which is how some bodies end. */
+static plb_status plb__http1_probe_ended(plb__http1_probe *probe)
+{
+    if (probe->in_body && probe->body.framing == PLB_HTTP1_UNTIL_CLOSE)
+        return plb__http_judge_end(&probe->http);
+    return plb__http_say(&probe->http, PLB_ERR_RESET,
+                         probe->in_body ? "The connection ended within the answer's body."
+                                        : "The connection ended before an answer.");
+}
+
+static plb_status plb__http1_probe_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__http1_probe *probe = (plb__http1_probe *)(void *)x;
+    plb_status status = PLB_AGAIN;
+    size_t taken = 1;
+    if (size == 0)
+        return plb__http1_probe_ended(probe);
+    while (status == PLB_AGAIN && !probe->in_body && taken > 0) {
+        status = plb__http1_probe_head(probe, bytes + *used, size - *used, &taken);
+        *used += taken;
+    }
+    if (status == PLB_AGAIN && probe->in_body) {
+        status = plb__http1_probe_body(probe, bytes + *used, size - *used, &taken);
+        *used += taken;
+    }
+    if (*used < size) /* more than was asked for: whose answer comes next is uncertain */
+        x->keep = false;
+    return status;
+}
+
+static plb_status plb__http1_check_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__http1_probe_connected, plb__http1_probe_received, NULL};
+    return plb__http_start((const plb__http_check *)state, (plb__http_probe *)probe, &ops, target, token);
+}
+
+static const plb_check_ops plb__http_check_ops = {"http",
+                                                  sizeof(plb__http_check),
+                                                  sizeof(plb__http1_probe),
+                                                  plb__http_check_open,
+                                                  plb__http_check_close,
+                                                  plb__http1_check_start,
+                                                  plb_exchange_cancel};
+
+PLB_API plb_check plb_http_check(const plb_http_check_desc *desc)
+{
+    return plb__check_of(&plb__http_check_ops, desc, desc != NULL ? &desc->connect : NULL);
 }
 
 /* ==== BALANCER =======================================================================================================
@@ -11156,6 +12078,1630 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
     }
     *used = at;
     return status;
+}
+
+/* ==== HPACK ==========================================================================================================
+   Tables, strings, integers; one byte after another. */
+
+typedef struct plb__hpack_entry {
+    const char *name, *value;
+} plb__hpack_entry;
+
+enum { PLB__HPACK_STATIC = 61, PLB__HPACK_OVERHEAD = 32, PLB__HPACK_DEFAULT_TABLE = 4096 };
+
+/* RFC 7541 appendix A; the index of the first one is 1. */
+static const plb__hpack_entry plb__hpack_static[PLB__HPACK_STATIC] = {{":authority", ""},
+                                                                      {":method", "GET"},
+                                                                      {":method", "POST"},
+                                                                      {":path", "/"},
+                                                                      {":path", "/index.html"},
+                                                                      {":scheme", "http"},
+                                                                      {":scheme", "https"},
+                                                                      {":status", "200"},
+                                                                      {":status", "204"},
+                                                                      {":status", "206"},
+                                                                      {":status", "304"},
+                                                                      {":status", "400"},
+                                                                      {":status", "404"},
+                                                                      {":status", "500"},
+                                                                      {"accept-charset", ""},
+                                                                      {"accept-encoding", "gzip, deflate"},
+                                                                      {"accept-language", ""},
+                                                                      {"accept-ranges", ""},
+                                                                      {"accept", ""},
+                                                                      {"access-control-allow-origin", ""},
+                                                                      {"age", ""},
+                                                                      {"allow", ""},
+                                                                      {"authorization", ""},
+                                                                      {"cache-control", ""},
+                                                                      {"content-disposition", ""},
+                                                                      {"content-encoding", ""},
+                                                                      {"content-language", ""},
+                                                                      {"content-length", ""},
+                                                                      {"content-location", ""},
+                                                                      {"content-range", ""},
+                                                                      {"content-type", ""},
+                                                                      {"cookie", ""},
+                                                                      {"date", ""},
+                                                                      {"etag", ""},
+                                                                      {"expect", ""},
+                                                                      {"expires", ""},
+                                                                      {"from", ""},
+                                                                      {"host", ""},
+                                                                      {"if-match", ""},
+                                                                      {"if-modified-since", ""},
+                                                                      {"if-none-match", ""},
+                                                                      {"if-range", ""},
+                                                                      {"if-unmodified-since", ""},
+                                                                      {"last-modified", ""},
+                                                                      {"link", ""},
+                                                                      {"location", ""},
+                                                                      {"max-forwards", ""},
+                                                                      {"proxy-authenticate", ""},
+                                                                      {"proxy-authorization", ""},
+                                                                      {"range", ""},
+                                                                      {"referer", ""},
+                                                                      {"refresh", ""},
+                                                                      {"retry-after", ""},
+                                                                      {"server", ""},
+                                                                      {"set-cookie", ""},
+                                                                      {"strict-transport-security", ""},
+                                                                      {"transfer-encoding", ""},
+                                                                      {"user-agent", ""},
+                                                                      {"vary", ""},
+                                                                      {"via", ""},
+                                                                      {"www-authenticate", ""}};
+
+/* RFC 7541 appendix B is a canonical code: how many codes there are of each length, and their symbols in order, are all
+   there is to it. The last of 30 bits is EOS, which never stands in a string. */
+static const uint8_t plb__huffman_counts[31] = {0, 0, 0, 0, 0, 10, 26, 32, 6,  0, 5,  3,  2,  6, 2, 3,
+                                                0, 0, 0, 3, 8, 13, 26, 29, 12, 4, 15, 19, 29, 0, 4};
+static const uint8_t plb__huffman_symbols[256] = {
+    48,  49,  50,  97,  99,  101, 105, 111, 115, 116, 32,  37,  45,  46,  47,  51,  52,  53,  54,  55,  56,  57,
+    61,  65,  95,  98,  100, 102, 103, 104, 108, 109, 110, 112, 114, 117, 58,  66,  67,  68,  69,  70,  71,  72,
+    73,  74,  75,  76,  77,  78,  79,  80,  81,  82,  83,  84,  85,  86,  87,  89,  106, 107, 113, 118, 119, 120,
+    121, 122, 38,  42,  44,  59,  88,  90,  33,  34,  40,  41,  63,  39,  43,  124, 35,  62,  0,   36,  64,  91,
+    93,  126, 94,  125, 60,  96,  123, 92,  195, 208, 128, 130, 131, 162, 184, 194, 224, 226, 153, 161, 167, 172,
+    176, 177, 179, 209, 216, 217, 227, 229, 230, 129, 132, 133, 134, 136, 146, 154, 156, 160, 163, 164, 169, 170,
+    173, 178, 181, 185, 186, 187, 189, 190, 196, 198, 228, 232, 233, 1,   135, 137, 138, 139, 140, 141, 143, 147,
+    149, 150, 151, 152, 155, 157, 158, 165, 166, 168, 174, 175, 180, 182, 183, 188, 191, 197, 231, 239, 9,   142,
+    144, 145, 148, 159, 171, 206, 215, 225, 236, 237, 199, 207, 234, 235, 192, 193, 200, 201, 202, 205, 210, 213,
+    218, 219, 238, 240, 242, 243, 255, 203, 204, 211, 212, 214, 221, 222, 223, 241, 244, 245, 246, 247, 248, 250,
+    251, 252, 253, 254, 2,   3,   4,   5,   6,   7,   8,   11,  12,  14,  15,  16,  17,  18,  19,  20,  21,  23,
+    24,  25,  26,  27,  28,  29,  30,  31,  127, 220, 249, 10,  13,  22};
+
+enum { /* the kinds of RFC 7541 section 6 */
+       PLB__HPACK_INDEXED,
+       PLB__HPACK_LITERAL,
+       PLB__HPACK_LITERAL_INDEXING,
+       PLB__HPACK_TABLE_SIZE
+};
+
+enum {
+    PLB__HPACK_FIRST = 0, /* a field's first byte, and its integer */
+    PLB__HPACK_NAME_LENGTH,
+    PLB__HPACK_NAME,
+    PLB__HPACK_VALUE_LENGTH,
+    PLB__HPACK_VALUE
+};
+
+static uint32_t plb__min32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+PLB_API plb_status plb_hpack_open(plb_hpack *hpack, void *memory, size_t size)
+{
+    memset(hpack, 0, sizeof *hpack);
+    if (memory == NULL || size < 64)
+        return PLB_ERR_ARGUMENT;
+    if (size > 2 * 65535)
+        size = 2 * 65535;
+    hpack->table = (char *)memory;
+    hpack->table_size = (uint32_t)(size / 2);
+    hpack->room = hpack->table + hpack->table_size;
+    hpack->room_size = (uint32_t)size - hpack->table_size;
+    hpack->peer_size = PLB__HPACK_DEFAULT_TABLE;
+    hpack->peer_limit = hpack->peer_size;
+    if (hpack->peer_limit < hpack->table_size)
+        hpack->peer_limit = hpack->table_size;
+    hpack->at_start = true;
+    return PLB_OK;
+}
+
+PLB_API void plb_hpack_acknowledged(plb_hpack *hpack)
+{
+    hpack->peer_limit = hpack->table_size;
+}
+
+/* ---- the dynamic table: entries from the oldest to the newest, each two lengths of 2 bytes, name, value. RFC 7541
+   counts 28 bytes more than that for an entry, so a table of a size always has the room for it. ---- */
+
+static uint32_t plb__hpack_read_length(const char *at)
+{
+    return (uint32_t)(unsigned char)at[0] << 8 | (unsigned char)at[1];
+}
+
+static void plb__hpack_write_length(char *at, uint32_t length)
+{
+    at[0] = (char)(unsigned char)(length >> 8);
+    at[1] = (char)(unsigned char)(length & 0xff);
+}
+
+static uint32_t plb__hpack_entry_stored(const char *at)
+{
+    return 4 + plb__hpack_read_length(at) + plb__hpack_read_length(at + 2);
+}
+
+/* What the peer's table has and the memory has room for. */
+static uint32_t plb__hpack_capacity(const plb_hpack *hpack)
+{
+    return plb__min32(hpack->peer_size, hpack->table_size);
+}
+
+static void plb__hpack_evict(plb_hpack *hpack, uint32_t capacity)
+{
+    while (hpack->counted > capacity) {
+        uint32_t stored = plb__hpack_entry_stored(hpack->table);
+        hpack->stored -= stored;
+        hpack->counted -= stored - 4 + PLB__HPACK_OVERHEAD;
+        hpack->entries--;
+        memmove(hpack->table, hpack->table + stored, hpack->stored);
+    }
+}
+
+/* RFC 7541 section 4.4: a field larger than the table empties it, which is no fault. Only such a field can be cut, as
+   the room is no smaller than the table. */
+static void plb__hpack_insert(plb_hpack *hpack)
+{
+    uint32_t capacity = plb__hpack_capacity(hpack), text = hpack->name_size + hpack->value_size;
+    uint32_t counted = text + PLB__HPACK_OVERHEAD;
+    char *entry;
+    if (counted > capacity) {
+        plb__hpack_evict(hpack, 0);
+        return;
+    }
+    plb__hpack_evict(hpack, capacity - counted);
+    entry = hpack->table + hpack->stored;
+    plb__hpack_write_length(entry, hpack->name_size);
+    plb__hpack_write_length(entry + 2, hpack->value_size);
+    memcpy(entry + 4, hpack->room, text);
+    hpack->stored += 4 + text;
+    hpack->counted += counted;
+    hpack->entries++;
+}
+
+static plb_text plb__text_of(const char *string)
+{
+    plb_text text;
+    text.data = string;
+    text.size = strlen(string);
+    return text;
+}
+
+/* RFC 7541 section 2.3.3: from 1 on the static table, then the dynamic one from its newest entry back. */
+static bool plb__hpack_find(const plb_hpack *hpack, uint32_t index, plb_text *name, plb_text *value)
+{
+    const char *at = hpack->table;
+    uint32_t older;
+    if (index == 0 || index > PLB__HPACK_STATIC + hpack->entries)
+        return false;
+    if (index <= PLB__HPACK_STATIC) {
+        *name = plb__text_of(plb__hpack_static[index - 1].name);
+        *value = plb__text_of(plb__hpack_static[index - 1].value);
+        return true;
+    }
+    for (older = hpack->entries - (index - PLB__HPACK_STATIC); older > 0; older--)
+        at += plb__hpack_entry_stored(at);
+    name->data = at + 4;
+    name->size = plb__hpack_read_length(at);
+    value->data = name->data + name->size;
+    value->size = plb__hpack_read_length(at + 2);
+    return true;
+}
+
+/* ---- strings ---- */
+
+/* One more byte of the name or value that is being read. */
+static void plb__hpack_keep(plb_hpack *hpack, char c)
+{
+    bool is_value = hpack->state == PLB__HPACK_VALUE;
+    uint32_t at = is_value ? plb__min32(hpack->name_size, hpack->room_size) + hpack->value_size : hpack->name_size;
+    if (at < hpack->room_size)
+        hpack->room[at] = c;
+    if (is_value)
+        hpack->value_size++;
+    else
+        hpack->name_size++;
+}
+
+/* One bit. huffman_code counts from the first code of its length that is no shorter code's beginning; huffman_at is the
+   number of symbols with shorter codes. */
+static plb_status plb__huffman_bit(plb_hpack *hpack, uint32_t bit)
+{
+    uint32_t count;
+    hpack->huffman_bits++;
+    hpack->huffman_ones = hpack->huffman_ones && bit == 1;
+    hpack->huffman_code = hpack->huffman_code << 1 | bit;
+    count = plb__huffman_counts[hpack->huffman_bits];
+    if (hpack->huffman_code >= count) {
+        hpack->huffman_code -= count;
+        hpack->huffman_at += count;
+        return PLB_OK;
+    }
+    count = hpack->huffman_at + hpack->huffman_code;
+    if (count == sizeof plb__huffman_symbols) /* EOS */
+        return PLB_ERR_PROTOCOL;
+    plb__hpack_keep(hpack, (char)plb__huffman_symbols[count]);
+    hpack->huffman_code = hpack->huffman_at = hpack->huffman_bits = 0;
+    hpack->huffman_ones = true;
+    return PLB_OK;
+}
+
+static plb_status plb__hpack_string_byte(plb_hpack *hpack, uint8_t byte)
+{
+    plb_status status = PLB_OK;
+    uint32_t bit;
+    hpack->left--;
+    if (!hpack->huffman)
+        plb__hpack_keep(hpack, (char)byte);
+    else
+        for (bit = 8; bit-- > 0 && status == PLB_OK;)
+            status = plb__huffman_bit(hpack, (uint32_t)byte >> bit & 1);
+    return status;
+}
+
+static void plb__hpack_begin_string(plb_hpack *hpack)
+{
+    hpack->left = hpack->integer;
+    hpack->huffman_code = hpack->huffman_at = hpack->huffman_bits = 0;
+    hpack->huffman_ones = true;
+    hpack->state++; /* from its length to its bytes */
+}
+
+/* ---- fields ---- */
+
+/* RFC 7541 section 5.1, one byte of it; `mask` has the bits of the prefix. PLB_OK: hpack->integer is whole. Four bytes
+   after the first are more than any length or index here can need. */
+static plb_status plb__hpack_integer(plb_hpack *hpack, uint8_t byte, uint8_t mask)
+{
+    if (hpack->continued == 0) {
+        hpack->integer = (uint32_t)(byte & mask);
+        hpack->continued = hpack->integer == mask;
+        return hpack->continued ? PLB_AGAIN : PLB_OK;
+    }
+    hpack->integer += (uint32_t)(byte & 0x7f) << 7 * (hpack->continued - 1);
+    if ((byte & 0x80) != 0)
+        return hpack->continued++ == 4 ? PLB_ERR_PROTOCOL : PLB_AGAIN;
+    hpack->continued = 0;
+    return PLB_OK;
+}
+
+static void plb__hpack_classify(plb_hpack *hpack, uint8_t byte)
+{
+    if ((byte & 0x80) != 0)
+        hpack->kind = PLB__HPACK_INDEXED;
+    else if ((byte & 0x40) != 0)
+        hpack->kind = PLB__HPACK_LITERAL_INDEXING;
+    else if ((byte & 0x20) != 0)
+        hpack->kind = PLB__HPACK_TABLE_SIZE;
+    else
+        hpack->kind = PLB__HPACK_LITERAL; /* without indexing, or never indexed: the same to a reader */
+}
+
+/* RFC 7541 section 6.3. */
+static plb_status plb__hpack_resize(plb_hpack *hpack)
+{
+    if (!hpack->at_start || hpack->integer > hpack->peer_limit)
+        return PLB_ERR_PROTOCOL;
+    hpack->peer_size = hpack->integer;
+    plb__hpack_evict(hpack, plb__hpack_capacity(hpack));
+    return PLB_AGAIN;
+}
+
+static plb_status plb__hpack_begin_literal(plb_hpack *hpack)
+{
+    plb_text name, value;
+    size_t i;
+    hpack->name_size = hpack->value_size = 0;
+    hpack->state = PLB__HPACK_NAME_LENGTH;
+    if (hpack->integer == 0)
+        return PLB_AGAIN;
+    if (!plb__hpack_find(hpack, hpack->integer, &name, &value))
+        return PLB_ERR_PROTOCOL;
+    for (i = 0; i < name.size; i++) /* it may leave the table for this very field */
+        plb__hpack_keep(hpack, name.data[i]);
+    hpack->state = PLB__HPACK_VALUE_LENGTH;
+    return PLB_AGAIN;
+}
+
+/* A byte of what a field begins with. */
+static plb_status plb__hpack_first(plb_hpack *hpack, uint8_t byte, plb_hpack_field *field)
+{
+    static const uint8_t masks[] = {0x7f, 0x0f, 0x3f, 0x1f};
+    plb_status status;
+    if (hpack->continued == 0)
+        plb__hpack_classify(hpack, byte);
+    status = plb__hpack_integer(hpack, byte, masks[hpack->kind]);
+    if (status != PLB_OK)
+        return status;
+    if (hpack->kind == PLB__HPACK_TABLE_SIZE)
+        return plb__hpack_resize(hpack);
+    if (hpack->peer_size > hpack->peer_limit) /* RFC 9113 section 4.3.1: it had to make its table smaller first */
+        return PLB_ERR_PROTOCOL;
+    hpack->at_start = false;
+    if (hpack->kind != PLB__HPACK_INDEXED)
+        return plb__hpack_begin_literal(hpack);
+    if (!plb__hpack_find(hpack, hpack->integer, &field->name, &field->value))
+        return PLB_ERR_PROTOCOL;
+    field->size = field->name.size + field->value.size + PLB__HPACK_OVERHEAD;
+    field->cut = false;
+    return PLB_OK;
+}
+
+/* A string is whole: a name is followed by a value, and that ends the field. */
+static plb_status plb__hpack_end_string(plb_hpack *hpack, plb_hpack_field *field)
+{
+    /* RFC 7541 section 5.2: padding is less than a byte, all ones. */
+    if (hpack->huffman && (hpack->huffman_bits > 7 || !hpack->huffman_ones))
+        return PLB_ERR_PROTOCOL;
+    if (hpack->state == PLB__HPACK_NAME) {
+        hpack->state = PLB__HPACK_VALUE_LENGTH;
+        return PLB_AGAIN;
+    }
+    hpack->state = PLB__HPACK_FIRST;
+    if (hpack->kind == PLB__HPACK_LITERAL_INDEXING)
+        plb__hpack_insert(hpack);
+    field->name.data = hpack->room;
+    field->name.size = plb__min32(hpack->name_size, hpack->room_size);
+    field->value.data = hpack->room + field->name.size;
+    field->value.size = plb__min32(hpack->value_size, hpack->room_size - (uint32_t)field->name.size);
+    field->size = (size_t)hpack->name_size + hpack->value_size + PLB__HPACK_OVERHEAD;
+    field->cut = hpack->name_size + hpack->value_size > hpack->room_size;
+    return PLB_OK;
+}
+
+/* PLB_OK: with this byte a field is whole. PLB_AGAIN: it is not. */
+static plb_status plb__hpack_byte(plb_hpack *hpack, uint8_t byte, plb_hpack_field *field)
+{
+    plb_status status;
+    if (hpack->state == PLB__HPACK_FIRST)
+        return plb__hpack_first(hpack, byte, field);
+    if (hpack->state == PLB__HPACK_NAME || hpack->state == PLB__HPACK_VALUE) {
+        status = plb__hpack_string_byte(hpack, byte);
+    } else {
+        if (hpack->continued == 0)
+            hpack->huffman = (byte & 0x80) != 0;
+        status = plb__hpack_integer(hpack, byte, 0x7f);
+        if (status == PLB_OK)
+            plb__hpack_begin_string(hpack);
+    }
+    if (status != PLB_OK)
+        return status;
+    return hpack->left > 0 ? PLB_AGAIN : plb__hpack_end_string(hpack, field);
+}
+
+PLB_API plb_status plb_hpack_next(plb_hpack *hpack, const char *bytes, size_t size, size_t *used,
+                                  plb_hpack_field *field)
+{
+    plb_status status = PLB_AGAIN;
+    size_t at = 0;
+    memset(field, 0, sizeof *field);
+    while (status == PLB_AGAIN && at < size)
+        status = plb__hpack_byte(hpack, (uint8_t)bytes[at++], field);
+    *used = at;
+    return status;
+}
+
+PLB_API plb_status plb_hpack_end(plb_hpack *hpack)
+{
+    hpack->at_start = true;
+    return hpack->state == PLB__HPACK_FIRST && hpack->continued == 0 ? PLB_OK : PLB_ERR_PROTOCOL;
+}
+
+/* ---- writing ---- */
+
+/* Bytes that go to a buffer while it has room; `size` goes on counting. */
+typedef struct plb__bytes {
+    char *out;
+    size_t capacity, size;
+} plb__bytes;
+
+static void plb__put_byte(plb__bytes *to, uint32_t byte)
+{
+    if (to->size < to->capacity)
+        to->out[to->size] = (char)(unsigned char)(byte & 0xff);
+    to->size++;
+}
+
+static void plb__put_text(plb__bytes *to, plb_text text)
+{
+    size_t i;
+    for (i = 0; i < text.size; i++)
+        plb__put_byte(to, (unsigned char)text.data[i]);
+}
+
+static void plb__hpack_put_integer(plb__bytes *to, uint32_t pattern, uint32_t mask, size_t integer)
+{
+    if (integer < mask) {
+        plb__put_byte(to, pattern | (uint32_t)integer);
+        return;
+    }
+    plb__put_byte(to, pattern | mask);
+    for (integer -= mask; integer >= 0x80; integer >>= 7)
+        plb__put_byte(to, (uint32_t)(integer & 0x7f) | 0x80);
+    plb__put_byte(to, (uint32_t)integer);
+}
+
+static void plb__hpack_put_string(plb__bytes *to, plb_text text)
+{
+    plb__hpack_put_integer(to, 0, 0x7f, text.size);
+    plb__put_text(to, text);
+}
+
+static bool plb__text_equals(plb_text text, const char *string)
+{
+    return text.size == strlen(string) && (text.size == 0 || memcmp(text.data, string, text.size) == 0);
+}
+
+PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value)
+{
+    plb__bytes to;
+    uint32_t i, named = 0;
+    to.out = out;
+    to.capacity = capacity;
+    to.size = 0;
+    for (i = 0; i < PLB__HPACK_STATIC; i++) {
+        if (!plb__text_equals(name, plb__hpack_static[i].name))
+            continue;
+        if (plb__text_equals(value, plb__hpack_static[i].value)) {
+            plb__hpack_put_integer(&to, 0x80, 0x7f, i + 1);
+            return to.size;
+        }
+        if (named == 0)
+            named = i + 1;
+    }
+    plb__hpack_put_integer(&to, 0, 0x0f, named);
+    if (named == 0)
+        plb__hpack_put_string(&to, name);
+    plb__hpack_put_string(&to, value);
+    return to.size;
+}
+
+/* ==== HTTP/2 =========================================================================================================
+   Frames, streams, windows. A fault of the connection goes through plb__http2_fail, one of the stream through
+   plb__http2_reset. */
+
+enum { /* RFC 9113 section 6 */
+       PLB__FRAME_DATA = 0,
+       PLB__FRAME_HEADERS,
+       PLB__FRAME_PRIORITY,
+       PLB__FRAME_RST_STREAM,
+       PLB__FRAME_SETTINGS,
+       PLB__FRAME_PUSH_PROMISE,
+       PLB__FRAME_PING,
+       PLB__FRAME_GOAWAY,
+       PLB__FRAME_WINDOW_UPDATE,
+       PLB__FRAME_CONTINUATION,
+       PLB__FRAME_UNKNOWN /* this one and all above: skipped */
+};
+
+enum {
+    PLB__FLAG_ACK = 0x1,
+    PLB__FLAG_END_STREAM = 0x1,
+    PLB__FLAG_END_HEADERS = 0x4,
+    PLB__FLAG_PADDED = 0x8,
+    PLB__FLAG_PRIORITY = 0x20
+};
+
+enum { /* RFC 9113 section 6.5.2 */
+       PLB__SETTING_HEADER_TABLE_SIZE = 1,
+       PLB__SETTING_ENABLE_PUSH,
+       PLB__SETTING_MAX_CONCURRENT_STREAMS,
+       PLB__SETTING_INITIAL_WINDOW_SIZE,
+       PLB__SETTING_MAX_FRAME_SIZE,
+       PLB__SETTING_MAX_HEADER_LIST_SIZE
+};
+
+enum { /* where in a frame the next byte stands */
+       PLB__PHASE_FRAME = 0,
+       PLB__PHASE_PADDING_LENGTH,
+       PLB__PHASE_PRIORITY,
+       PLB__PHASE_CONTENT,
+       PLB__PHASE_PADDING,
+       PLB__PHASE_END_FRAME, /* no byte: what the frame leads to */
+       PLB__PHASE_END_STREAM /* no byte: the answer's end */
+};
+
+enum { /* the request in flight */
+       PLB__EXCHANGE_NONE = 0,
+       PLB__EXCHANGE_HEAD, /* its final answer has not begun */
+       PLB__EXCHANGE_BODY
+};
+
+enum {
+    PLB__HTTP2_WINDOW = 65535,
+    PLB__HTTP2_FRAME_SIZE = 16384,
+    PLB__HTTP2_WINDOW_MAX = 0x7fffffff,
+    PLB__HTTP2_FRAME_HEAD = 9,
+    PLB__HTTP2_FRAMES_MAX = 1000,
+    PLB__HTTP2_CONTINUATIONS_MAX = 64,
+    /* What is kept free in the output, so that a RST_STREAM and a GOAWAY can always be said. */
+    PLB__HTTP2_GOAWAY_ROOM = PLB__HTTP2_FRAME_HEAD + 8,
+    PLB__HTTP2_RESERVE = PLB__HTTP2_GOAWAY_ROOM + PLB__HTTP2_FRAME_HEAD + 4
+};
+
+static uint32_t plb__read32(const uint8_t *at)
+{
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+static void plb__write32(char *at, uint32_t number)
+{
+    plb__bytes to;
+    uint32_t i;
+    to.out = at;
+    to.capacity = 4;
+    to.size = 0;
+    for (i = 4; i-- > 0;)
+        plb__put_byte(&to, number >> 8 * i);
+}
+
+/* ---- output ---- */
+
+/* Room for `size` bytes at the end of the output with `reserve` free behind them, or NULL. */
+static char *plb__http2_room(plb_http2 *h, size_t size, uint32_t reserve)
+{
+    uint32_t held = h->out_end - h->out_at;
+    if (size > h->out_capacity || held + size + reserve > h->out_capacity)
+        return NULL;
+    if (h->out_end + size > h->out_capacity) {
+        memmove(h->out, h->out + h->out_at, held);
+        h->out_at = 0;
+        h->out_end = held;
+    }
+    h->out_end += (uint32_t)size;
+    return h->out + h->out_end - size;
+}
+
+static void plb__http2_write_head(char *at, size_t size, uint8_t type, uint8_t flags, uint32_t stream)
+{
+    plb__write32(at, (uint32_t)size << 8 | type);
+    at[4] = (char)flags;
+    plb__write32(at + 5, stream);
+}
+
+static bool plb__http2_put(plb_http2 *h, uint8_t type, uint8_t flags, uint32_t stream, const void *payload, size_t size,
+                           uint32_t reserve)
+{
+    char *at = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD + size, reserve);
+    if (at == NULL)
+        return false;
+    plb__http2_write_head(at, size, type, flags, stream);
+    if (size > 0)
+        memcpy(at + PLB__HTTP2_FRAME_HEAD, payload, size);
+    return true;
+}
+
+static bool plb__http2_put32(plb_http2 *h, uint8_t type, uint32_t stream, uint32_t number, uint32_t reserve)
+{
+    char payload[4];
+    plb__write32(payload, number);
+    return plb__http2_put(h, type, 0, stream, payload, sizeof payload, reserve);
+}
+
+static void plb__http2_put_goaway(plb_http2 *h, uint32_t code)
+{
+    char payload[8] = {0}; /* the last stream: the server began none */
+    if (h->goaway_sent)
+        return;
+    plb__write32(payload + 4, code);
+    (void)plb__http2_put(h, PLB__FRAME_GOAWAY, 0, 0, payload, sizeof payload, 0); /* the reserve has room for it */
+    h->goaway_sent = h->going_away = true;
+}
+
+/* RFC 9113 section 5.4.1. */
+static plb_status plb__http2_fail(plb_http2 *h, plb_http2_event *event, plb_status status, plb_http2_code code)
+{
+    plb__http2_put_goaway(h, (uint32_t)code);
+    h->exchange = PLB__EXCHANGE_NONE;
+    h->failed = (uint8_t)status;
+    h->code = event->code = (uint32_t)code;
+    event->kind = PLB_HTTP2_NONE;
+    return status;
+}
+
+static plb_status plb__http2_fault(plb_http2 *h, plb_http2_event *event, plb_http2_code code)
+{
+    return plb__http2_fail(h, event, PLB_ERR_PROTOCOL, code);
+}
+
+/* Ends the stream of the request in flight. What still comes for it is read past (RFC 9113 section 5.1, "closed"). */
+static void plb__http2_put_reset(plb_http2 *h, plb_http2_code code)
+{
+    /* once a stream: plb_http2_request found the reserve there */
+    (void)plb__http2_put32(h, PLB__FRAME_RST_STREAM, h->stream, (uint32_t)code, PLB__HTTP2_GOAWAY_ROOM);
+    h->reset_stream = h->stream;
+    h->exchange = PLB__EXCHANGE_NONE;
+}
+
+/* RFC 9113 section 5.4.2. */
+static plb_status plb__http2_reset(plb_http2 *h, plb_http2_event *event, plb_http2_code code)
+{
+    plb__http2_put_reset(h, code);
+    event->kind = PLB_HTTP2_RESET;
+    event->code = (uint32_t)code;
+    event->ours = true;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_malformed(plb_http2 *h, plb_http2_event *event)
+{
+    return plb__http2_reset(h, event, PLB_HTTP2_PROTOCOL_ERROR);
+}
+
+static void plb__http2_put_window_update(plb_http2 *h, uint32_t stream, int32_t *window)
+{
+    if (*window <= PLB__HTTP2_WINDOW / 2 &&
+        plb__http2_put32(h, PLB__FRAME_WINDOW_UPDATE, stream, (uint32_t)(PLB__HTTP2_WINDOW - *window),
+                         PLB__HTTP2_RESERVE))
+        *window = PLB__HTTP2_WINDOW;
+}
+
+/* Begins the next DATA frame of the request's body, if the windows let it. */
+static void plb__http2_frame_body(plb_http2 *h)
+{
+    int32_t window = h->send_window < h->stream_send_window ? h->send_window : h->stream_send_window;
+    size_t left = h->body.size, size;
+    char *head;
+    if (h->exchange == PLB__EXCHANGE_NONE || left == 0 || window <= 0 || h->body_framed > 0)
+        return;
+    head = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD, PLB__HTTP2_RESERVE);
+    if (head == NULL)
+        return;
+    size = plb__min32((uint32_t)window, h->peer_frame_size);
+    if (size > left)
+        size = left;
+    plb__http2_write_head(head, size, PLB__FRAME_DATA, size == left ? PLB__FLAG_END_STREAM : 0, h->stream);
+    h->body_framed = size;
+    h->out_before_body = h->out_end - h->out_at;
+    h->send_window -= (int32_t)size;
+    h->stream_send_window -= (int32_t)size;
+}
+
+PLB_API plb_text plb_http2_output(plb_http2 *h)
+{
+    plb_text text;
+    if (h->failed == PLB_OK) {
+        plb__http2_put_window_update(h, 0, &h->receive_window);
+        if (h->exchange != PLB__EXCHANGE_NONE)
+            plb__http2_put_window_update(h, h->stream, &h->stream_receive_window);
+        plb__http2_frame_body(h);
+    }
+    if (h->body_framed > 0 && h->out_before_body == 0) {
+        text.data = h->body.data;
+        text.size = h->body_framed;
+    } else {
+        text.data = h->out + h->out_at;
+        text.size = h->body_framed > 0 ? h->out_before_body : h->out_end - h->out_at;
+    }
+    return text;
+}
+
+PLB_API void plb_http2_sent(plb_http2 *h, size_t size)
+{
+    if (h->body_framed > 0 && h->out_before_body == 0) {
+        h->body.data += size;
+        h->body.size -= size;
+        h->body_framed -= size;
+        if (size > 0)
+            h->frames = 0;
+        return;
+    }
+    h->out_at += (uint32_t)size;
+    if (h->body_framed > 0)
+        h->out_before_body -= (uint32_t)size;
+}
+
+PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
+{
+    static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 section 3.4 */
+    char settings[18] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0, 0, PLB__SETTING_ENABLE_PUSH, 0, 0, 0, 0,
+                         0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
+    size_t half = size / 2;
+    memset(h, 0, sizeof *h);
+    if (memory == NULL || size < PLB_HTTP2_MEMORY_MIN)
+        return PLB_ERR_ARGUMENT;
+    (void)plb_hpack_open(&h->hpack, memory, half); /* it is large enough */
+    h->out = (char *)memory + half;
+    h->out_capacity = (uint32_t)(size - half < 65535 ? size - half : 65535);
+    h->next_stream = 1;
+    h->send_window = h->receive_window = PLB__HTTP2_WINDOW;
+    h->peer_window = PLB__HTTP2_WINDOW;
+    h->peer_frame_size = PLB__HTTP2_FRAME_SIZE;
+    h->streams_allowed = true;
+    plb__write32(settings + 2, h->hpack.table_size);
+    plb__write32(settings + 14, PLB_HTTP2_HEADER_LIST_MAX);
+    memcpy(plb__http2_room(h, sizeof preface - 1, 0), preface, sizeof preface - 1);
+    (void)plb__http2_put(h, PLB__FRAME_SETTINGS, 0, 0, settings, sizeof settings, 0);
+    return PLB_OK;
+}
+
+/* ---- fields ---- */
+
+/* RFC 9113 section 8.2.2. */
+static bool plb__http2_is_of_connection(plb_text name, plb_text value)
+{
+    static const char *const names[] = {"connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"};
+    size_t i;
+    for (i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (plb__text_equals(name, names[i]))
+            return true;
+    return plb__text_equals(name, "te") && !plb_text_is(value, "trailers");
+}
+
+/* RFC 9113 section 8.2.1. A value that is cut may end anywhere. */
+static bool plb__http2_is_value(plb_text value, bool cut)
+{
+    if (value.size > 0 &&
+        (plb__http1_is_blank(value.data[0]) || (!cut && plb__http1_is_blank(value.data[value.size - 1]))))
+        return false;
+    return plb_http1_is_value(value);
+}
+
+/* Any field but a pseudo-header field. */
+static bool plb__http2_is_field(plb_text name, plb_text value, bool cut)
+{
+    size_t i;
+    for (i = 0; i < name.size; i++)
+        if (name.data[i] >= 'A' && name.data[i] <= 'Z')
+            return false;
+    return plb_http1_is_token(name) && plb__http2_is_value(value, cut) && !plb__http2_is_of_connection(name, value);
+}
+
+/* ---- requests ---- */
+
+static bool plb__http2_is_pseudo(plb_text name)
+{
+    return name.size > 0 && name.data[0] == ':';
+}
+
+/* RFC 9113 section 8.3: pseudo-header fields first. Which ones they are is for the caller to know. */
+static bool plb__http2_are_fields(const plb_http2_header *headers, size_t count)
+{
+    bool regular = false;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        plb_text name = headers[i].name, rest = name;
+        if (!plb__http2_is_pseudo(name)) {
+            regular = true;
+        } else {
+            if (regular)
+                return false;
+            rest.data++;
+            rest.size--;
+        }
+        if (!plb__http2_is_field(rest, headers[i].value, false))
+            return false;
+    }
+    return count > 0;
+}
+
+/* The header block. It begins by making this side's table empty for good: a peer that announces a smaller one need not
+   be told about it later (RFC 9113 section 4.3.1). Once a connection. */
+static size_t plb__http2_write_block(const plb_http2 *h, char *out, size_t capacity, const plb_http2_header *headers,
+                                     size_t count)
+{
+    size_t i, at = 0;
+    if (!h->hpack_began) {
+        if (capacity > 0)
+            out[0] = 0x20;
+        at = 1;
+    }
+    for (i = 0; i < count; i++) {
+        bool fits = at < capacity;
+        at += plb_hpack_write(fits ? out + at : NULL, fits ? capacity - at : 0, headers[i].name, headers[i].value);
+    }
+    return at;
+}
+
+static bool plb__http2_asks_for_head(const plb_http2_header *headers, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; i++)
+        if (plb__text_equals(headers[i].name, ":method"))
+            return plb__text_equals(headers[i].value, "HEAD");
+    return false;
+}
+
+/* May a request begin now? */
+static plb_status plb__http2_admits(const plb_http2 *h)
+{
+    if (h->failed != PLB_OK)
+        return (plb_status)h->failed;
+    if (h->going_away || h->next_stream > PLB__HTTP2_WINDOW_MAX)
+        return PLB_END;
+    if (h->exchange != PLB__EXCHANGE_NONE || h->body_framed > 0 || !h->streams_allowed)
+        return PLB_AGAIN;
+    return PLB_OK;
+}
+
+PLB_API plb_status plb_http2_request(plb_http2 *h, const plb_http2_header *headers, size_t header_count, plb_text body)
+{
+    plb_status status = plb__http2_admits(h);
+    uint8_t flags = body.size > 0 ? PLB__FLAG_END_HEADERS : PLB__FLAG_END_HEADERS | PLB__FLAG_END_STREAM;
+    size_t size;
+    char *at;
+    if (status != PLB_OK)
+        return status;
+    if (!plb__http2_are_fields(headers, header_count))
+        return PLB_ERR_ARGUMENT;
+    size = plb__http2_write_block(h, NULL, 0, headers, header_count);
+    if (size > PLB__HTTP2_FRAME_SIZE || PLB__HTTP2_FRAME_HEAD + size + PLB__HTTP2_RESERVE > h->out_capacity)
+        return PLB_ERR_LIMIT;
+    at = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD + size, PLB__HTTP2_RESERVE);
+    if (at == NULL)
+        return PLB_AGAIN;
+    plb__http2_write_head(at, size, PLB__FRAME_HEADERS, flags, h->next_stream);
+    (void)plb__http2_write_block(h, at + PLB__HTTP2_FRAME_HEAD, size, headers, header_count);
+    h->hpack_began = true;
+    h->body = body;
+    h->stream = h->next_stream;
+    h->next_stream += 2;
+    h->exchange = PLB__EXCHANGE_HEAD;
+    h->to_head = plb__http2_asks_for_head(headers, header_count);
+    h->stream_send_window = (int32_t)h->peer_window;
+    h->stream_receive_window = PLB__HTTP2_WINDOW;
+    h->content_known = false;
+    h->frames = 0;
+    return PLB_OK;
+}
+
+PLB_API void plb_http2_cancel(plb_http2 *h)
+{
+    if (h->exchange != PLB__EXCHANGE_NONE)
+        plb__http2_put_reset(h, PLB_HTTP2_CANCEL);
+}
+
+PLB_API void plb_http2_close(plb_http2 *h)
+{
+    plb__http2_put_goaway(h, PLB_HTTP2_NO_ERROR);
+}
+
+/* ---- input ---- */
+
+typedef struct plb__http2_input {
+    const char *at, *end;
+} plb__http2_input;
+
+/* Is the frame about the request in flight? What is not is read past. */
+static bool plb__http2_is_live(const plb_http2 *h)
+{
+    return h->exchange != PLB__EXCHANGE_NONE && h->frame_stream == h->stream;
+}
+
+/* RFC 9113 section 5.1.1: this side has not begun it, and the server may not. */
+static bool plb__http2_is_idle(const plb_http2 *h)
+{
+    return h->frame_stream % 2 == 0 || h->frame_stream >= h->next_stream;
+}
+
+/* Gathers `size` bytes in h->bytes. */
+static bool plb__http2_collect(plb_http2 *h, plb__http2_input *in, uint8_t size)
+{
+    while (h->collected < size && in->at < in->end)
+        h->bytes[h->collected++] = (uint8_t)*in->at++;
+    if (h->collected < size)
+        return false;
+    h->collected = 0;
+    return true;
+}
+
+static bool plb__http2_length_is_right(const plb_http2 *h)
+{
+    switch (h->frame_type) {
+    case PLB__FRAME_PRIORITY:
+        return h->frame_left == 5;
+    case PLB__FRAME_RST_STREAM:
+    case PLB__FRAME_WINDOW_UPDATE:
+        return h->frame_left == 4;
+    case PLB__FRAME_SETTINGS:
+        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? h->frame_left == 0 : h->frame_left % 6 == 0;
+    case PLB__FRAME_PING:
+        return h->frame_left == 8;
+    case PLB__FRAME_GOAWAY:
+        return h->frame_left >= 8;
+    default:
+        return true;
+    }
+}
+
+/* Frames of streams name one, frames of the connection do not, WINDOW_UPDATE may do either. */
+static bool plb__http2_stream_is_right(const plb_http2 *h)
+{
+    switch (h->frame_type) {
+    case PLB__FRAME_SETTINGS:
+    case PLB__FRAME_PING:
+    case PLB__FRAME_GOAWAY:
+        return h->frame_stream == 0;
+    case PLB__FRAME_PRIORITY:
+        return h->frame_stream != 0;
+    case PLB__FRAME_DATA:
+    case PLB__FRAME_HEADERS:
+    case PLB__FRAME_RST_STREAM:
+    case PLB__FRAME_CONTINUATION:
+        return !plb__http2_is_idle(h); /* 0 among them */
+    case PLB__FRAME_WINDOW_UPDATE:
+        return h->frame_stream == 0 || !plb__http2_is_idle(h);
+    default:
+        return true;
+    }
+}
+
+/* Before anything of a frame but its head is known. */
+static plb_http2_code plb__http2_judge_frame(const plb_http2 *h)
+{
+    bool continues = h->frame_type == PLB__FRAME_CONTINUATION;
+    if (!h->settings_seen && (h->frame_type != PLB__FRAME_SETTINGS || (h->frame_flags & PLB__FLAG_ACK) != 0))
+        return PLB_HTTP2_PROTOCOL_ERROR; /* section 3.4 */
+    if (h->frame_left > PLB__HTTP2_FRAME_SIZE)
+        return PLB_HTTP2_FRAME_SIZE_ERROR;
+    if (continues != h->block_open || h->frame_type == PLB__FRAME_PUSH_PROMISE || !plb__http2_stream_is_right(h))
+        return PLB_HTTP2_PROTOCOL_ERROR;
+    if (!plb__http2_length_is_right(h))
+        return PLB_HTTP2_FRAME_SIZE_ERROR;
+    /* Section 5.1: nothing follows an answer's end, unless it was ended from here and the peer may not know. */
+    if ((h->frame_type == PLB__FRAME_DATA || h->frame_type == PLB__FRAME_HEADERS) && !plb__http2_is_live(h) &&
+        h->frame_stream > h->reset_stream)
+        return PLB_HTTP2_STREAM_CLOSED;
+    return PLB_HTTP2_NO_ERROR;
+}
+
+static plb_status plb__http2_begin_data(plb_http2 *h, plb_http2_event *event)
+{
+    int32_t size = (int32_t)h->frame_left;
+    bool live = plb__http2_is_live(h);
+    if (size > h->receive_window || (live && size > h->stream_receive_window))
+        return plb__http2_fault(h, event, PLB_HTTP2_FLOW_CONTROL_ERROR);
+    h->receive_window -= size; /* section 6.9: padding counts, and so does what is read past */
+    if (!live)
+        return PLB_OK;
+    h->stream_receive_window -= size;
+    return h->exchange == PLB__EXCHANGE_HEAD ? plb__http2_malformed(h, event) : PLB_OK;
+}
+
+static void plb__http2_begin_block(plb_http2 *h)
+{
+    h->block_open = true;
+    h->block_ends_stream = (h->frame_flags & PLB__FLAG_END_STREAM) != 0;
+    h->block_has_regular = false;
+    h->block_size = h->list_size = 0;
+    h->continuations = 0;
+    if (h->exchange == PLB__EXCHANGE_HEAD)
+        h->answer_status = 0;
+}
+
+/* What stands before the content: the length of the padding, and the priority that nobody uses any more. */
+static plb_status plb__http2_begin_content(plb_http2 *h, plb_http2_event *event)
+{
+    bool data = h->frame_type == PLB__FRAME_DATA, headers = h->frame_type == PLB__FRAME_HEADERS;
+    bool padded = (data || headers) && (h->frame_flags & PLB__FLAG_PADDED) != 0;
+    bool priority = headers && (h->frame_flags & PLB__FLAG_PRIORITY) != 0;
+    if (h->frame_left < (padded ? 1u : 0u) + (priority ? 5u : 0u))
+        return plb__http2_fault(h, event, PLB_HTTP2_FRAME_SIZE_ERROR);
+    h->frame_padding = 0;
+    h->phase = PLB__PHASE_CONTENT;
+    if (priority)
+        h->phase = PLB__PHASE_PRIORITY;
+    if (padded)
+        h->phase = PLB__PHASE_PADDING_LENGTH;
+    if (data)
+        return plb__http2_begin_data(h, event);
+    if (headers)
+        plb__http2_begin_block(h);
+    return PLB_OK;
+}
+
+static plb_status plb__http2_begin_frame(plb_http2 *h, plb_http2_event *event)
+{
+    plb_http2_code code;
+    h->frame_left = plb__read32(h->bytes) >> 8;
+    h->frame_type = h->bytes[3];
+    h->frame_flags = h->bytes[4];
+    h->frame_stream = plb__read32(h->bytes + 5) & PLB__HTTP2_WINDOW_MAX;
+    code = plb__http2_judge_frame(h);
+    if (code != PLB_HTTP2_NO_ERROR)
+        return plb__http2_fault(h, event, code);
+    if (++h->frames > PLB__HTTP2_FRAMES_MAX ||
+        (h->block_open && ++h->continuations > PLB__HTTP2_CONTINUATIONS_MAX)) /* section 10.5 */
+        return plb__http2_fault(h, event, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    return plb__http2_begin_content(h, event);
+}
+
+static plb_status plb__http2_read_padding_length(plb_http2 *h, plb_http2_event *event)
+{
+    bool priority = h->frame_type == PLB__FRAME_HEADERS && (h->frame_flags & PLB__FLAG_PRIORITY) != 0;
+    h->frame_left--;
+    h->frame_padding = h->bytes[0];
+    if (h->frame_padding + (priority ? 5u : 0u) > h->frame_left) /* section 6.1 */
+        return plb__http2_fault(h, event, PLB_HTTP2_PROTOCOL_ERROR);
+    h->frame_left -= h->frame_padding;
+    h->phase = priority ? PLB__PHASE_PRIORITY : PLB__PHASE_CONTENT;
+    return PLB_OK;
+}
+
+/* Up to `size` bytes of the input, all that there are. */
+static plb_text plb__http2_take(plb__http2_input *in, uint32_t size)
+{
+    plb_text text = plb__http1_slice(in->at, in->end);
+    if (text.size > size)
+        text.size = size;
+    in->at += text.size;
+    return text;
+}
+
+/* Section 8.1.1: data above its content-length is malformed, but not what comes before it. */
+static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    bool live = plb__http2_is_live(h);
+    uint32_t size = h->frame_left;
+    if (live && h->content_known) {
+        if (h->content_left == 0)
+            return plb__http2_malformed(h, event);
+        if (size > h->content_left)
+            size = (uint32_t)h->content_left;
+    }
+    event->data = plb__http2_take(in, size);
+    h->frame_left -= (uint32_t)event->data.size;
+    if (!live)
+        return PLB_OK;
+    h->content_left -= h->content_known ? event->data.size : 0;
+    h->frames = 0;
+    event->kind = PLB_HTTP2_DATA;
+    return PLB_OK;
+}
+
+/* ---- header blocks ---- */
+
+/* Sections 8.3.2 and 8.6: one :status, three digits, and never 101. False: malformed. */
+static bool plb__http2_read_status(plb_http2 *h, const plb_hpack_field *field)
+{
+    const char *digits = field->value.data;
+    if (h->exchange != PLB__EXCHANGE_HEAD || h->block_has_regular || h->answer_status != 0 ||
+        !plb__text_equals(field->name, ":status") || field->value.size != 3 || digits[0] < '1' || digits[0] > '9' ||
+        !plb__http1_is_digit(digits[1]) || !plb__http1_is_digit(digits[2]))
+        return false;
+    h->answer_status = (uint16_t)((digits[0] - '0') * 100 + (digits[1] - '0') * 10 + (digits[2] - '0'));
+    return h->answer_status != 101;
+}
+
+/* Section 8.1.1. An interim answer has no content, whatever it says. */
+static bool plb__http2_read_length(plb_http2 *h, const plb_hpack_field *field)
+{
+    if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status < 200 || !plb__text_equals(field->name, "content-length"))
+        return true;
+    if (h->content_known || field->cut || plb_http1_content_length(field->value, &h->content_left) != PLB_OK)
+        return false;
+    h->content_known = true;
+    return true;
+}
+
+static plb_status plb__http2_on_field(plb_http2 *h, const plb_hpack_field *field, plb_http2_event *event)
+{
+    bool head = h->exchange == PLB__EXCHANGE_HEAD;
+    h->list_size += (uint32_t)field->size;
+    if (h->list_size > PLB_HTTP2_HEADER_LIST_MAX)
+        return plb__http2_fail(h, event, PLB_ERR_LIMIT, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    event->status = h->answer_status;
+    if (plb__http2_is_pseudo(field->name)) {
+        if (!plb__http2_read_status(h, field))
+            return plb__http2_malformed(h, event);
+        event->kind = PLB_HTTP2_STATUS;
+        event->status = h->answer_status;
+        return PLB_OK;
+    }
+    h->block_has_regular = true;
+    if (h->answer_status == 0 || !plb__http2_is_field(field->name, field->value, field->cut) ||
+        !plb__http2_read_length(h, field))
+        return plb__http2_malformed(h, event);
+    event->kind = head ? PLB_HTTP2_HEADER : PLB_HTTP2_TRAILER;
+    event->name = field->name;
+    event->value = field->value;
+    event->cut = field->cut;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_read_block(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    plb__http2_input rest = *in;
+    plb_text piece = plb__http2_take(&rest, h->frame_left);
+    plb_hpack_field field;
+    size_t used;
+    plb_status status = plb_hpack_next(&h->hpack, piece.data, piece.size, &used, &field);
+    in->at += used;
+    h->frame_left -= (uint32_t)used;
+    h->block_size += (uint32_t)used;
+    if (h->block_size > PLB_HTTP2_HEADER_LIST_MAX)
+        return plb__http2_fail(h, event, PLB_ERR_LIMIT, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    if (status == PLB_OK)
+        return plb__http2_on_field(h, &field, event);
+    return status == PLB_AGAIN ? PLB_OK : plb__http2_fault(h, event, PLB_HTTP2_COMPRESSION_ERROR);
+}
+
+static plb_status plb__http2_end_head(plb_http2 *h, plb_http2_event *event)
+{
+    bool interim = h->answer_status < 200;
+    if (h->answer_status == 0 || (interim && h->block_ends_stream)) /* section 8.1 */
+        return plb__http2_malformed(h, event);
+    if (!interim) {
+        h->exchange = PLB__EXCHANGE_BODY;
+        if (h->to_head || h->answer_status == 204 || h->answer_status == 304) { /* no content, whatever its length */
+            h->content_known = true;
+            h->content_left = 0;
+        }
+    }
+    event->kind = PLB_HTTP2_HEADERS_END;
+    event->status = h->answer_status;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_end_block(plb_http2 *h, plb_http2_event *event)
+{
+    if ((h->frame_flags & PLB__FLAG_END_HEADERS) == 0)
+        return PLB_OK;
+    h->block_open = false;
+    if (plb_hpack_end(&h->hpack) != PLB_OK)
+        return plb__http2_fault(h, event, PLB_HTTP2_COMPRESSION_ERROR);
+    if (h->block_ends_stream)
+        h->phase = PLB__PHASE_END_STREAM;
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    if (h->exchange == PLB__EXCHANGE_HEAD)
+        return plb__http2_end_head(h, event);
+    return h->block_ends_stream ? PLB_OK : plb__http2_malformed(h, event); /* trailers are the last of a stream */
+}
+
+/* ---- frames of the connection ---- */
+
+/* RFC 9113 section 6.9.2: windows that are open grow or shrink by the difference, below 0 if need be. */
+static plb_http2_code plb__http2_set_window(plb_http2 *h, uint32_t window)
+{
+    int64_t moved = (int64_t)h->stream_send_window + window - h->peer_window;
+    if (window > PLB__HTTP2_WINDOW_MAX)
+        return PLB_HTTP2_FLOW_CONTROL_ERROR;
+    if (h->exchange != PLB__EXCHANGE_NONE) {
+        if (moved > PLB__HTTP2_WINDOW_MAX)
+            return PLB_HTTP2_FLOW_CONTROL_ERROR;
+        h->stream_send_window = (int32_t)moved;
+    }
+    h->peer_window = window;
+    return PLB_HTTP2_NO_ERROR;
+}
+
+/* Section 6.5.2. SETTINGS_HEADER_TABLE_SIZE: this side's table is empty anyway. */
+static plb_status plb__http2_on_setting(plb_http2 *h, plb_http2_event *event)
+{
+    uint32_t value = plb__read32(h->bytes + 2);
+    plb_http2_code code = PLB_HTTP2_NO_ERROR;
+    switch ((uint32_t)h->bytes[0] << 8 | h->bytes[1]) {
+    case PLB__SETTING_ENABLE_PUSH:
+        if (value != 0)
+            code = PLB_HTTP2_PROTOCOL_ERROR;
+        break;
+    case PLB__SETTING_MAX_CONCURRENT_STREAMS:
+        h->streams_allowed = value > 0;
+        break;
+    case PLB__SETTING_INITIAL_WINDOW_SIZE:
+        code = plb__http2_set_window(h, value);
+        break;
+    case PLB__SETTING_MAX_FRAME_SIZE:
+        if (value < PLB__HTTP2_FRAME_SIZE || value > 0xffffff)
+            code = PLB_HTTP2_PROTOCOL_ERROR;
+        else
+            h->peer_frame_size = value;
+        break;
+    default:
+        break;
+    }
+    return code == PLB_HTTP2_NO_ERROR ? PLB_OK : plb__http2_fault(h, event, code);
+}
+
+/* An answer that has no room: the peer asks faster than it reads (section 10.5). */
+static plb_status plb__http2_reply(plb_http2 *h, plb_http2_event *event, uint8_t type, const void *payload, size_t size)
+{
+    if (!plb__http2_put(h, type, PLB__FLAG_ACK, 0, payload, size, PLB__HTTP2_RESERVE))
+        return plb__http2_fault(h, event, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    return PLB_OK;
+}
+
+static plb_status plb__http2_end_settings(plb_http2 *h, plb_http2_event *event)
+{
+    h->settings_seen = true;
+    if ((h->frame_flags & PLB__FLAG_ACK) == 0)
+        return plb__http2_reply(h, event, PLB__FRAME_SETTINGS, NULL, 0);
+    plb_hpack_acknowledged(&h->hpack);
+    return PLB_OK;
+}
+
+/* Section 6.9.1. */
+static plb_status plb__http2_on_window_update(plb_http2 *h, plb_http2_event *event)
+{
+    int64_t increment = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
+    int32_t *window = h->frame_stream == 0 ? &h->send_window : &h->stream_send_window;
+    plb_http2_code code = increment == 0 ? PLB_HTTP2_PROTOCOL_ERROR : PLB_HTTP2_FLOW_CONTROL_ERROR;
+    if (h->frame_stream != 0 && !plb__http2_is_live(h))
+        return PLB_OK;
+    if (increment > 0 && *window + increment <= PLB__HTTP2_WINDOW_MAX) {
+        *window = (int32_t)(*window + increment);
+        return PLB_OK;
+    }
+    return h->frame_stream == 0 ? plb__http2_fault(h, event, code) : plb__http2_reset(h, event, code);
+}
+
+static plb_status plb__http2_on_reset(plb_http2 *h, plb_http2_event *event)
+{
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    h->exchange = PLB__EXCHANGE_NONE;
+    event->kind = PLB_HTTP2_RESET;
+    event->code = plb__read32(h->bytes);
+    return PLB_OK;
+}
+
+/* Section 6.8. What follows the 8 bytes is for people to read: skipped. */
+static plb_status plb__http2_on_goaway(plb_http2 *h, plb_http2_event *event)
+{
+    uint32_t last = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
+    h->frame_type = PLB__FRAME_UNKNOWN;
+    h->going_away = true;
+    event->kind = PLB_HTTP2_GOAWAY;
+    event->code = plb__read32(h->bytes + 4);
+    event->covered = h->exchange == PLB__EXCHANGE_NONE || h->stream <= last;
+    if (!event->covered) {
+        h->exchange = PLB__EXCHANGE_NONE;
+        h->reset_stream = h->stream;
+    }
+    return PLB_OK;
+}
+
+/* Frames whose content is of one size, or of several pieces of one size. */
+static plb_status plb__http2_read_fixed(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    static const uint8_t sizes[] = {0, 0, 5, 4, 6, 0, 8, 8, 4};
+    uint8_t size = sizes[h->frame_type];
+    if (!plb__http2_collect(h, in, size))
+        return PLB_OK;
+    h->frame_left -= size;
+    switch (h->frame_type) {
+    case PLB__FRAME_RST_STREAM:
+        return plb__http2_on_reset(h, event);
+    case PLB__FRAME_SETTINGS:
+        return plb__http2_on_setting(h, event);
+    case PLB__FRAME_PING:
+        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? PLB_OK
+                                                     : plb__http2_reply(h, event, PLB__FRAME_PING, h->bytes, size);
+    case PLB__FRAME_GOAWAY:
+        return plb__http2_on_goaway(h, event);
+    case PLB__FRAME_WINDOW_UPDATE:
+        return plb__http2_on_window_update(h, event);
+    default: /* PRIORITY says nothing any more (section 5.3.2) */
+        return PLB_OK;
+    }
+}
+
+static plb_status plb__http2_read_content(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    if (h->frame_left == 0) {
+        h->phase = PLB__PHASE_PADDING;
+        return PLB_OK;
+    }
+    if (h->frame_type == PLB__FRAME_DATA)
+        return plb__http2_read_data(h, in, event);
+    if (h->frame_type == PLB__FRAME_HEADERS || h->frame_type == PLB__FRAME_CONTINUATION)
+        return plb__http2_read_block(h, in, event);
+    if (h->frame_type < PLB__FRAME_UNKNOWN)
+        return plb__http2_read_fixed(h, in, event);
+    h->frame_left -= (uint32_t)plb__http2_take(in, h->frame_left).size;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_end_frame(plb_http2 *h, plb_http2_event *event)
+{
+    h->phase = PLB__PHASE_FRAME;
+    switch (h->frame_type) {
+    case PLB__FRAME_DATA:
+        if ((h->frame_flags & PLB__FLAG_END_STREAM) != 0)
+            h->phase = PLB__PHASE_END_STREAM;
+        return PLB_OK;
+    case PLB__FRAME_HEADERS:
+    case PLB__FRAME_CONTINUATION:
+        return plb__http2_end_block(h, event);
+    case PLB__FRAME_SETTINGS:
+        return plb__http2_end_settings(h, event);
+    default:
+        return PLB_OK;
+    }
+}
+
+static plb_status plb__http2_end_stream(plb_http2 *h, plb_http2_event *event)
+{
+    h->phase = PLB__PHASE_FRAME;
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    if (h->content_known && h->content_left > 0)
+        return plb__http2_malformed(h, event);
+    if (h->body.size > h->body_framed) /* the peer does not wait for the rest of the request (section 8.1) */
+        plb__http2_put_reset(h, PLB_HTTP2_CANCEL);
+    h->exchange = PLB__EXCHANGE_NONE;
+    event->kind = PLB_HTTP2_END;
+    return PLB_OK;
+}
+
+/* One step of the frame that is being read. */
+static plb_status plb__http2_step(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    switch (h->phase) {
+    case PLB__PHASE_FRAME:
+        return plb__http2_collect(h, in, PLB__HTTP2_FRAME_HEAD) ? plb__http2_begin_frame(h, event) : PLB_OK;
+    case PLB__PHASE_PADDING_LENGTH:
+        return plb__http2_collect(h, in, 1) ? plb__http2_read_padding_length(h, event) : PLB_OK;
+    case PLB__PHASE_PRIORITY:
+        if (plb__http2_collect(h, in, 5)) {
+            h->frame_left -= 5;
+            h->phase = PLB__PHASE_CONTENT;
+        }
+        return PLB_OK;
+    case PLB__PHASE_CONTENT:
+        return plb__http2_read_content(h, in, event);
+    case PLB__PHASE_PADDING:
+        h->frame_padding = (uint8_t)(h->frame_padding - plb__http2_take(in, h->frame_padding).size);
+        if (h->frame_padding == 0)
+            h->phase = PLB__PHASE_END_FRAME;
+        return PLB_OK;
+    case PLB__PHASE_END_FRAME:
+        return plb__http2_end_frame(h, event);
+    default: /* PLB__PHASE_END_STREAM */
+        return plb__http2_end_stream(h, event);
+    }
+}
+
+/* Can the next step be taken without a byte? */
+static bool plb__http2_needs_no_byte(const plb_http2 *h)
+{
+    switch (h->phase) {
+    case PLB__PHASE_CONTENT:
+        return h->frame_left == 0;
+    case PLB__PHASE_PADDING:
+        return h->frame_padding == 0;
+    case PLB__PHASE_END_FRAME:
+    case PLB__PHASE_END_STREAM:
+        return true;
+    default:
+        return false;
+    }
+}
+
+PLB_API plb_status plb_http2_next(plb_http2 *h, const char *bytes, size_t size, size_t *used, plb_http2_event *event)
+{
+    plb__http2_input in;
+    plb_status status = (plb_status)h->failed;
+    memset(event, 0, sizeof *event);
+    event->code = h->code;
+    in.at = bytes;
+    in.end = size > 0 ? bytes + size : bytes;
+    while (status == PLB_OK && event->kind == PLB_HTTP2_NONE)
+        status = in.at < in.end || plb__http2_needs_no_byte(h) ? plb__http2_step(h, &in, event) : PLB_AGAIN;
+    *used = size > 0 ? (size_t)(in.at - bytes) : 0;
+    return status;
+}
+
+/* ==== GRPC ===========================================================================================================
+   A message of one field to write, and one to read byte by byte. */
+
+PLB_API const char *plb_grpc_serving_name(uint32_t serving)
+{
+    static const char *const names[] = {"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"};
+    return names[serving < sizeof names / sizeof names[0] ? serving : 0];
+}
+
+PLB_API const char *plb_grpc_status_name(uint32_t status)
+{
+    static const char *const names[] = {
+        "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+        "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+        "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+        "DATA_LOSS", "UNAUTHENTICATED"};
+    return names[status < sizeof names / sizeof names[0] ? status : 2];
+}
+
+PLB_API plb_status plb_grpc_status(plb_text value, uint32_t *out)
+{
+    uint64_t number;
+    if (plb_http1_content_length(value, &number) != PLB_OK || number > UINT32_MAX) /* digits and nothing else, too */
+        return PLB_ERR_PROTOCOL;
+    *out = (uint32_t)number;
+    return PLB_OK;
+}
+
+PLB_API void plb_grpc_health_headers(plb_http2_header headers[PLB_GRPC_HEADERS], plb_text authority, bool tls)
+{
+    static const char *const names[PLB_GRPC_HEADERS] = {":method",    ":scheme",      ":path",
+                                                        ":authority", "content-type", "te"};
+    static const char *const values[PLB_GRPC_HEADERS] = {
+        "POST", "http", "/grpc.health.v1.Health/Check", "", "application/grpc", "trailers"};
+    size_t i;
+    for (i = 0; i < PLB_GRPC_HEADERS; i++) {
+        headers[i].name = plb__text_of(names[i]);
+        headers[i].value = plb__text_of(values[i]);
+    }
+    if (tls)
+        headers[1].value = plb__text_of("https");
+    headers[3].value = authority;
+}
+
+static size_t plb__varint_size(size_t number)
+{
+    size_t size = 1;
+    while ((number >>= 7) != 0)
+        size++;
+    return size;
+}
+
+PLB_API size_t plb_grpc_health_request(char *out, size_t capacity, plb_text service)
+{
+    size_t message = service.size == 0 ? 0 : 1 + plb__varint_size(service.size) + service.size, left = service.size;
+    char head[5] = {0}; /* not compressed */
+    plb__bytes to;
+    plb_text text;
+    to.out = out;
+    to.capacity = capacity < 5 + message ? 0 : capacity;
+    to.size = 0;
+    plb__write32(head + 1, (uint32_t)message);
+    text.data = head;
+    text.size = sizeof head;
+    plb__put_text(&to, text);
+    if (service.size == 0) /* what is empty is not said */
+        return to.size;
+    plb__put_byte(&to, 1 << 3 | 2); /* field 1, a string */
+    for (; left >= 0x80; left >>= 7)
+        plb__put_byte(&to, (uint32_t)(left & 0x7f) | 0x80);
+    plb__put_byte(&to, (uint32_t)left);
+    plb__put_text(&to, service);
+    return to.size;
+}
+
+enum { PLB__GRPC_PREFIX = 5, PLB__GRPC_STATUS_FIELD = 1 };
+
+enum { /* what the next byte of the message belongs to */
+       PLB__GRPC_TAG = 0,
+       PLB__GRPC_VARINT,
+       PLB__GRPC_LENGTH,
+       PLB__GRPC_SKIP
+};
+
+enum { /* Protocol Buffers, "Message Structure" */
+       PLB__WIRE_VARINT = 0,
+       PLB__WIRE_64,
+       PLB__WIRE_LENGTH,
+       PLB__WIRE_GROUP,
+       PLB__WIRE_GROUP_END,
+       PLB__WIRE_32
+};
+
+static plb_status plb__grpc_skip(plb_grpc_health *reader, uint32_t size)
+{
+    reader->skip = size;
+    reader->state = size > 0 ? PLB__GRPC_SKIP : PLB__GRPC_TAG;
+    return size > reader->left ? PLB_ERR_PROTOCOL : PLB_OK;
+}
+
+static plb_status plb__grpc_group(plb_grpc_health *reader, bool begins)
+{
+    reader->state = PLB__GRPC_TAG;
+    if (begins) {
+        if (reader->depth == PLB_GRPC_GROUP_MAX)
+            return PLB_ERR_LIMIT;
+        reader->groups[reader->depth++] = reader->field;
+        return PLB_OK;
+    }
+    if (reader->depth == 0 || reader->groups[--reader->depth] != reader->field)
+        return PLB_ERR_PROTOCOL;
+    return PLB_OK;
+}
+
+static plb_status plb__grpc_on_tag(plb_grpc_health *reader)
+{
+    if (reader->varint > UINT32_MAX || reader->varint < 8) /* field numbers are 1 to 2^29 - 1 */
+        return PLB_ERR_PROTOCOL;
+    reader->field = (uint32_t)(reader->varint >> 3);
+    switch (reader->varint & 7) {
+    case PLB__WIRE_VARINT:
+        reader->state = PLB__GRPC_VARINT;
+        return PLB_OK;
+    case PLB__WIRE_64:
+        return plb__grpc_skip(reader, 8);
+    case PLB__WIRE_LENGTH:
+        reader->state = PLB__GRPC_LENGTH;
+        return PLB_OK;
+    case PLB__WIRE_GROUP:
+        return plb__grpc_group(reader, true);
+    case PLB__WIRE_GROUP_END:
+        return plb__grpc_group(reader, false);
+    case PLB__WIRE_32:
+        return plb__grpc_skip(reader, 4);
+    default:
+        return PLB_ERR_PROTOCOL;
+    }
+}
+
+/* A whole varint: a tag, a value or a length. An enum is the low 32 bits of one; of several, the last one counts. */
+static plb_status plb__grpc_on_varint(plb_grpc_health *reader)
+{
+    switch (reader->state) {
+    case PLB__GRPC_TAG:
+        return plb__grpc_on_tag(reader);
+    case PLB__GRPC_VARINT:
+        reader->state = PLB__GRPC_TAG;
+        if (reader->field == PLB__GRPC_STATUS_FIELD && reader->depth == 0)
+            reader->serving = (uint32_t)(reader->varint & UINT32_MAX);
+        return PLB_OK;
+    default: /* PLB__GRPC_LENGTH */
+        if (reader->varint > reader->left)
+            return PLB_ERR_PROTOCOL;
+        return plb__grpc_skip(reader, (uint32_t)reader->varint);
+    }
+}
+
+/* One byte of the message. */
+static plb_status plb__grpc_byte(plb_grpc_health *reader, uint8_t byte)
+{
+    plb_status status;
+    reader->left--;
+    if (reader->state == PLB__GRPC_SKIP) {
+        if (--reader->skip == 0)
+            reader->state = PLB__GRPC_TAG;
+        return PLB_OK;
+    }
+    if (reader->shift == 63 && byte > 1) /* 64 bits are ten bytes, and one bit of the last */
+        return PLB_ERR_PROTOCOL;
+    reader->varint |= (uint64_t)(byte & 0x7f) << reader->shift;
+    reader->shift = (uint8_t)(reader->shift + 7);
+    if ((byte & 0x80) != 0)
+        return PLB_OK;
+    status = plb__grpc_on_varint(reader);
+    reader->varint = 0;
+    reader->shift = 0;
+    return status;
+}
+
+/* One byte of what stands before a message: is it compressed, and how long is it. */
+static plb_status plb__grpc_prefix(plb_grpc_health *reader, uint8_t byte)
+{
+    if (reader->prefix_read++ == 0)
+        return byte == 0 ? PLB_OK : PLB_ERR_PROTOCOL;
+    reader->left = reader->left << 8 | byte;
+    return reader->prefix_read == PLB__GRPC_PREFIX && reader->left > PLB_GRPC_MESSAGE_MAX ? PLB_ERR_LIMIT : PLB_OK;
+}
+
+PLB_API plb_status plb_grpc_health_next(plb_grpc_health *reader, const char *bytes, size_t size)
+{
+    plb_status status = PLB_OK;
+    size_t i;
+    for (i = 0; i < size && status == PLB_OK; i++) {
+        if (reader->prefix_read < PLB__GRPC_PREFIX)
+            status = plb__grpc_prefix(reader, (uint8_t)bytes[i]);
+        else
+            status = reader->left > 0 ? plb__grpc_byte(reader, (uint8_t)bytes[i]) : PLB_ERR_PROTOCOL;
+    }
+    if (status != PLB_OK)
+        return status;
+    if (reader->prefix_read < PLB__GRPC_PREFIX || reader->left > 0)
+        return PLB_AGAIN;
+    if (reader->state != PLB__GRPC_TAG || reader->shift > 0 || reader->depth > 0) /* it ends in the midst of a field */
+        return PLB_ERR_PROTOCOL;
+    return PLB_OK;
 }
 
 #endif /* PLB__IMPLEMENTED */
