@@ -53,6 +53,7 @@
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
      BALANCER            create, poll, destroy, observe
      PICKING             select, begin and end, handles, walk
+     METRICS             all of it as Prometheus text
      HTTP/1              the wire codec that probes and proxies use
      HPACK               header compression of HTTP/2
      HTTP/2              the client's side of a connection, for probes: bytes in, events and bytes out
@@ -64,7 +65,7 @@
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
      OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
      HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK
-     BALANCER, HTTP/1, HPACK, HTTP/2, GRPC
+     BALANCER, METRICS, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
    backend     an address, a weight, and what the program hangs on it (id, ext)
@@ -1229,6 +1230,7 @@ typedef struct plb_update_info {
     uint64_t build_us;     /* comparing, building, publishing */
     uint64_t updates;      /* answers applied, those that changed nothing too */
     uint64_t changes;      /* sets published */
+    uint64_t failures;     /* discoveries that failed, and answers that were refused */
     uint32_t backends;     /* in the current set */
 } plb_update_info;
 
@@ -1239,6 +1241,7 @@ typedef struct plb_update_info {
 typedef struct plb_balancer_desc {
     plb_port port;
     plb_allocator allocator;
+    const char *name; /* of this balancer, in plb_metrics; copied. NULL: none */
     plb_strategy strategy;
     plb_discovery discovery;
     plb_check check;         /* of every backend; its ops are NULL: none */
@@ -1402,6 +1405,23 @@ typedef struct plb_walk {
 PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *key, size_t key_length);
 PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info);
 PLB_API void plb_walk_end(plb_walk *walk);
+
+/* ==== METRICS ========================================================================================================
+   What is known of balancers, backends and checks, in the text format that Prometheus reads: version 0.0.4, to be
+   served as "text/plain; version=0.0.4; charset=utf-8". Names begin with plb_; counters end in _total, times are in
+   seconds, shares are ratios. Labels: balancer (plb_balancer_desc.name, where there is one), address, id (unless 0),
+   name (where there is one); priority for weight and readiness, of which an address may have several; check (its
+   number) and kind (plb_check_ops.name). Bytes that may not stand in a label's value are written as \xNN. The HELP
+   lines say what each metric is. */
+
+/* Writes the metrics of `lb` as snprintf would: returns the length of the whole text, writes what fits, and a NUL when
+   capacity is above 0. A text that is cut ends with a whole line. Takes 2 to 4 KiB and some microseconds a backend.
+   Allocates nothing. From the polling thread. */
+PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity);
+
+/* The same for several balancers in one text, in which the format wants the samples of a metric to stand together.
+   They are told apart by their names, which must differ. From the thread that polls all of them. */
+PLB_API size_t plb_metrics_of(plb_balancer *const *balancers, size_t count, char *text, size_t capacity);
 
 /* ==== HTTP/1 =========================================================================================================
    The wire format of HTTP/1.0 and HTTP/1.1 (RFC 9112): bytes in, slices of those bytes out. Nothing is copied, kept or
@@ -8637,6 +8657,7 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
     lb->update.status = status;
     lb->update.updates += status == PLB_OK;
     lb->update.changes += changed;
+    lb->update.failures += status != PLB_OK;
     lb->update.backends = current != NULL ? current->count : 0;
     if (lb->desc.discovery.ops->applied != NULL)
         lb->desc.discovery.ops->applied(lb->discovery_state, status);
@@ -11585,6 +11606,21 @@ static void plb__check_resolve(plb_check *check, uint32_t every_ms)
     check->every_ms = plb__or(check->every_ms, every_ms);
 }
 
+/* Copies the name. */
+static plb_status plb__name_take(plb_balancer *lb, const char *name)
+{
+    size_t size = plb__name_size(name);
+    char *copy = NULL;
+    if (size > 0)
+        copy = (char *)plb__new(&lb->env.allocator, size);
+    lb->desc.name = copy;
+    if (size > 0 && copy == NULL)
+        return PLB_ERR_MEMORY;
+    if (size > 0)
+        memcpy(copy, name, size);
+    return PLB_OK;
+}
+
 /* Copies the checks. */
 static plb_status plb__checks_take(plb_balancer *lb, const plb_balancer_desc *desc)
 {
@@ -11760,7 +11796,9 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     lb->epoch_ms = lb->timers.now_ms;
     plb__seed_readers(lb);
     lb->jitter = lb->seed;
-    status = plb__checks_take(lb, desc);
+    status = plb__name_take(lb, desc->name);
+    if (status == PLB_OK)
+        status = plb__checks_take(lb, desc);
     if (status == PLB_OK)
         status = plb__open_all(lb);
     if (status != PLB_OK) {
@@ -11880,8 +11918,447 @@ PLB_API void plb_destroy(plb_balancer *lb)
         plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE);
     plb__delete(&allocator, lb->schedule, lb->schedule_capacity * sizeof *lb->schedule);
     plb__delete(&allocator, lb->checks, lb->check_count * sizeof *lb->checks);
+    plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name));
     plb__delete(&allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
     plb__delete(&allocator, lb, sizeof *lb);
+}
+
+/* ==== METRICS ========================================================================================================
+   Prometheus text, one metric after another; of each, one sample after another. */
+
+enum {
+    PLB__METRIC_COUNT,
+    PLB__METRIC_MICROSECONDS,
+    PLB__METRIC_SHARE,
+    PLB__METRIC_STATUS
+}; /* how values are written */
+
+/* Of what a metric has a sample: a balancer; a backend in a tier, for what depends on its weight; a backend; one of its
+   checks; one of its checks, once it has a result. */
+enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_CHECK, PLB__OF_RESULT };
+
+enum {
+    PLB__METRIC_BACKENDS,
+    PLB__METRIC_BACKENDS_READY,
+    PLB__METRIC_BACKENDS_HEALTHY,
+    PLB__METRIC_BACKENDS_EJECTED,
+    PLB__METRIC_UPDATES,
+    PLB__METRIC_UPDATE_FAILURES,
+    PLB__METRIC_CHANGES,
+    PLB__METRIC_UPDATE_STATUS,
+    PLB__METRIC_DISCOVERY,
+    PLB__METRIC_BUILD,
+    PLB__METRIC_PROBES,
+    PLB__METRIC_RETIRED,
+    PLB__METRIC_READY,
+    PLB__METRIC_WEIGHT,
+    PLB__METRIC_HEALTHY,
+    PLB__METRIC_ENABLED,
+    PLB__METRIC_EJECTED,
+    PLB__METRIC_ADVISED_OFF,
+    PLB__METRIC_SHARE_RATIO,
+    PLB__METRIC_IN_FLIGHT,
+    PLB__METRIC_FLIPS,
+    PLB__METRIC_PASSING,
+    PLB__METRIC_PASSED,
+    PLB__METRIC_FAILED,
+    PLB__METRIC_LAST_STATUS,
+    PLB__METRIC_LAST_CODE,
+    PLB__METRIC_LAST_LATENCY
+};
+
+typedef struct plb__metric {
+    uint8_t id, of, unit;
+    bool counter;
+    const char *name;   /* without plb_; the same as the row's before: another sample of that metric */
+    const char *result; /* a label's value, or NULL */
+    const char *help;
+} plb__metric;
+
+static const plb__metric plb__metric_rows[] = {
+    {PLB__METRIC_BACKENDS, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends", NULL, "Backends in the set."},
+    {PLB__METRIC_BACKENDS_READY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ready", NULL,
+     "Backends in the set that may be picked now."},
+    {PLB__METRIC_BACKENDS_HEALTHY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_healthy", NULL,
+     "Backends in the set whose checks all pass."},
+    {PLB__METRIC_BACKENDS_EJECTED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ejected", NULL,
+     "Backends in the set that are taken out for what requests met with."},
+    {PLB__METRIC_UPDATES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "updates_total", NULL,
+     "Answers of the discovery that were applied, those that changed nothing too."},
+    {PLB__METRIC_UPDATE_FAILURES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "update_failures_total", NULL,
+     "Discoveries that failed, and answers that were refused."},
+    {PLB__METRIC_CHANGES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "set_changes_total", NULL, "Sets published."},
+    {PLB__METRIC_UPDATE_STATUS, PLB__OF_BALANCER, PLB__METRIC_STATUS, false, "update_last_status", NULL,
+     "How the last update went, as a label."},
+    {PLB__METRIC_DISCOVERY, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "discovery_duration_seconds", NULL,
+     "How long the last discovery took to answer."},
+    {PLB__METRIC_BUILD, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "build_duration_seconds", NULL,
+     "How long the last answer took to compare, build and publish."},
+    {PLB__METRIC_PROBES, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "probes_in_flight", NULL, "Probes in flight."},
+    {PLB__METRIC_RETIRED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "retired_sets", NULL,
+     "Earlier sets that somebody still reads."},
+    {PLB__METRIC_READY, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_ready", NULL, "1: it may be picked now."},
+    {PLB__METRIC_WEIGHT, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_weight", NULL, "Its weight in its tier."},
+    {PLB__METRIC_HEALTHY, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_healthy", NULL,
+     "1: all of its checks pass."},
+    {PLB__METRIC_ENABLED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_enabled", NULL, "0: it is switched off."},
+    {PLB__METRIC_EJECTED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_ejected", NULL,
+     "1: it is taken out for what requests met with."},
+    {PLB__METRIC_ADVISED_OFF, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_advised_off", NULL,
+     "1: its agent wants no new requests."},
+    {PLB__METRIC_SHARE_RATIO, PLB__OF_BACKEND, PLB__METRIC_SHARE, false, "backend_share_ratio", NULL,
+     "How much of its weight counts, as it starts slowly or as its agent advises."},
+    {PLB__METRIC_IN_FLIGHT, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_requests_in_flight", NULL,
+     "Requests that began and have not ended."},
+    {PLB__METRIC_FLIPS, PLB__OF_BACKEND, PLB__METRIC_COUNT, true, "backend_flips_total", NULL,
+     "How often it became healthy or unhealthy."},
+    {PLB__METRIC_PASSING, PLB__OF_CHECK, PLB__METRIC_COUNT, false, "check_passing", NULL, "1: the check passes."},
+    {PLB__METRIC_PASSED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "passed",
+     "Probes by their result."},
+    {PLB__METRIC_FAILED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "failed", NULL},
+    {PLB__METRIC_LAST_STATUS, PLB__OF_CHECK, PLB__METRIC_STATUS, false, "check_last_status", NULL,
+     "How the last probe went, as a label."},
+    {PLB__METRIC_LAST_CODE, PLB__OF_RESULT, PLB__METRIC_COUNT, false, "check_last_code", NULL,
+     "The protocol's own number for the last probe's result (HTTP status, ...); 0: none."},
+    {PLB__METRIC_LAST_LATENCY, PLB__OF_RESULT, PLB__METRIC_MICROSECONDS, false, "check_last_duration_seconds", NULL,
+     "How long the last probe took."},
+};
+
+#define PLB__METRIC_ROWS (sizeof plb__metric_rows / sizeof *plb__metric_rows)
+
+/* One sample: whose it is. */
+typedef struct plb__sample {
+    const plb_balancer *lb;
+    plb_backend_info info;
+    uint32_t check;
+    plb_probe_info probe;
+} plb__sample;
+
+/* The text, and what stands before the next label. */
+typedef struct plb__metrics {
+    plb__text text;
+    char before;
+} plb__metrics;
+
+/* The set's backends that are as a metric says. */
+static uint32_t plb__metric_backends(const plb_balancer *lb, uint32_t id)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    uint32_t t, i, backends = 0;
+    for (t = 0; set != NULL && t < set->tier_count; t++) {
+        const plb_view *view = &set->tiers[t].view;
+        for (i = 0; i < view->count; i++) {
+            uint32_t flags = PLB__LOAD(&view->slots[i]->flags);
+            bool is_ready = id == PLB__METRIC_BACKENDS_READY && plb__view_ready(view, i);
+            bool is_healthy = id == PLB__METRIC_BACKENDS_HEALTHY && (flags & PLB__UNHEALTHY) == 0;
+            bool is_ejected = id == PLB__METRIC_BACKENDS_EJECTED && (flags & PLB__EJECTED) != 0;
+            backends += is_ready || is_healthy || is_ejected;
+        }
+    }
+    return backends;
+}
+
+static uint64_t plb__metric_of_balancer(const plb_balancer *lb, uint32_t id)
+{
+    switch (id) {
+    case PLB__METRIC_BACKENDS:
+        return lb->update.backends;
+    case PLB__METRIC_UPDATES:
+        return lb->update.updates;
+    case PLB__METRIC_UPDATE_FAILURES:
+        return lb->update.failures;
+    case PLB__METRIC_CHANGES:
+        return lb->update.changes;
+    case PLB__METRIC_UPDATE_STATUS:
+        return (uint64_t)lb->update.status;
+    case PLB__METRIC_DISCOVERY:
+        return lb->update.discovery_us;
+    case PLB__METRIC_BUILD:
+        return lb->update.build_us;
+    case PLB__METRIC_PROBES:
+        return lb->probes;
+    case PLB__METRIC_RETIRED:
+        return (lb->retired[0] != NULL ? 1u : 0u) + (lb->retired[1] != NULL ? 1u : 0u);
+    default:
+        return plb__metric_backends(lb, id);
+    }
+}
+
+static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id)
+{
+    switch (id) {
+    case PLB__METRIC_READY:
+        return info->ready;
+    case PLB__METRIC_WEIGHT:
+        return info->backend.weight;
+    case PLB__METRIC_HEALTHY:
+        return info->healthy;
+    case PLB__METRIC_ENABLED:
+        return info->enabled;
+    case PLB__METRIC_EJECTED:
+        return info->ejected;
+    case PLB__METRIC_ADVISED_OFF:
+        return info->advised_off;
+    case PLB__METRIC_SHARE_RATIO:
+        return info->share;
+    case PLB__METRIC_IN_FLIGHT:
+        return info->in_flight;
+    default:
+        return info->flips;
+    }
+}
+
+static uint64_t plb__metric_of_check(const plb_probe_info *probe, uint32_t id)
+{
+    switch (id) {
+    case PLB__METRIC_PASSING:
+        return probe->passing;
+    case PLB__METRIC_PASSED:
+        return probe->passed;
+    case PLB__METRIC_FAILED:
+        return probe->failed;
+    case PLB__METRIC_LAST_STATUS:
+        return (uint64_t)probe->status;
+    case PLB__METRIC_LAST_CODE:
+        return probe->code;
+    default:
+        return probe->latency_us;
+    }
+}
+
+static uint64_t plb__metric_get(const plb__metric *m, const plb__sample *sample)
+{
+    if (m->of == PLB__OF_BALANCER)
+        return plb__metric_of_balancer(sample->lb, m->id);
+    if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
+        return plb__metric_of_backend(&sample->info, m->id);
+    return plb__metric_of_check(&sample->probe, m->id);
+}
+
+/* A status as a label's value. */
+static const char *plb__metric_status(uint64_t status)
+{
+    static const char *const names[PLB_STATUS_COUNT] = {
+        "ok",        "pending", "end",         "argument",  "address",   "weight",   "points",
+        "memory",    "limit",   "unsupported", "empty",     "not_ready", "refused",  "unreachable",
+        "reset",     "timeout", "name",        "in_use",    "access",    "protocol", "answer",
+        "truncated", "tls",     "certificate", "cancelled", "io"};
+    return status < PLB_STATUS_COUNT ? names[status] : "unknown";
+}
+
+/* Bytes of the UTF-8 sequence of two bytes or more that begins here; 0: there is none (RFC 3629 section 4). */
+static size_t plb__utf8_length(const char *bytes, size_t size)
+{
+    static const uint32_t least[] = {0x80, 0x800, 0x10000};
+    uint32_t lead = (uint8_t)bytes[0], more = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : 1, i, code;
+    if (lead < 0xc2 || lead > 0xf4 || more >= size)
+        return 0;
+    code = lead & (0x3fu >> more);
+    for (i = 1; i <= more; i++) {
+        if (((uint8_t)bytes[i] & 0xc0) != 0x80)
+            return 0;
+        code = code << 6 | ((uint8_t)bytes[i] & 0x3fu);
+    }
+    return code < least[more - 1] || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff) ? 0 : more + 1;
+}
+
+/* Puts what stands for a byte in a label's value. */
+static void plb__metric_put_byte(plb__text *text, uint8_t byte)
+{
+    if (byte == '\n') {
+        plb__put(text, "\\n");
+    } else if (byte == '"' || byte == '\\') {
+        plb__put_char(text, '\\');
+        plb__put_char(text, (char)byte);
+    } else if (byte < 0x20 || byte >= 0x7f) {
+        plb__put(text, byte < 0x10 ? "\\\\x0" : "\\\\x");
+        plb__put_number(text, byte, 16);
+    } else {
+        plb__put_char(text, (char)byte);
+    }
+}
+
+static void plb__metric_label(plb__metrics *out, const char *name, const char *value, size_t size)
+{
+    size_t i = 0;
+    plb__put_char(&out->text, out->before);
+    out->before = ',';
+    plb__put(&out->text, name);
+    plb__put(&out->text, "=\"");
+    while (i < size) {
+        size_t length = (uint8_t)value[i] >= 0x80 ? plb__utf8_length(value + i, size - i) : 0;
+        if (length == 0)
+            plb__metric_put_byte(&out->text, (uint8_t)value[i++]);
+        for (; length > 0; length--)
+            plb__put_char(&out->text, value[i++]);
+    }
+    plb__put_char(&out->text, '"');
+}
+
+static void plb__metric_text_label(plb__metrics *out, const char *name, const char *value)
+{
+    if (value != NULL)
+        plb__metric_label(out, name, value, strlen(value));
+}
+
+static void plb__metric_number_label(plb__metrics *out, const char *name, uint64_t number)
+{
+    char digits[24];
+    plb__text text = plb__text_in(digits, sizeof digits);
+    plb__put_number(&text, number, 10);
+    plb__metric_label(out, name, digits, text.length);
+}
+
+static void plb__metric_backend_labels(plb__metrics *out, const plb__metric *m, const plb_backend *backend)
+{
+    char addr[PLB_ADDR_TEXT_MAX];
+    size_t length = plb_addr_format(&backend->addr, addr, sizeof addr);
+    plb__metric_label(out, "address", addr, length);
+    if (backend->id != 0)
+        plb__metric_number_label(out, "id", backend->id);
+    plb__metric_text_label(out, "name", backend->name);
+    if (m->of == PLB__OF_MEMBER)
+        plb__metric_number_label(out, "priority", backend->priority);
+}
+
+/* A number of 10^digits parts, as a decimal fraction. */
+static void plb__put_fraction(plb__text *text, uint64_t parts, uint32_t digits)
+{
+    uint64_t unit = 1, left;
+    uint32_t i;
+    for (i = 0; i < digits; i++)
+        unit *= 10;
+    plb__put_number(text, parts / unit, 10);
+    plb__put_char(text, '.');
+    for (left = parts % unit; (unit /= 10) > 0; left %= unit)
+        plb__put_number(text, left / unit, 10);
+}
+
+static void plb__metric_value(plb__metrics *out, const plb__metric *m, uint64_t value)
+{
+    if (m->unit == PLB__METRIC_STATUS) {
+        plb__metric_text_label(out, "status", plb__metric_status(value));
+        value = 1;
+    }
+    if (out->before == ',')
+        plb__put_char(&out->text, '}');
+    plb__put_char(&out->text, ' ');
+    if (m->unit == PLB__METRIC_MICROSECONDS)
+        plb__put_fraction(&out->text, value, 6);
+    else if (m->unit == PLB__METRIC_SHARE)
+        plb__put_fraction(&out->text, (value * 1000 + PLB__SHARE_ALL / 2) / PLB__SHARE_ALL, 3);
+    else
+        plb__put_number(&out->text, value, 10);
+    plb__put_char(&out->text, '\n');
+}
+
+static void plb__metric_sample(plb__metrics *out, const plb__metric *m, const plb__sample *sample)
+{
+    plb__put(&out->text, "plb_");
+    plb__put(&out->text, m->name);
+    out->before = '{';
+    plb__metric_text_label(out, "balancer", sample->lb->desc.name);
+    if (m->of != PLB__OF_BALANCER)
+        plb__metric_backend_labels(out, m, &sample->info.backend);
+    if (m->of == PLB__OF_CHECK || m->of == PLB__OF_RESULT) {
+        plb__metric_number_label(out, "check", sample->check);
+        plb__metric_text_label(out, "kind", sample->lb->checks[sample->check].what.ops->name);
+    }
+    plb__metric_text_label(out, "result", m->result);
+    plb__metric_value(out, m, plb__metric_get(m, sample));
+}
+
+static void plb__metric_checks(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
+{
+    for (sample->check = 0; sample->check < sample->lb->check_count; sample->check++) {
+        const plb__vital *vital = &plb__slot_vitals(slot)[sample->check];
+        if (vital->absent || (m->of == PLB__OF_RESULT && vital->status == PLB_AGAIN))
+            continue;
+        plb__probe_fill(slot, vital, sample->check, &sample->probe);
+        plb__metric_sample(out, m, sample);
+    }
+}
+
+/* What differs only in weight stands side by side in a tier, and is one backend there: ready if one of them is. */
+static void plb__metric_merge(const plb__tier *tier, uint32_t first, plb_backend_info *info)
+{
+    const plb_view *view = &tier->view;
+    uint32_t i;
+    for (i = first + 1; i < view->count && view->slots[i] == view->slots[first]; i++) {
+        info->backend.weight += view->weights[i];
+        info->ready = info->ready || plb__view_ready(view, i);
+    }
+}
+
+/* An address may stand in several tiers, and in each several times: no two samples may have the same labels. */
+static void plb__metric_tier(plb__metrics *out, const plb__metric *m, plb__sample *sample, const plb__tier *tier)
+{
+    const plb_view *view = &tier->view;
+    uint32_t i;
+    for (i = 0; i < view->count; i++) {
+        plb__slot *slot = view->slots[i];
+        bool skip = m->of == PLB__OF_MEMBER ? i > 0 && view->slots[i - 1] == slot
+                                            : PLB__LOAD_RELAXED(&slot->index) != tier->start + i;
+        if (skip)
+            continue;
+        plb__fill_info(tier, i, &sample->info);
+        plb__metric_merge(tier, i, &sample->info);
+        if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
+            plb__metric_sample(out, m, sample);
+        else
+            plb__metric_checks(out, m, sample, slot);
+    }
+}
+
+/* One row of the table, for one balancer. */
+static void plb__metric_row(plb__metrics *out, const plb__metric *m, const plb_balancer *lb)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    plb__sample sample;
+    uint32_t t;
+    sample.lb = lb;
+    if (m->of == PLB__OF_BALANCER) {
+        plb__metric_sample(out, m, &sample);
+        return;
+    }
+    for (t = 0; set != NULL && t < set->tier_count; t++)
+        plb__metric_tier(out, m, &sample, &set->tiers[t]);
+}
+
+static void plb__metric_head(plb__metrics *out, const plb__metric *m)
+{
+    plb__put(&out->text, "# HELP plb_");
+    plb__put(&out->text, m->name);
+    plb__put_char(&out->text, ' ');
+    plb__put(&out->text, m->help);
+    plb__put(&out->text, "\n# TYPE plb_");
+    plb__put(&out->text, m->name);
+    plb__put(&out->text, m->counter ? " counter\n" : " gauge\n");
+}
+
+PLB_API size_t plb_metrics_of(plb_balancer *const *balancers, size_t count, char *text, size_t capacity)
+{
+    plb__metrics out;
+    size_t row, i;
+    out.text = plb__text_in(text, capacity);
+    for (row = 0; row < PLB__METRIC_ROWS; row++) {
+        const plb__metric *m = &plb__metric_rows[row];
+        if (m->help != NULL)
+            plb__metric_head(&out, m);
+        for (i = 0; i < count; i++)
+            plb__metric_row(&out, m, balancers[i]);
+    }
+    if (out.text.length >= capacity && capacity > 0) {
+        for (i = capacity - 1; i > 0 && text[i - 1] != '\n'; i--)
+            ;
+        text[i] = '\0';
+    }
+    return out.text.length;
+}
+
+PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity)
+{
+    return plb_metrics_of(&lb, 1, text, capacity);
 }
 
 /* ==== HTTP/1 =========================================================================================================
