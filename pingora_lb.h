@@ -51,6 +51,7 @@
      SEND AND EXPECT     checks that say something and look at the answer: Redis, SMTP, MySQL, PostgreSQL, memcached
      AGENT CHECK         a backend's agent says how much it can take
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
+     OUTLIER DETECTION   which backends are taken out for what their requests met with
      BALANCER            create, poll, destroy, observe
      PICKING             select, begin and end, handles, walk
      METRICS             all of it as Prometheus text
@@ -60,11 +61,11 @@
      GRPC                the health checking protocol of gRPC as bytes
    Implementation:
      COMPILER, VERSION AND STATUS, MEMORY, TEXT, ADDRESS, TIMER, RANDOM NUMBERS
-     SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, PICKING
+     SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, OUTLIER RECORDS, PICKING
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
      OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
-     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK
+     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK, OUTLIER DETECTION
      BALANCER, METRICS, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
@@ -73,6 +74,7 @@
    slot        what outlives sets, one per (address, id): health, enablement, requests in flight
    view        a set as a strategy sees it: its backends and which of them are ready
    strategy    how one is chosen; discovery: where sets come from; check: how health is found out
+   ejection    a backend is taken out for a while for what its requests met with, whatever its checks say
    port        what a platform lends: plb_io (streams) and tables for time, random bytes, names
 
    DEFINES
@@ -150,10 +152,17 @@
    others at random. What it refuses goes to one that is drawn, for a key the same each time; the requests of the others
    stay where they are. A tier that panics spares nobody.
 
+   OUTLIER DETECTION
+   With plb_balancer_desc.outlier.on, what plb_end is told ejects backends: so many failures in a row, or a success rate
+   far below that of the others. The thread that meets the last failure leaves word, the next plb_poll ejects, and the
+   port's wake sees to it that it is soon. Ejected backends come back when their time is over, by slow start if there is
+   one, or by a passed probe. A tier that panics uses them all the same. plb_find_outlier and on_eject tell what happens.
+
    MEMORY (64-bit)
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
    the static list             240 bytes an entry and its name
    a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 27 bytes in each set
+   outlier detection           144 bytes a backend more, 112 where it has checks
    a handle                    184 bytes
    round robin, random, FNV,   8 bytes a backend, none where each weighs 1
    least connections, IP hash
@@ -1193,6 +1202,59 @@ PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc);
    the first. Weights are exact. 8 bytes a backend. */
 PLB_API plb_strategy plb_rendezvous(void);
 
+/* ==== OUTLIER DETECTION ==============================================================================================
+   Passive health, by the rules of Envoy's outlier detection: what plb_end is told decides whether a backend is taken
+   out for a while. PLB_OUTCOME_CANCELLED counts for nothing; every other outcome is a request. */
+
+/* Zero members: the default, which is Envoy's. */
+typedef struct plb_outlier_desc {
+    bool on;                     /* needs port.clock */
+    bool ignore_success_rate;    /* only failures in a row eject */
+    bool ignore_probes;          /* ejections end by time only. Else a success of any check ends one too, if the
+                              probe began after the ejection and no check fails */
+    uint32_t consecutive_errors; /* failures of any kind in a row that eject; 0: 5; PLB_UNLIMITED: never */
+    uint32_t
+        consecutive_connect_errors; /* PLB_OUTCOME_CONNECT_ERRORs in a row that eject; 0: 5; PLB_UNLIMITED: never */
+    uint32_t interval_ms;           /* between two looks at the success rates; 0: 10000 */
+    uint32_t base_ejection_ms;      /* how long the first ejection lasts; 0: 30000. The next ones last 2, 3, ...
+                                          times as long; one less for each interval that ends while the backend is not
+                                          ejected */
+    uint32_t max_ejection_ms;       /* the longest; 0: 300000. At least base_ejection_ms */
+    uint32_t max_ejection_percent;  /* of the backends of the set, at most, are ejected; 0: 10; up to 100. One may be
+                                  ejected however few there are, unless it is the only one and this is below 100 */
+    uint32_t success_rate_backends; /* so many must have requests enough, or no rate is judged; 0: 5 */
+    uint32_t success_rate_requests; /* in one interval that are enough; 0: 100 */
+    uint32_t success_rate_stdev_factor; /* thousandths: a rate below the mean of the rates by more than so many standard
+                                       deviations ejects; 0: 1900 */
+} plb_outlier_desc;
+
+/* Why a backend was ejected, or came back. */
+typedef enum plb_ejection {
+    PLB_EJECTION_NONE = 0,
+    PLB_EJECTION_ERRORS,         /* ejected: consecutive_errors */
+    PLB_EJECTION_CONNECT_ERRORS, /* ejected: consecutive_connect_errors */
+    PLB_EJECTION_SUCCESS_RATE,   /* ejected: its success rate, compared with the others' */
+    PLB_EJECTION_TIME_OVER,      /* back: the ejection lasted as long as it should */
+    PLB_EJECTION_PROBE_PASSED    /* back: a probe found it in good health */
+} plb_ejection;
+
+#define PLB_SUCCESS_RATE_ONE 65536u /* every request succeeded */
+
+/* What is known of one backend's requests since it came into the set. */
+typedef struct plb_outlier_info {
+    uint64_t requests, failures; /* that ended; failures are among the requests */
+    uint32_t ejections;          /* how often it was ejected */
+    uint32_t success_rate;       /* in the last interval, of PLB_SUCCESS_RATE_ONE; PLB_NONE: too few requests */
+    uint32_t errors_in_a_row;    /* at the moment */
+    uint32_t connect_errors_in_a_row;
+    bool ejected;
+    uint32_t back_ms; /* if it is: from now until its time is over */
+} plb_outlier_info;
+
+/* What is known of one backend of the current set. PLB_ERR_ADDRESS: not in the set; PLB_ERR_UNSUPPORTED: detection is
+   off. From the polling thread. */
+PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out);
+
 /* ==== BALANCER =======================================================================================================
    The whole: made, polled, observed, ended. */
 
@@ -1208,7 +1270,7 @@ typedef struct plb_backend_info {
                            panics, an unhealthy one too */
     bool healthy;
     bool enabled;
-    bool ejected;     /* taken out for what requests met with (passive health) */
+    bool ejected;     /* taken out for what requests met with (section OUTLIER DETECTION) */
     bool advised_off; /* its agent wants no new requests */
     uint32_t failing; /* checks that fail, a bit each, as plb_backend.checks */
     uint32_t flips;   /* how often it became healthy or unhealthy */
@@ -1256,6 +1318,7 @@ typedef struct plb_balancer_desc {
                                  caches can fill; needs port.clock; 0: at once */
     uint32_t panic_percent;   /* a tier in which less than this share of the enabled backends is healthy ignores health:
                                  failing some requests beats drowning the last ones. 0: never; up to 100 */
+    plb_outlier_desc outlier; /* passive health */
 
     void *user;                                                 /* handed to the callbacks below */
     void (*on_change)(void *user, plb_balancer *lb);            /* another set was published */
@@ -1264,7 +1327,8 @@ typedef struct plb_balancer_desc {
                                                                             probe's result that did it */
     void (*on_probe)(void *user, const plb_backend_info *info, uint32_t check, const plb_probe_info *probe); /* a probe
                                 is over; check: 0 to PLB_CHECKS_MAX - 1. Before on_flip */
-    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status); /* the first discovery is over */
+    void (*on_eject)(void *user, const plb_backend_info *info, plb_ejection why); /* was ejected, or came back */
+    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status);     /* the first discovery is over */
     void (*on_first_checks)(void *user, plb_balancer *lb); /* each check of each backend has a result */
     size_t (*summary)(void *user, const plb_backend *backend, char *text, size_t capacity); /* names a backend in
                                                 log lines, as snprintf would; default: its address */
@@ -2732,7 +2796,7 @@ typedef struct plb__care {
 } plb__care;
 
 /* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stand
-   its care and its checks, then what the strategy keeps for it, next to what is read with it. */
+   its care and its checks, its record, then what the strategy keeps for it, next to what is read with it. */
 typedef struct plb__slot {
     /* any thread */
     uint32_t in_flight;
@@ -3509,7 +3573,7 @@ static void plb__set_sync_all(plb__set *set)
 /* ==== MAILBOX ========================================================================================================
    A list that grows by compare-and-swap and is taken whole, so that there is no ABA problem. */
 
-enum { PLB__MAIL_DONE, PLB__MAIL_CHANGE };
+enum { PLB__MAIL_DONE, PLB__MAIL_CHANGE, PLB__MAIL_SUSPECT };
 
 typedef struct plb__mail {
     struct plb__mail *next;
@@ -3638,8 +3702,9 @@ struct plb_balancer {
     uintptr_t current; /* the published plb__set */
     void *strategy_state;
     const plb_strategy_ops *strategy;
+    uintptr_t watches; /* 1: outlier detection is on */
     plb_port port;
-    char pad[2 * PLB__CACHE_LINE - 3 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
+    char pad[2 * PLB__CACHE_LINE - 4 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
     plb__cell cells[PLB__CELLS];
     /* other threads now and then */
     uintptr_t newest;    /* the plb__set that is published, or about to be */
@@ -3684,6 +3749,11 @@ struct plb_balancer {
     uint64_t epoch_ms; /* what the schedule counts from */
     uint64_t jitter;   /* random numbers */
     bool first_checks_over;
+    /* outlier detection */
+    struct plb__record *ejected; /* of the current set */
+    uint32_t ejected_count;
+    uint32_t watched; /* slots in the current set */
+    plb_timer interval_timer, return_timer;
 };
 
 static void plb__wake(plb_balancer *lb)
@@ -4107,6 +4177,130 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
     info->advised_off = (flags & PLB__ADVISED_OFF) != 0;
     info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING;
     info->flips = plb__slot_care(slot) != NULL ? PLB__LOAD_RELAXED(&plb__slot_care(slot)->flips) : 0;
+}
+
+/* ==== OUTLIER RECORDS ================================================================================================
+   What requests leave behind for outlier detection: counted by the threads that end them, read by plb_poll. */
+
+/* What is kept of one slot's requests, in its allocation between its checks and what the strategy has. */
+typedef struct plb__record {
+    plb__mail mail; /* in the mailbox while told is not 0 */
+    plb__slot *slot;
+    /* any thread */
+    uint32_t passed, failed;         /* requests; they may wrap */
+    uint32_t errors, connect_errors; /* in a row */
+    uint32_t told;                   /* the plb_ejection that plb_poll is asked for; 0: none */
+    /* the polling thread */
+    uint32_t passed_before, failed_before; /* as they were when they were looked at last */
+    uint32_t rate;                         /* plb_outlier_info.success_rate */
+    uint32_t ejections;
+    uint32_t multiplier;         /* of the last ejection's time, less what good behaviour took off */
+    uint64_t requests, failures; /* up to the last look */
+    uint64_t ejected_ms, back_ms;
+    struct plb__record *next_ejected, **ejected_link;
+} plb__record;
+
+#define PLB__RECORD_LEAD PLB__SLOT_LEAD(sizeof(plb__record))
+
+static plb__record *plb__slot_record(plb__slot *slot)
+{
+    return (plb__record *)(void *)((char *)slot - (size_t)slot->data * PLB__SLOT_UNIT - PLB__RECORD_LEAD);
+}
+
+static void plb__record_init(plb__slot *slot)
+{
+    plb__record *record = plb__slot_record(slot);
+    record->mail.kind = PLB__MAIL_SUSPECT;
+    record->slot = slot;
+    record->rate = PLB_NONE;
+}
+
+/* Is word of it on its way? Then it must stay, though nothing else may hold it. Asked once no request is in flight. */
+static bool plb__slot_is_suspect(const plb_balancer *lb, plb__slot *slot)
+{
+    return lb->watches != 0 && PLB__LOAD(&plb__slot_record(slot)->told) != PLB_EJECTION_NONE;
+}
+
+/* Asks plb_poll to eject, unless it was asked already. */
+static void plb__record_tell(plb_balancer *lb, plb__record *record, plb_ejection why)
+{
+    if (PLB__LOAD(&record->told) != PLB_EJECTION_NONE || !plb__cas32(&record->told, PLB_EJECTION_NONE, (uint32_t)why))
+        return;
+    plb__mail_push(&lb->mailbox, &record->mail);
+    plb__wake(lb);
+}
+
+/* Most of the time there is nothing to clear, and the line stays as it is. */
+static void plb__streak_end(uint32_t *streak)
+{
+    if (PLB__LOAD_RELAXED(streak) != 0)
+        PLB__STORE_RELAXED(streak, 0);
+}
+
+static void plb__record_failure(plb_balancer *lb, plb__record *record, plb_outcome outcome)
+{
+    uint32_t errors = plb__fetch_add(&record->errors, 1) + 1, connect_errors = 0;
+    plb__fetch_add(&record->failed, 1);
+    if (outcome == PLB_OUTCOME_CONNECT_ERROR)
+        connect_errors = plb__fetch_add(&record->connect_errors, 1) + 1;
+    else
+        plb__streak_end(&record->connect_errors);
+    if (connect_errors >= lb->desc.outlier.consecutive_connect_errors)
+        plb__record_tell(lb, record, PLB_EJECTION_CONNECT_ERRORS);
+    else if (errors >= lb->desc.outlier.consecutive_errors)
+        plb__record_tell(lb, record, PLB_EJECTION_ERRORS);
+}
+
+/* A request is over that still holds the slot. */
+PLB__RARE void plb__record_outcome(plb_balancer *lb, plb__slot *slot, plb_outcome outcome)
+{
+    plb__record *record = plb__slot_record(slot);
+    if (outcome == PLB_OUTCOME_CANCELLED)
+        return;
+    if (outcome != PLB_OUTCOME_SUCCESS) {
+        plb__record_failure(lb, record, outcome);
+        return;
+    }
+    plb__fetch_add(&record->passed, 1);
+    plb__streak_end(&record->errors);
+    plb__streak_end(&record->connect_errors);
+}
+
+static void plb__record_link(plb_balancer *lb, plb__record *record)
+{
+    record->next_ejected = lb->ejected;
+    record->ejected_link = &lb->ejected;
+    if (lb->ejected != NULL)
+        lb->ejected->ejected_link = &record->next_ejected;
+    lb->ejected = record;
+    lb->ejected_count++;
+}
+
+static void plb__record_unlink(plb_balancer *lb, plb__record *record)
+{
+    *record->ejected_link = record->next_ejected;
+    if (record->next_ejected != NULL)
+        record->next_ejected->ejected_link = record->ejected_link;
+    lb->ejected_count--;
+}
+
+/* A set takes the current one's place, and its slots know where they stand: whoever left is no more among the ejected,
+   so that their share is one of this set. */
+static void plb__records_move(plb_balancer *lb, const plb__set *set)
+{
+    plb__record *record, *next;
+    const plb__tier *tier;
+    uint32_t i;
+    if (lb->watches == 0)
+        return;
+    lb->watched = 0;
+    for (i = 0; i < set->count; i++)
+        lb->watched += PLB__LOAD_RELAXED(&set->slots[i]->index) == i; /* duplicates share a slot */
+    for (record = lb->ejected; record != NULL; record = next) {
+        next = record->next_ejected;
+        if (plb__set_find_slot(set, record->slot, &tier) == PLB_NONE)
+            plb__record_unlink(lb, record);
+    }
 }
 
 /* ==== PICKING ========================================================================================================
@@ -4571,6 +4765,8 @@ PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
     }
     if (lb->strategy->ended != NULL)
         lb->strategy->ended(lb->strategy_state, slot->number, plb__slot_data(slot), outcome, latency_us);
+    if (PLB__UNLIKELY(lb->watches != 0))
+        plb__record_outcome(lb, slot, outcome);
     plb__slot_drop(lb, slot);
 }
 
@@ -8286,8 +8482,10 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
 
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
-    size_t care = lb->check_count > 0 ? sizeof(plb__care) + lb->check_count * sizeof(plb__vital) : 0;
-    return PLB__SLOT_LEAD(care) + PLB__SLOT_LEAD(lb->strategy->slot_size);
+    size_t care = lb->check_count > 0 || lb->watches != 0 ? sizeof(plb__care) : 0;
+    size_t record = lb->watches != 0 ? PLB__RECORD_LEAD : 0;
+    care += lb->check_count * sizeof(plb__vital);
+    return PLB__SLOT_LEAD(care) + record + PLB__SLOT_LEAD(lb->strategy->slot_size);
 }
 
 /* A new slot's state: before anybody can see it. */
@@ -8306,6 +8504,8 @@ static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_ba
         plb__slot_care(slot)->checks = backend->checks;
         plb__slot_care(slot)->every_ms = backend->check_every_ms;
     }
+    if (lb->watches != 0)
+        plb__record_init(slot);
     if (backend->enablement == PLB_ENABLEMENT_OFF)
         slot->flags |= PLB__DISABLED;
     plb__slot_limit(slot, backend->max_conns);
@@ -8450,13 +8650,13 @@ static void plb__slot_free(plb_balancer *lb, plb__slot *slot)
     plb__slot_delete(&lb->env.allocator, slot);
 }
 
-/* One holder less. A slot that nothing holds departs: at once, or with the last request in flight. */
+/* One holder less. A slot that nothing holds departs: at once, or with the last request in flight and what it left. */
 static void plb__slot_let_go(plb_balancer *lb, plb__slot *slot)
 {
     if (--slot->u.control.holders > 0)
         return;
     plb__slot_drop_kept(lb, slot);
-    if ((plb__fetch_add(&slot->in_flight, PLB__DEPARTED) & PLB__COUNT_MASK) == 0) {
+    if ((plb__fetch_add(&slot->in_flight, PLB__DEPARTED) & PLB__COUNT_MASK) == 0 && !plb__slot_is_suspect(lb, slot)) {
         plb__slot_free(lb, slot);
         return;
     }
@@ -8496,7 +8696,7 @@ static bool plb__reclaim(plb_balancer *lb)
     }
     while (*link != NULL) {
         plb__slot *slot = *link;
-        if ((PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) != 0) {
+        if ((PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) != 0 || plb__slot_is_suspect(lb, slot)) {
             link = &slot->u.control.next_departed;
             continue;
         }
@@ -8518,6 +8718,7 @@ static void plb__publish(plb_balancer *lb, plb__set *set)
             PLB__STORE_RELAXED(&set->slots[i]->index, i);
     }
     plb__schedule_move(lb, set);
+    plb__records_move(lb, set);
     PLB__STORE(&lb->newest, (uintptr_t)set);
     plb__set_sync_all(set);
     PLB__STORE(&lb->current, (uintptr_t)set);
@@ -9670,6 +9871,8 @@ static void plb__probe_again(plb_balancer *lb, const plb__result *r)
     r->vital->again = false;
 }
 
+static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r);
+
 /* The op is over, and the backend still there with that check. */
 static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
 {
@@ -9683,6 +9886,7 @@ static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
     }
     plb__health_advise(lb, r);
     plb__health_observe(lb, r);
+    plb__outlier_absolve(lb, r);
     plb__probe_again(lb, r);
 }
 
@@ -11460,13 +11664,271 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
     return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
 }
 
+/* ==== OUTLIER DETECTION ==============================================================================================
+   What is made of the records: who is ejected, for how long, and who comes back. */
+
+static void plb__outlier_tell(plb_balancer *lb, const plb__record *record, plb_ejection why, const char *reason)
+{
+    bool back = why >= PLB_EJECTION_TIME_OVER;
+    const plb__tier *tier = NULL;
+    uint32_t index = plb__set_find_slot((const plb__set *)lb->current, record->slot, &tier);
+    plb_backend_info info;
+    plb__fill_info(tier, index, &info);
+    plb__log_backend(lb, back ? PLB_LOG_INFO : PLB_LOG_WARN, back ? "no longer ejected:" : "ejected:", &info.backend,
+                     reason);
+    if (lb->desc.on_eject != NULL)
+        lb->desc.on_eject(lb->desc.user, &info, why);
+}
+
+/* Takes note of the requests since the last look. */
+static void plb__record_look(plb__record *record, uint32_t *passed, uint32_t *failed)
+{
+    uint32_t passed_now = PLB__LOAD_RELAXED(&record->passed), failed_now = PLB__LOAD_RELAXED(&record->failed);
+    *passed = passed_now - record->passed_before;
+    *failed = failed_now - record->failed_before;
+    record->passed_before = passed_now;
+    record->failed_before = failed_now;
+    record->requests += (uint64_t)*passed + *failed;
+    record->failures += *failed;
+}
+
+static void plb__record_forgive(plb__record *record)
+{
+    PLB__STORE_RELAXED(&record->errors, 0);
+    PLB__STORE_RELAXED(&record->connect_errors, 0);
+}
+
+static bool plb__record_is_ejected(const plb__record *record)
+{
+    return (PLB__LOAD(&record->slot->flags) & PLB__EJECTED) != 0;
+}
+
+/* What it did before the ejection is not held against it again. */
+static void plb__outlier_return(plb_balancer *lb, plb__record *record, plb_ejection why)
+{
+    uint32_t passed, failed;
+    plb__record_unlink(lb, record);
+    plb__record_forgive(record);
+    plb__record_look(record, &passed, &failed);
+    if ((PLB__LOAD(&record->slot->flags) & PLB__UNHEALTHY) == 0)
+        plb__ramp_start(lb, record->slot);
+    plb__slot_flag(lb, record->slot, PLB__EJECTED, false);
+    plb__outlier_tell(lb, record, why, why == PLB_EJECTION_TIME_OVER ? "its time is over" : "a probe succeeded");
+}
+
+static void plb__outlier_wait(plb_balancer *lb, uint64_t until_ms)
+{
+    uint64_t now_ms = lb->timers.now_ms;
+    if (!plb_timer_is_set(&lb->return_timer) || until_ms < lb->return_timer.at_ms)
+        plb_timer_set(&lb->timers, &lb->return_timer, until_ms > now_ms ? (uint32_t)(until_ms - now_ms) : 0);
+}
+
+/* Lets those come back whose time is over. */
+static void plb__outlier_returns(void *user)
+{
+    plb_balancer *lb = (plb_balancer *)user;
+    plb__record *record, *next;
+    for (record = lb->ejected; record != NULL; record = next) {
+        next = record->next_ejected;
+        if (record->back_ms <= lb->timers.now_ms)
+            plb__outlier_return(lb, record, PLB_EJECTION_TIME_OVER);
+        else
+            plb__outlier_wait(lb, record->back_ms);
+    }
+}
+
+/* A probe found a backend in good health. One that began before the ejection knows nothing of what led to it. */
+static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r)
+{
+    uint32_t flags = PLB__LOAD(&r->slot->flags);
+    if ((flags & PLB__EJECTED) == 0 || (flags & PLB__UNHEALTHY) != 0 || lb->desc.outlier.ignore_probes)
+        return;
+    if (r->op->report.status == PLB_OK && r->op->started_ms > plb__slot_record(r->slot)->ejected_ms)
+        plb__outlier_return(lb, plb__slot_record(r->slot), PLB_EJECTION_PROBE_PASSED);
+}
+
+/* Would one more be within the share? The only backend goes only where all may. */
+static bool plb__outlier_may_eject(const plb_balancer *lb)
+{
+    uint64_t share = (uint64_t)lb->watched * lb->desc.outlier.max_ejection_percent;
+    return ((uint64_t)lb->ejected_count + 1) * 100 <= share || (lb->ejected_count == 0 && lb->watched > 1);
+}
+
+/* The time of an ejection, which has just become its last: longer each time, up to the limit. */
+static uint32_t plb__outlier_time(const plb_balancer *lb, plb__record *record)
+{
+    uint64_t base_ms = lb->desc.outlier.base_ejection_ms, max_ms = lb->desc.outlier.max_ejection_ms;
+    if (base_ms * record->multiplier < max_ms) /* beyond that, good behaviour would take long to show */
+        record->multiplier++;
+    return (uint32_t)(base_ms * record->multiplier < max_ms ? base_ms * record->multiplier : max_ms);
+}
+
+/* Ejects a backend of the current set, unless it is ejected already or too many are. */
+static void plb__outlier_eject(plb_balancer *lb, plb__record *record, plb_ejection why, plb__text *reason)
+{
+    uint32_t time_ms;
+    if (plb__record_is_ejected(record) || !plb__outlier_may_eject(lb))
+        return;
+    time_ms = plb__outlier_time(lb, record);
+    record->ejections++;
+    record->ejected_ms = lb->timers.now_ms;
+    record->back_ms = lb->timers.now_ms + time_ms;
+    plb__record_link(lb, record);
+    plb__outlier_wait(lb, record->back_ms);
+    plb__slot_flag(lb, record->slot, PLB__EJECTED, true);
+    plb__put(reason, ", for ");
+    plb__put_number(reason, time_ms, 10);
+    plb__put(reason, " ms");
+    plb__outlier_tell(lb, record, why, reason->buffer);
+}
+
+#define PLB__REASON_MAX 120
+
+/* A thread left word. New failures are counted from here on, and may leave word again. */
+static void plb__outlier_suspected(plb_balancer *lb, plb__record *record)
+{
+    plb_ejection why = (plb_ejection)PLB__LOAD(&record->told);
+    const plb__tier *tier = NULL;
+    char buffer[PLB__REASON_MAX];
+    plb__text reason = plb__text_in(buffer, sizeof buffer);
+    bool connect = why == PLB_EJECTION_CONNECT_ERRORS;
+    plb__record_forgive(record);
+    PLB__STORE(&record->told, PLB_EJECTION_NONE);
+    if (plb__set_find_slot((const plb__set *)lb->current, record->slot, &tier) == PLB_NONE)
+        return; /* it has left */
+    plb__put_number(&reason,
+                    connect ? lb->desc.outlier.consecutive_connect_errors : lb->desc.outlier.consecutive_errors, 10);
+    plb__put(&reason, connect ? " connect errors in a row" : " errors in a row");
+    plb__outlier_eject(lb, record, why, &reason);
+}
+
+/* The rates of one interval. */
+typedef struct plb__rates {
+    uint32_t count;
+    uint64_t sum, squares; /* of rates, which are 16 bits and one: 2^32 squares fit */
+} plb__rates;
+
+/* What happened to a slot's requests in the interval that ends. */
+static void plb__outlier_sample(plb_balancer *lb, plb__record *record, plb__rates *rates)
+{
+    uint32_t passed, failed;
+    uint64_t total;
+    plb__record_look(record, &passed, &failed);
+    total = (uint64_t)passed + failed;
+    record->rate = PLB_NONE;
+    if (total > 0 && total >= lb->desc.outlier.success_rate_requests)
+        record->rate = (uint32_t)((uint64_t)passed * PLB_SUCCESS_RATE_ONE / total);
+    if (plb__record_is_ejected(record))
+        return;
+    record->multiplier -= record->multiplier > 0;
+    if (record->rate == PLB_NONE)
+        return;
+    rates->count++;
+    rates->sum += record->rate;
+    rates->squares += (uint64_t)record->rate * record->rate;
+}
+
+/* The integer part of a square root, bit by bit. */
+static uint64_t plb__square_root(uint64_t n)
+{
+    uint64_t root = 0, bit;
+    for (bit = UINT64_C(1) << 31; bit > 0; bit /= 2)
+        if ((root + bit) * (root + bit) <= n)
+            root += bit;
+    return root;
+}
+
+/* The lowest rate that is not an outlier, in thousandths: the mean less so many standard deviations. The variance,
+   mean of the squares less square of the mean, is rounded up: a difference that is lost in rounding ejects nobody. */
+static uint64_t plb__outlier_limit(const plb__rates *rates, uint32_t stdev_factor)
+{
+    uint64_t mean = rates->sum / rates->count, rest = rates->sum % rates->count;
+    uint64_t variance = rates->squares / rates->count - mean * mean - 2 * mean * rest / rates->count + 1;
+    uint64_t below = plb__square_root(variance * 1000000) * stdev_factor / 1000;
+    mean = rates->sum * 1000 / rates->count;
+    return mean > below ? mean - below : 0;
+}
+
+static void plb__put_percent(plb__text *text, uint64_t rate)
+{
+    plb__put_number(text, rate * 100 / PLB_SUCCESS_RATE_ONE, 10);
+    plb__put_char(text, '%');
+}
+
+/* Ejects those whose rate is below the limit. */
+static void plb__outlier_compare(plb_balancer *lb, const plb__set *set, const plb__rates *rates)
+{
+    uint64_t limit = plb__outlier_limit(rates, lb->desc.outlier.success_rate_stdev_factor);
+    uint32_t i;
+    for (i = 0; i < set->count; i++) {
+        plb__record *record = plb__slot_record(set->slots[i]);
+        char buffer[PLB__REASON_MAX];
+        plb__text reason = plb__text_in(buffer, sizeof buffer);
+        if (record->rate == PLB_NONE || (uint64_t)record->rate * 1000 >= limit)
+            continue;
+        plb__put(&reason, "success rate ");
+        plb__put_percent(&reason, record->rate);
+        plb__put(&reason, ", the mean is ");
+        plb__put_percent(&reason, rates->sum / rates->count);
+        plb__outlier_eject(lb, record, PLB_EJECTION_SUCCESS_RATE, &reason);
+    }
+}
+
+static void plb__outlier_interval(void *user)
+{
+    plb_balancer *lb = (plb_balancer *)user;
+    const plb_outlier_desc *desc = &lb->desc.outlier;
+    const plb__set *set = (const plb__set *)lb->current;
+    plb__rates rates;
+    uint32_t i;
+    plb_timer_set(&lb->timers, &lb->interval_timer, desc->interval_ms);
+    memset(&rates, 0, sizeof rates);
+    for (i = 0; set != NULL && i < set->count; i++)
+        if (PLB__LOAD_RELAXED(&set->slots[i]->index) == i) /* duplicates share a slot */
+            plb__outlier_sample(lb, plb__slot_record(set->slots[i]), &rates);
+    if (rates.count > 0 && rates.count >= desc->success_rate_backends && !desc->ignore_success_rate)
+        plb__outlier_compare(lb, set, &rates);
+}
+
+static void plb__outlier_start(plb_balancer *lb)
+{
+    if (lb->watches != 0)
+        plb_timer_set(&lb->timers, &lb->interval_timer, lb->desc.outlier.interval_ms);
+}
+
+PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    const plb__tier *tier = NULL;
+    uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE, passed, failed;
+    plb__record *record;
+    if (lb->watches == 0)
+        return PLB_ERR_UNSUPPORTED;
+    if (index == PLB_NONE)
+        return PLB_ERR_ADDRESS;
+    record = plb__slot_record(tier->view.slots[index]);
+    passed = PLB__LOAD_RELAXED(&record->passed) - record->passed_before;
+    failed = PLB__LOAD_RELAXED(&record->failed) - record->failed_before;
+    memset(out, 0, sizeof *out);
+    out->requests = record->requests + passed + failed;
+    out->failures = record->failures + failed;
+    out->ejections = record->ejections;
+    out->success_rate = record->rate;
+    out->errors_in_a_row = PLB__LOAD_RELAXED(&record->errors);
+    out->connect_errors_in_a_row = PLB__LOAD_RELAXED(&record->connect_errors);
+    out->ejected = plb__record_is_ejected(record);
+    if (out->ejected && record->back_ms > lb->timers.now_ms)
+        out->back_ms = (uint32_t)(record->back_ms - lb->timers.now_ms);
+    return PLB_OK;
+}
+
 /* ==== BALANCER =======================================================================================================
    Creation, the schedule that plb_poll keeps, and the end. */
 
-/* Empties the mailbox. Changes join their queue; completions are returned, oldest first. */
+/* Empties the mailbox. Changes join their queue; the rest is returned, oldest first. */
 static plb__mail *plb__mail_sort(plb_balancer *lb)
 {
-    plb__mail *mail = plb__mail_take(&lb->mailbox), *completions = NULL, **end = &completions;
+    plb__mail *mail = plb__mail_take(&lb->mailbox), *rest = NULL, **end = &rest;
     while (mail != NULL) {
         plb__mail *next = mail->next;
         mail->next = NULL;
@@ -11479,7 +11941,7 @@ static plb__mail *plb__mail_sort(plb_balancer *lb)
         }
         mail = next;
     }
-    return completions;
+    return rest;
 }
 
 static void plb__mail_read(plb_balancer *lb)
@@ -11487,11 +11949,27 @@ static void plb__mail_read(plb_balancer *lb)
     plb__mail *mail = plb__mail_sort(lb);
     while (mail != NULL) {
         plb__op *op = (plb__op *)(void *)mail;
+        bool suspect = mail->kind == PLB__MAIL_SUSPECT;
+        plb__record *record = (plb__record *)(void *)mail;
         mail = mail->next;
-        if (op == lb->discovery)
+        if (suspect)
+            plb__outlier_suspected(lb, record);
+        else if (op == lb->discovery)
             plb__discovery_answered(lb, op->report.status);
         else
             plb__probe_over(lb, op, op->report.status);
+    }
+}
+
+/* At the end: completions belong to what is freed, and nobody is ejected any more. */
+static void plb__mail_drop(plb_balancer *lb)
+{
+    plb__mail *mail = plb__mail_sort(lb);
+    while (mail != NULL) {
+        plb__mail *next = mail->next;
+        if (mail->kind == PLB__MAIL_SUSPECT)
+            PLB__STORE(&((plb__record *)(void *)mail)->told, PLB_EJECTION_NONE);
+        mail = next;
     }
 }
 
@@ -11585,6 +12063,21 @@ static uint32_t plb__or(uint32_t value, uint32_t default_value)
     return value > 0 ? value : default_value;
 }
 
+static void plb__outlier_resolve(plb_outlier_desc *outlier)
+{
+    outlier->consecutive_errors = plb__or(outlier->consecutive_errors, 5);
+    outlier->consecutive_connect_errors = plb__or(outlier->consecutive_connect_errors, 5);
+    outlier->interval_ms = plb__or(outlier->interval_ms, 10000);
+    outlier->base_ejection_ms = plb__or(outlier->base_ejection_ms, 30000);
+    outlier->max_ejection_ms = plb__or(outlier->max_ejection_ms, 300000);
+    if (outlier->max_ejection_ms < outlier->base_ejection_ms)
+        outlier->max_ejection_ms = outlier->base_ejection_ms;
+    outlier->max_ejection_percent = plb__or(outlier->max_ejection_percent, 10);
+    outlier->success_rate_backends = plb__or(outlier->success_rate_backends, 5);
+    outlier->success_rate_requests = plb__or(outlier->success_rate_requests, 100);
+    outlier->success_rate_stdev_factor = plb__or(outlier->success_rate_stdev_factor, 1900);
+}
+
 /* The one place where zero becomes a default. */
 static void plb__desc_resolve(plb_balancer_desc *desc)
 {
@@ -11594,6 +12087,7 @@ static void plb__desc_resolve(plb_balancer_desc *desc)
         desc->discovery = plb_static(NULL);
     desc->discovery.timeout_ms = plb__or(desc->discovery.timeout_ms, 5000);
     desc->parallel_checks = plb__or(desc->parallel_checks, 64);
+    plb__outlier_resolve(&desc->outlier);
     if (desc->log_level == PLB_LOG_NONE)
         desc->log_level = PLB_LOG_INFO;
 }
@@ -11679,6 +12173,14 @@ static plb_status plb__desc_check(const plb_balancer *lb)
     }
     if (desc->panic_percent > 100) {
         plb__log(lb, PLB_LOG_ERROR, "panic_percent is above 100", PLB_OK);
+        return PLB_ERR_ARGUMENT;
+    }
+    if (lb->port.clock == NULL && desc->outlier.on) {
+        plb__log(lb, PLB_LOG_ERROR, "outlier detection needs port.clock", PLB_OK);
+        return PLB_ERR_UNSUPPORTED;
+    }
+    if (desc->outlier.max_ejection_percent > 100) {
+        plb__log(lb, PLB_LOG_ERROR, "max_ejection_percent is above 100", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
     for (c = 0; c < lb->check_count && status == PLB_OK; c++)
@@ -11781,6 +12283,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     plb__desc_resolve(&lb->desc);
     lb->port = desc->port;
     lb->strategy = lb->desc.strategy.ops;
+    lb->watches = desc->outlier.on;
     lb->env.port = desc->port;
     lb->env.allocator = allocator;
     lb->env.balancer = lb;
@@ -11791,6 +12294,8 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     plb__timer_init(&lb->update_timer, plb__update_due, lb);
     plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
     plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb);
+    plb__timer_init(&lb->interval_timer, plb__outlier_interval, lb);
+    plb__timer_init(&lb->return_timer, plb__outlier_returns, lb);
     if (lb->port.clock != NULL)
         plb_timers_update(&lb->timers, lb->port.clock);
     lb->epoch_ms = lb->timers.now_ms;
@@ -11807,6 +12312,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     }
     *out = lb;
     plb__strategy_tick(lb);
+    plb__outlier_start(lb);
     plb__discovery_start(lb);
     plb__mail_read(lb);
     return PLB_OK;
@@ -11898,7 +12404,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     allocator = lb->env.allocator;
     desc = &lb->desc;
     plb__cancel_all(lb);
-    plb__mail_sort(lb); /* completions belong to what is freed below */
+    plb__mail_drop(lb);
     plb__changes_end(lb);
     plb__close(lb, desc->discovery.ops->state_size, desc->discovery.ops->close, lb->discovery_state);
     plb__checks_close(lb);
