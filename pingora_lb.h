@@ -50,6 +50,7 @@
      HTTP CHECK          a request and what its answer must be
      SEND AND EXPECT     checks that say something and look at the answer: Redis, SMTP, MySQL, PostgreSQL, memcached
      AGENT CHECK         a backend's agent says how much it can take
+     GRPC CHECK          asks a gRPC server's health service
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
      OUTLIER DETECTION   which backends are taken out for what their requests met with
      BALANCER            create, poll, destroy, observe
@@ -65,7 +66,8 @@
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
      OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
-     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK, OUTLIER DETECTION
+     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK, HTTP/2 CHECK, GRPC CHECK,
+     OUTLIER DETECTION
      BALANCER, METRICS, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
@@ -891,6 +893,12 @@ typedef struct plb_http_check_desc {
    makes no sense: what is no token, line, path or list of statuses, a text in a HEAD's body or past body_limit. Any
    thread. */
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
+
+/* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
+   list), without TLS by prior knowledge. `validate` sees the first 64 headers, names in small letters, cut where they
+   have more than 4096 bytes together. PLB_ERR_ARGUMENT also for headers that HTTP/2 does not know (RFC 9113 section
+   8.2.2) or that do not fit PLB_HTTP2_MEMORY. Any thread. */
+PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
 /* ==== SEND AND EXPECT ================================================================================================
    Checks in steps: each sends some bytes, or none, and looks at the answer. What makes the answer wrong ends the probe
    as soon as it is seen, with PLB_ERR_ANSWER, the number of the step (from 1) as the report's code, and a text such as
@@ -993,6 +1001,24 @@ typedef struct plb_agent_check_desc {
 
 /* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
 PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
+
+/* ==== GRPC CHECK =====================================================================================================
+   The health service that gRPC servers have (grpc.health.v1.Health/Check), over HTTP/2: with TLS by ALPN, without by
+   prior knowledge. SERVING is the success. Else the report says which: PLB_ERR_ANSWER with the text "NOT_SERVING",
+   "SERVICE_UNKNOWN", "UNKNOWN" and the number of that status as its code, or "gRPC status UNIMPLEMENTED" and the like
+   with that one's. Source: "GRPC Health Checking Protocol" of the gRPC project. */
+
+/* Zero members: the default. Read in plb_create, and copied. */
+typedef struct plb_grpc_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms;    /* from the connection to the end of the answer; 0: 1000 */
+    const char *service;   /* at most 256 bytes; NULL: the server as a whole */
+    const char *host;      /* :authority, as plb_http_check_desc's host */
+    bool reuse_connection; /* as plb_http_check_desc's */
+} plb_grpc_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
+PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc);
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -10151,14 +10177,39 @@ static void plb__exchange_over(plb_exchange *x, plb_status status)
     plb_check_done(x->token, status);
 }
 
+/* Takes so many bytes off what is to be sent. */
+static void plb__exchange_taken(plb_exchange *x, size_t taken)
+{
+    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
+        taken -= x->chunks[0].size;
+        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
+    }
+    if (taken > 0) {
+        x->chunks[0].data = (const char *)x->chunks[0].data + taken;
+        x->chunks[0].size -= taken;
+    }
+}
+
+/* Offers what is to be sent to the port, and tells the protocol once all of it is taken. */
+static plb_status plb__exchange_offer(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    size_t taken = 0;
+    plb_status status = io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
+    if (status != PLB_OK)
+        return status;
+    plb__exchange_taken(x, taken);
+    if (x->chunk_count == 0 && x->ops->sent != NULL)
+        x->ops->sent(x);
+    return PLB_OK;
+}
+
 /* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
    at once. */
 static void plb__exchange_end(plb_exchange *x, plb_status status)
 {
-    const plb_io *io = x->check->env->port.io;
-    size_t taken;
     if (x->chunk_count > 0)
-        io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
+        plb__exchange_offer(x);
     if (status != PLB_OK || !plb__exchange_rest_idle(x))
         plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     plb_check_done(x->token, status);
@@ -10240,37 +10291,16 @@ PLB_API void plb_exchange_send(plb_exchange *x, const plb_chunk *chunks, size_t 
             x->chunks[x->chunk_count++] = chunks[i];
 }
 
-/* Takes so many bytes off what is to be sent. */
-static void plb__exchange_taken(plb_exchange *x, size_t taken)
-{
-    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
-        taken -= x->chunks[0].size;
-        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
-    }
-    if (taken > 0) {
-        x->chunks[0].data = (const char *)x->chunks[0].data + taken;
-        x->chunks[0].size -= taken;
-    }
-}
-
 /* Sends what there is to send; false: the probe is over. */
 static bool plb__exchange_write(plb_exchange *x)
 {
-    const plb_io *io = x->check->env->port.io;
-    while (x->chunk_count > 0) {
-        size_t taken = 0;
-        plb_status status = io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
-        if (status == PLB_AGAIN)
-            return true;
-        if (status != PLB_OK) {
-            plb__exchange_broke(x, status);
-            return false;
-        }
-        plb__exchange_taken(x, taken);
-        if (x->chunk_count == 0 && x->ops->sent != NULL)
-            x->ops->sent(x);
-    }
-    return true;
+    plb_status status = PLB_OK;
+    while (x->chunk_count > 0 && status == PLB_OK)
+        status = plb__exchange_offer(x);
+    if (status == PLB_OK || status == PLB_AGAIN)
+        return true;
+    plb__exchange_broke(x, status);
+    return false;
 }
 
 /* The buffer that all exchanges of a balancer share, or NULL. */
@@ -10371,9 +10401,9 @@ static void plb__exchange_connected(plb_exchange *x)
         plb_check_deadline(x->token, x->check->answer_ms);
         status = x->ops->connected(x);
     }
-    if (status != PLB_AGAIN)
+    if (status != PLB_AGAIN && (status == PLB_OK || !plb__exchange_renew(x)))
         plb__exchange_end(x, status);
-    else if (plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
+    else if (status == PLB_AGAIN && plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
         plb__exchange_read(x);
 }
 
@@ -11661,6 +11691,502 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
 {
     static const plb_check_ops ops = {"agent",          sizeof(plb__agent_check), sizeof(plb_exchange), plb__agent_open,
                                       plb__agent_close, plb__agent_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== HTTP/2 CHECK ===================================================================================================
+   One request at a time over HTTP/2: a page, or gRPC's health service. */
+
+typedef struct plb__http2_probe plb__http2_probe;
+
+typedef struct plb__http2_check {
+    plb__http_check http;
+    plb_status (*request)(plb__http2_probe *probe, plb_text authority);
+    plb_status (*event)(plb__http2_probe *probe, const plb_http2_event *event); /* PLB_AGAIN: the next one */
+    char *service;                                                              /* gRPC: the request's body */
+    size_t service_size;
+} plb__http2_check;
+
+/* Headers of an answer, for a validator. */
+typedef struct plb__http2_fields {
+    plb_http1_header headers[PLB__HTTP_HEADERS];
+    size_t count, used;
+    char text[4096];
+} plb__http2_fields;
+
+struct plb__http2_probe {
+    plb__http_probe http;
+    plb_http2 connection;
+    size_t offered; /* bytes of output that the exchange was given */
+    plb_grpc_health health;
+    uint32_t grpc_status;
+    bool has_grpc_status, has_health;
+    char memory[PLB_HTTP2_MEMORY];
+};
+
+/* A probe whose check has a validator. */
+typedef struct plb__http2_fields_probe {
+    plb__http2_probe probe;
+    plb__http2_fields fields;
+} plb__http2_fields_probe;
+
+static const plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
+{
+    return (const plb__http2_check *)(const void *)probe->http.exchange.check;
+}
+
+/* Bytes that the exchange has sent of the codec's output are the codec's no more; what is left is taken back, for the
+   codec may move it. */
+static void plb__http2_take_back(plb__http2_probe *probe)
+{
+    plb_exchange *x = &probe->http.exchange;
+    size_t left = x->chunk_count > 0 ? x->chunks[0].size : 0;
+    plb_http2_sent(&probe->connection, probe->offered - left);
+    plb_exchange_send(x, NULL, 0);
+    probe->offered = 0;
+}
+
+static void plb__http2_offer(plb__http2_probe *probe)
+{
+    plb_text out = plb_http2_output(&probe->connection);
+    plb_chunk chunk;
+    chunk.data = out.data;
+    chunk.size = out.size;
+    chunk.flags = 0;
+    probe->offered = out.size;
+    plb_exchange_send(&probe->http.exchange, &chunk, 1);
+}
+
+static void plb__http2_probe_sent(plb_exchange *x)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    plb__http2_take_back(probe);
+    plb__http2_offer(probe);
+}
+
+/* Over TLS the two sides must have agreed. */
+static bool plb__http2_is_spoken(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb_stream_info info;
+    if (x->check->connect.tls == NULL)
+        return true;
+    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && strcmp(info.alpn, "h2") == 0;
+}
+
+#define PLB__HTTP2_AUTHORITY 320
+
+static plb_status plb__http2_probe_connected(plb_exchange *x)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    char authority[PLB__HTTP2_AUTHORITY];
+    plb__text text = plb__text_in(authority, sizeof authority);
+    plb_text host;
+    plb_status status;
+    plb__http_await(&probe->http);
+    memset(&probe->health, 0, sizeof probe->health);
+    probe->has_grpc_status = probe->has_health = false;
+    probe->offered = 0;
+    if (!plb__http2_is_spoken(x))
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The server does not agree to HTTP/2 (ALPN h2).");
+    if (!x->resumed)
+        plb_http2_open(&probe->connection, probe->memory, sizeof probe->memory);
+    plb__put(&text, probe->http.target.host);
+    plb__put(&text, probe->http.authority);
+    host.data = authority;
+    host.size = text.length;
+    status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
+    if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
+        return PLB_ERR_RESET;
+    if (status != PLB_OK)
+        return status;
+    plb__http2_offer(probe);
+    x->keep = plb__http2_check_of(probe)->http.desc.reuse_connection;
+    return PLB_AGAIN;
+}
+
+/* "WORDS NUMBER" as the report's text. */
+static plb_status plb__http2_say_code(plb__http2_probe *probe, plb_status status, const char *words, uint32_t code)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb__put(&text, words);
+    plb__put_number(&text, code, 10);
+    return plb__http_say(&probe->http, status, line);
+}
+
+/* What ends an answer of any kind too early. PLB_AGAIN: nothing of that. */
+static plb_status plb__http2_judge_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    if (event->kind == PLB_HTTP2_RESET && event->ours)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer is not well-formed HTTP/2.");
+    if (event->kind == PLB_HTTP2_RESET)
+        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server reset the stream: HTTP/2 error ", event->code);
+    if (event->kind == PLB_HTTP2_GOAWAY)
+        probe->http.exchange.keep = false;
+    if (event->kind == PLB_HTTP2_GOAWAY && !event->covered)
+        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server goes away: HTTP/2 error ", event->code);
+    return plb__http2_check_of(probe)->event(probe, event);
+}
+
+/* The codec has given up the connection, and said so to the peer. */
+static plb_status plb__http2_give_up(plb__http2_probe *probe, plb_status status, uint32_t code)
+{
+    if (status == PLB_ERR_LIMIT)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's headers are longer than allowed.");
+    return plb__http2_say_code(probe, PLB_ERR_PROTOCOL, "The server breaks HTTP/2's rules: error ", code);
+}
+
+static plb_status plb__http2_probe_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    plb_status result = PLB_AGAIN;
+    if (size == 0)
+        return plb__http_say(&probe->http, PLB_ERR_RESET, "The connection ended before the answer was complete.");
+    plb__http2_take_back(probe);
+    while (result == PLB_AGAIN) {
+        plb_http2_event event;
+        size_t taken = 0;
+        plb_status status = plb_http2_next(&probe->connection, bytes + *used, size - *used, &taken, &event);
+        *used += taken;
+        if (status == PLB_AGAIN)
+            break;
+        result =
+            status == PLB_OK ? plb__http2_judge_event(probe, &event) : plb__http2_give_up(probe, status, event.code);
+    }
+    if (*used < size)
+        x->keep = false;
+    if (result != PLB_AGAIN && !x->keep)
+        plb_http2_close(&probe->connection);
+    plb__http2_offer(probe);
+    return result;
+}
+
+static plb_status plb__http2_probe_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__http2_probe_connected, plb__http2_probe_received, plb__http2_probe_sent};
+    return plb__http_start((const plb__http_check *)state, (plb__http_probe *)probe, &ops, target, token);
+}
+
+static void plb__http2_check_close(void *state)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    if (check->service != NULL)
+        plb__delete(&check->http.exchange.env->allocator, check->service, check->service_size);
+    plb__http_check_close(state);
+}
+
+/* Opens the part that both kinds have, with "h2" as what TLS asks for unless the program has something else. */
+static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_check_desc *desc, const plb_env *env)
+{
+    static const char *const alpn[] = {"h2", NULL};
+    plb_http_check_desc with;
+    plb_tls tls;
+    memset(&with, 0, sizeof with);
+    if (desc != NULL)
+        with = *desc;
+    if (with.connect.tls != NULL) {
+        tls = *with.connect.tls;
+        if (tls.alpn == NULL)
+            tls.alpn = alpn;
+        with.connect.tls = &tls;
+    }
+    return plb__http_check_open(&check->http, &with, env);
+}
+
+/* ---- a page ---- */
+
+#define PLB__HTTP2_EXTRA 32 /* headers of the program's */
+
+/* desc.headers as HTTP/2 has them, after those that each request has. */
+static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http2_header *headers, size_t *count)
+{
+    static const char agent[] = "user-agent", version[] = "pingora_lb/" PLB_VERSION;
+    const char *at = check->desc.headers;
+    plb_http1_header line;
+    bool has_agent = false;
+    size_t first = *count;
+    while (plb__http_next_header(&at, &line) == PLB_AGAIN) {
+        if (*count - first == PLB__HTTP2_EXTRA)
+            return PLB_ERR_ARGUMENT;
+        has_agent = has_agent || plb_text_is(line.name, agent);
+        headers[*count].name = line.name;
+        headers[(*count)++].value = line.value;
+    }
+    if (!has_agent) {
+        headers[*count].name.data = agent;
+        headers[*count].name.size = sizeof agent - 1;
+        headers[*count].value.data = version;
+        headers[(*count)++].value.size = sizeof version - 1;
+    }
+    return PLB_OK;
+}
+
+static void plb__http2_put_header(plb_http2_header *headers, size_t *count, const char *name, const char *value)
+{
+    headers[*count].name.data = name;
+    headers[*count].name.size = strlen(name);
+    headers[*count].value.data = value;
+    headers[(*count)++].value.size = strlen(value);
+}
+
+static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 *connection, const char *path,
+                                        plb_text authority)
+{
+    plb_http2_header headers[4 + PLB__HTTP2_EXTRA + 1];
+    plb_text no_body;
+    plb_status status;
+    size_t count = 0;
+    memset(&no_body, 0, sizeof no_body);
+    plb__http2_put_header(headers, &count, ":method", check->desc.method);
+    plb__http2_put_header(headers, &count, ":scheme", check->exchange.connect.tls != NULL ? "https" : "http");
+    plb__http2_put_header(headers, &count, ":path", path);
+    plb__http2_put_header(headers, &count, ":authority", "");
+    headers[count - 1].value = authority;
+    status = plb__http2_page_headers(check, headers, &count);
+    return status == PLB_OK ? plb_http2_request(connection, headers, count, no_body) : status;
+}
+
+static plb__http2_fields *plb__http2_fields_of(plb__http2_probe *probe)
+{
+    if (plb__http2_check_of(probe)->http.desc.validate == NULL)
+        return NULL;
+    return &((plb__http2_fields_probe *)(void *)probe)->fields;
+}
+
+static plb_status plb__http2_page_request(plb__http2_probe *probe, plb_text authority)
+{
+    const plb__http_check *check = &plb__http2_check_of(probe)->http;
+    return plb__http2_page_queue(check, &probe->connection, probe->http.target.path, authority);
+}
+
+/* Keeps a header for the validator, as far as there is room. */
+static void plb__http2_keep_field(plb__http2_fields *fields, const plb_http2_event *event)
+{
+    plb_http1_header *header;
+    if (fields->count == PLB__HTTP_HEADERS || event->name.size + event->value.size > sizeof fields->text - fields->used)
+        return;
+    header = &fields->headers[fields->count++];
+    header->name.data = fields->text + fields->used;
+    header->name.size = event->name.size;
+    memcpy(fields->text + fields->used, event->name.data, event->name.size);
+    fields->used += event->name.size;
+    header->value.data = fields->text + fields->used;
+    header->value.size = event->value.size;
+    memcpy(fields->text + fields->used, event->value.data, event->value.size);
+    fields->used += event->value.size;
+}
+
+static plb_status plb__http2_page_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    plb__http2_fields *fields = plb__http2_fields_of(probe);
+    switch (event->kind) {
+    case PLB_HTTP2_STATUS:
+        if (fields != NULL)
+            fields->count = fields->used = 0;
+        return PLB_AGAIN;
+    case PLB_HTTP2_HEADER:
+        if (fields != NULL)
+            plb__http2_keep_field(fields, event);
+        return PLB_AGAIN;
+    case PLB_HTTP2_HEADERS_END:
+        if (event->status < 200 && event->status != 101)
+            return PLB_AGAIN;
+        return plb__http_judge_head(&probe->http, event->status, fields != NULL ? fields->headers : NULL,
+                                    fields != NULL ? fields->count : 0);
+    case PLB_HTTP2_DATA:
+        return plb__http_judge_body(&probe->http, event->data.data, event->data.size);
+    case PLB_HTTP2_END:
+        return plb__http_judge_end(&probe->http);
+    default:
+        return PLB_AGAIN;
+    }
+}
+
+/* Names in small letters, as HTTP/2 has them (RFC 9113 section 8.2.1): in the check's own copy. */
+static void plb__http2_lower_names(plb__http_check *check)
+{
+    char *at = check->memory + (check->desc.headers - check->memory);
+    bool in_name = true;
+    for (; *at != '\0'; at++) {
+        in_name = in_name && *at != ':';
+        if (in_name && *at >= 'A' && *at <= 'Z')
+            *at = (char)(*at + 'a' - 'A');
+        in_name = in_name || *at == '\n';
+    }
+}
+
+/* A request on trial, so that what HTTP/2 cannot carry fails plb_create and not each probe. */
+static plb_status plb__http2_page_try(const plb__http_check *check)
+{
+    char memory[PLB_HTTP2_MEMORY];
+    plb_http2 connection;
+    plb_text authority;
+    plb_status status;
+    authority.data = check->desc.host != NULL ? check->desc.host : "a";
+    authority.size = strlen(authority.data);
+    plb_http2_open(&connection, memory, sizeof memory);
+    status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
+    return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
+}
+
+static plb_status plb__http2_page_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    plb_status status = plb__http2_open_check(check, (const plb_http_check_desc *)desc, env);
+    if (status != PLB_OK)
+        return status;
+    check->request = plb__http2_page_request;
+    check->event = plb__http2_page_event;
+    plb__http2_lower_names(&check->http);
+    return plb__http2_page_try(&check->http);
+}
+
+PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
+{
+    static const plb_check_ops plain = {"http2",
+                                        sizeof(plb__http2_check),
+                                        sizeof(plb__http2_probe),
+                                        plb__http2_page_open,
+                                        plb__http2_check_close,
+                                        plb__http2_probe_start,
+                                        plb_exchange_cancel};
+    static const plb_check_ops with_fields = {"http2",
+                                              sizeof(plb__http2_check),
+                                              sizeof(plb__http2_fields_probe),
+                                              plb__http2_page_open,
+                                              plb__http2_check_close,
+                                              plb__http2_probe_start,
+                                              plb_exchange_cancel};
+    bool validates = desc != NULL && desc->validate != NULL;
+    return plb__check_of(validates ? &with_fields : &plain, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== GRPC CHECK =====================================================================================================
+   A call of grpc.health.v1.Health/Check. */
+
+#define PLB__GRPC_SERVICE_MAX 256
+
+static plb_status plb__grpc_request(plb__http2_probe *probe, plb_text authority)
+{
+    const plb__http2_check *check = plb__http2_check_of(probe);
+    plb_http2_header headers[PLB_GRPC_HEADERS];
+    plb_text body;
+    body.data = check->service;
+    body.size = check->service_size;
+    plb_grpc_health_headers(headers, authority, check->http.exchange.connect.tls != NULL);
+    return plb_http2_request(&probe->connection, headers, PLB_GRPC_HEADERS, body);
+}
+
+/* "gRPC status UNAVAILABLE", or what the health service says. */
+static plb_status plb__grpc_say(plb__http2_probe *probe, uint32_t code, const char *words, const char *name)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb_report report;
+    plb__put(&text, words);
+    plb__put(&text, name);
+    memset(&report, 0, sizeof report);
+    report.code = code < UINT16_MAX ? code : UINT16_MAX;
+    report.text = line;
+    plb_exchange_say(&probe->http.exchange, &report);
+    return PLB_ERR_ANSWER;
+}
+
+static plb_status plb__grpc_judge(plb__http2_probe *probe)
+{
+    uint32_t serving = probe->health.serving;
+    if (!probe->has_grpc_status)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer has no grpc-status.");
+    if (probe->grpc_status != 0)
+        return plb__grpc_say(probe, probe->grpc_status, "gRPC status ", plb_grpc_status_name(probe->grpc_status));
+    if (!probe->has_health)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer has no message.");
+    if (serving != PLB_GRPC_SERVING)
+        return plb__grpc_say(probe, serving, "", plb_grpc_serving_name(serving));
+    return PLB_OK;
+}
+
+static plb_status plb__grpc_field(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    if (!plb_text_is(event->name, "grpc-status"))
+        return PLB_AGAIN;
+    if (plb_grpc_status(event->value, &probe->grpc_status) != PLB_OK)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's grpc-status is no number.");
+    probe->has_grpc_status = true;
+    return PLB_AGAIN;
+}
+
+static plb_status plb__grpc_data(plb__http2_probe *probe, plb_text data)
+{
+    plb_status status = plb_grpc_health_next(&probe->health, data.data, data.size);
+    if (status != PLB_OK && status != PLB_AGAIN)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL,
+                             "The answer's message is malformed, compressed or too long.");
+    probe->has_health = probe->has_health || status == PLB_OK;
+    return PLB_AGAIN;
+}
+
+static plb_status plb__grpc_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    switch (event->kind) {
+    case PLB_HTTP2_HEADER:
+    case PLB_HTTP2_TRAILER:
+        return plb__grpc_field(probe, event);
+    case PLB_HTTP2_HEADERS_END:
+        if (event->status < 200)
+            return PLB_AGAIN;
+        probe->http.status = event->status;
+        return event->status == 200 ? PLB_AGAIN : plb__http_say_status(&probe->http, "HTTP status ");
+    case PLB_HTTP2_DATA:
+        return plb__grpc_data(probe, event->data);
+    case PLB_HTTP2_END:
+        return plb__grpc_judge(probe);
+    default:
+        return PLB_AGAIN;
+    }
+}
+
+static plb_status plb__grpc_open(void *state, const void *opaque_desc, const plb_env *env)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    const plb_grpc_check_desc *desc = (const plb_grpc_check_desc *)opaque_desc;
+    plb_http_check_desc http;
+    plb_text service;
+    plb_status status;
+    memset(&http, 0, sizeof http);
+    service.data = desc != NULL && desc->service != NULL ? desc->service : "";
+    service.size = strlen(service.data);
+    if (desc != NULL) {
+        http.connect = desc->connect;
+        http.answer_ms = desc->answer_ms;
+        http.host = desc->host;
+        http.reuse_connection = desc->reuse_connection;
+    }
+    status = plb__http2_open_check(check, &http, env);
+    if (status == PLB_OK && service.size > PLB__GRPC_SERVICE_MAX)
+        status = PLB_ERR_ARGUMENT;
+    if (status != PLB_OK)
+        return status;
+    check->request = plb__grpc_request;
+    check->event = plb__grpc_event;
+    check->service_size = plb_grpc_health_request(NULL, 0, service);
+    check->service = (char *)plb__new(&env->allocator, check->service_size);
+    if (check->service == NULL)
+        return PLB_ERR_MEMORY;
+    plb_grpc_health_request(check->service, check->service_size, service);
+    return PLB_OK;
+}
+
+PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc)
+{
+    static const plb_check_ops ops = {"grpc",
+                                      sizeof(plb__http2_check),
+                                      sizeof(plb__http2_probe),
+                                      plb__grpc_open,
+                                      plb__http2_check_close,
+                                      plb__http2_probe_start,
+                                      plb_exchange_cancel};
     return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
 }
 
