@@ -112,6 +112,12 @@ bench-idle: build/load_balancer
 bench-proxy: build/load_balancer
 	bash tests/bench/proxy.sh
 
+build/bench_probe: tests/bench/probe.c $(HEADERS) | build
+	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+
+bench-probe: build/bench_probe
+	@bash tests/bench/probe.sh
+
 FUZZ_SECONDS ?= 60
 fuzz: $(FUZZERS:%=build/fuzz/%)
 	for f in $(FUZZERS); do \
@@ -122,4 +128,4 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 clean:
 	rm -rf build
 
-.PHONY: all run test test-needs test-build bench bench-plot bench-idle bench-proxy fuzz clean
+.PHONY: all run test test-needs test-build bench bench-plot bench-idle bench-proxy bench-probe fuzz clean
