@@ -61,7 +61,10 @@
 
    GOOD TO KNOW
    - SIGPIPE is never raised.
-   - TCP_NODELAY is set on every TCP stream. An IPv6 listener is IPv6 only, on every platform.
+   - Nagle's algorithm delays nothing: TCP_NODELAY is set on every TCP stream, at the latest before the first write that
+     it could hold back. An IPv6 listener is IPv6 only, on every platform.
+   - On Linux the segment that ends a connection's handshake goes with the first bytes that are written, or with the end
+     of the stream; alone when reading finds nothing first, so that a peer may speak first; after 200 ms otherwise.
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
      cares sends shutdown first and reads to the end.
    - An aborted Unix stream looks to its peer like an ended one; the system knows no reset there.
@@ -245,13 +248,16 @@ struct plb_stream {
     int fd;
     uint32_t slot;
     uint8_t armed; /* directions that a callback was promised for */
-    bool listener, connecting;
-    bool wrote;  /* there may be bytes on their way */
-    bool at_end; /* read has returned PLB_END */
+    bool listener : 1;
+    bool connecting : 1;
+    bool wrote : 1;    /* there may be bytes on their way */
+    bool at_end : 1;   /* read has returned PLB_END */
+    bool prompt : 1;   /* TCP_NODELAY is set, or there is no such thing */
+    bool ack_owed : 1; /* the handshake's last segment waits for something to go with */
 #ifdef PLB__PX_EPOLL
+    bool hung_up : 1;   /* nothing more will come, so that the last edge was told */
     uint8_t registered; /* directions that epoll tells the edges of */
     uint8_t ready;      /* directions that it told, and that have not been exhausted since */
-    bool hung_up;       /* nothing more will come, so that the last edge was told */
 #endif
 };
 
@@ -972,12 +978,35 @@ static bool plb__px_add_extra(plb_posix *px, plb_stream *stream, const plb_addr 
     return true;
 }
 
+/* The segment that ends the handshake may wait for our first bytes, or for our end of stream if there are none (RFC
+   9293 section 3.8.6.3): a peer that is only probed is woken once, not twice. Linux lets it wait for 200 ms at most. */
+static void plb__px_owe_ack(plb_stream *stream)
+{
+#ifdef TCP_QUICKACK
+    stream->ack_owed = plb__px_set(stream->fd, IPPROTO_TCP, TCP_QUICKACK, 0);
+#else
+    (void)stream;
+#endif
+}
+
+/* A peer that speaks first must not wait for us. */
+static void plb__px_send_ack(plb_stream *stream)
+{
+#ifdef TCP_QUICKACK
+    if (stream->ack_owed && !stream->wrote)
+        plb__px_set(stream->fd, IPPROTO_TCP, TCP_QUICKACK, 1);
+#endif
+    stream->ack_owed = false;
+}
+
 /* Promises a callback; PLB_AGAIN unless that cannot be. */
 static plb_status plb__px_arm(plb_posix *px, plb_stream *stream, unsigned direction)
 {
     plb_status status = plb__px_listen_for(px, stream, direction);
     if (status != PLB_OK)
         return status;
+    if (direction == PLB__PX_READ)
+        plb__px_send_ack(stream);
     stream->armed = (uint8_t)(stream->armed | direction);
     return PLB_AGAIN;
 }
@@ -1068,11 +1097,22 @@ static plb_status plb__px_open_stream(plb_stream *stream, const plb_addr *addr)
 {
     static const int families[] = {AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX}; /* by plb_family */
     stream->fd = plb__px_open_socket(families[addr->family]);
-    if (stream->fd < 0)
-        return plb__px_status(errno);
-    if (addr->family != PLB_FAMILY_UNIX && !plb__px_set(stream->fd, IPPROTO_TCP, TCP_NODELAY, 1))
-        return plb__px_status(errno);
-    return PLB_OK;
+    stream->prompt = addr->family == PLB_FAMILY_UNIX;
+    return stream->fd >= 0 ? PLB_OK : plb__px_status(errno);
+}
+
+/* Nagle's algorithm holds back a short segment while another is on its way (RFC 9293 section 3.7.4), so it never holds
+   a first write that fits into one; this is the least that a segment has room for (section 3.7.1). */
+#define PLB__PX_SEGMENT 536
+
+/* Takes Nagle's algorithm out of the way of a write that it could hold. A stream that says little, as a probe does,
+   gets by without the call; one that is broken already fails in the write. */
+static void plb__px_make_prompt(plb_stream *stream, size_t offered)
+{
+    if (stream->prompt || (!stream->wrote && offered <= PLB__PX_SEGMENT))
+        return;
+    plb__px_set(stream->fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    stream->prompt = true;
 }
 
 static plb_status plb__px_connect(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out)
@@ -1088,6 +1128,8 @@ static plb_status plb__px_connect(void *self, const plb_peer *peer, plb_handler 
     if (stream == NULL)
         return PLB_ERR_MEMORY;
     status = plb__px_open_stream(stream, &peer->addr);
+    if (status == PLB_OK && peer->addr.family != PLB_FAMILY_UNIX)
+        plb__px_owe_ack(stream);
     if (status == PLB_OK)
         status = plb__px_bind_source(stream->fd, &peer->source);
     if (status == PLB_OK)
@@ -1144,6 +1186,7 @@ static plb_status plb__px_write(void *self, plb_stream *stream, const plb_chunk 
     memset(&message, 0, sizeof message);
     message.msg_iov = parts;
     message.msg_iovlen = (unsigned)i;
+    plb__px_make_prompt(stream, offered);
     do
         sent = sendmsg(stream->fd, &message, PLB__PX_NO_SIGNAL);
     while (sent < 0 && errno == EINTR);
@@ -1287,6 +1330,7 @@ static plb_status plb__px_accept(void *self, plb_stream *listener, plb_handler h
         return plb__px_pause(px, listener);
     stream->fd = plb__px_accept_next(listener->fd);
     if (stream->fd >= 0) {
+        stream->prompt = true;
         *out = stream;
         return PLB_OK;
     }
@@ -1348,7 +1392,8 @@ static plb_status plb__px_bind_listener(plb_stream *listener, const plb_listen_d
 {
     if (desc->addr.family == PLB_FAMILY_UNIX)
         return plb__px_bind_path(listener, name);
-    if (!plb__px_set(listener->fd, SOL_SOCKET, SO_REUSEADDR, 1))
+    if (!plb__px_set(listener->fd, SOL_SOCKET, SO_REUSEADDR, 1) ||
+        !plb__px_set(listener->fd, IPPROTO_TCP, TCP_NODELAY, 1))
         return PLB_ERR_IO;
     if (desc->addr.family == PLB_FAMILY_IPV6 && !plb__px_set(listener->fd, IPPROTO_IPV6, IPV6_V6ONLY, 1))
         return PLB_ERR_IO;

@@ -296,6 +296,8 @@ TEST sockets_are_non_blocking_private_and_prompt(void)
     plb_addr addr = listen_somewhere(&listener);
     int i;
     ASSERT(connect_pair(&listener, &addr, &ends[0], &ends[1]));
+    for (i = 0; i < 2; i++) /* a first short write cannot be held back, a second one could be */
+        ASSERT(write_text(&ends[i], "a") == PLB_OK && write_text(&ends[i], "b") == PLB_OK);
     for (i = 0; i < 2; i++) {
         int fd = ends[i].stream->fd, prompt = 0;
         socklen_t size = sizeof prompt;
