@@ -63,8 +63,8 @@
    - SIGPIPE is never raised.
    - Nagle's algorithm delays nothing: TCP_NODELAY is set on every TCP stream, at the latest before the first write that
      it could hold back. An IPv6 listener is IPv6 only, on every platform.
-   - On Linux the segment that ends a connection's handshake goes with the first bytes that are written, or with the end
-     of the stream; alone when reading finds nothing first, so that a peer may speak first; after 200 ms otherwise.
+   - On Linux the segment that ends a connection's handshake goes with what the callback of PLB_EVENT_CONNECT writes, or
+     with the end of the stream if it closes; alone after it otherwise.
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
      cares sends shutdown first and reads to the end.
    - An aborted Unix stream looks to its peer like an ended one; the system knows no reset there.
@@ -253,7 +253,7 @@ struct plb_stream {
     bool wrote : 1;    /* there may be bytes on their way */
     bool at_end : 1;   /* read has returned PLB_END */
     bool prompt : 1;   /* TCP_NODELAY is set, or there is no such thing */
-    bool ack_owed : 1; /* the handshake's last segment waits for something to go with */
+    bool ack_owed : 1; /* the handshake's last segment waits for the callback */
 #ifdef PLB__PX_EPOLL
     bool hung_up : 1;   /* nothing more will come, so that the last edge was told */
     uint8_t registered; /* directions that epoll tells the edges of */
@@ -978,35 +978,12 @@ static bool plb__px_add_extra(plb_posix *px, plb_stream *stream, const plb_addr 
     return true;
 }
 
-/* The segment that ends the handshake may wait for our first bytes, or for our end of stream if there are none (RFC
-   9293 section 3.8.6.3): a peer that is only probed is woken once, not twice. Linux lets it wait for 200 ms at most. */
-static void plb__px_owe_ack(plb_stream *stream)
-{
-#ifdef TCP_QUICKACK
-    stream->ack_owed = plb__px_set(stream->fd, IPPROTO_TCP, TCP_QUICKACK, 0);
-#else
-    (void)stream;
-#endif
-}
-
-/* A peer that speaks first must not wait for us. */
-static void plb__px_send_ack(plb_stream *stream)
-{
-#ifdef TCP_QUICKACK
-    if (stream->ack_owed && !stream->wrote)
-        plb__px_set(stream->fd, IPPROTO_TCP, TCP_QUICKACK, 1);
-#endif
-    stream->ack_owed = false;
-}
-
 /* Promises a callback; PLB_AGAIN unless that cannot be. */
 static plb_status plb__px_arm(plb_posix *px, plb_stream *stream, unsigned direction)
 {
     plb_status status = plb__px_listen_for(px, stream, direction);
     if (status != PLB_OK)
         return status;
-    if (direction == PLB__PX_READ)
-        plb__px_send_ack(stream);
     stream->armed = (uint8_t)(stream->armed | direction);
     return PLB_AGAIN;
 }
@@ -1034,11 +1011,36 @@ static plb_status plb__px_socket_error(int fd)
     return error == 0 ? PLB_OK : plb__px_status(error);
 }
 
-static void plb__px_connected(plb_stream *stream, plb_status status)
+/* The segment that ends the handshake waits until the callback of the connection is over, for our first bytes or our end
+   of stream to take it along (RFC 9293 section 3.8.6.3): a backend that is only probed is woken once, not twice. */
+static void plb__px_owe_ack(plb_stream *stream)
 {
+#ifdef TCP_QUICKACK
+    stream->ack_owed = plb__px_set(stream->fd, IPPROTO_TCP, TCP_QUICKACK, 0);
+#else
+    (void)stream;
+#endif
+}
+
+/* The peer may be the one who speaks first. */
+static void plb__px_send_ack(plb_stream *stream)
+{
+#ifdef TCP_QUICKACK
+    if (stream->ack_owed && !stream->wrote)
+        plb__px_set(stream->fd, IPPROTO_TCP, TCP_QUICKACK, 1);
+#endif
+    stream->ack_owed = false;
+}
+
+static void plb__px_connected(plb_posix *px, plb_stream *stream, plb_status status)
+{
+    uint32_t slot = stream->slot, generation = px->slots[slot].generation;
     stream->connecting = false;
     stream->armed = 0;
     plb__px_call(stream, PLB_EVENT_CONNECT, status);
+    stream = plb__px_find(px, slot, generation); /* the callback may have closed it */
+    if (stream != NULL)
+        plb__px_send_ack(stream);
 }
 
 static void plb__px_retry_connect(void *user);
@@ -1070,7 +1072,7 @@ static void plb__px_retry_connect(void *user)
     plb__px_extra *extra = (plb__px_extra *)user;
     plb_status status = plb__px_try_connect(extra->px, extra->stream, &extra->addr);
     if (status != PLB_AGAIN)
-        plb__px_connected(extra->stream, status);
+        plb__px_connected(extra->px, extra->stream, status);
 }
 
 static plb_status plb__px_bind_source(int fd, const plb_addr *source)
@@ -1465,7 +1467,7 @@ static void plb__px_event(plb_posix *px, plb_stream *stream, unsigned ready, boo
     uint32_t slot = stream->slot, generation = px->slots[slot].generation;
     if (stream->connecting) {
         if (ready & PLB__PX_WRITE)
-            plb__px_connected(stream, failed ? plb__px_socket_error(stream->fd) : PLB_OK);
+            plb__px_connected(px, stream, failed ? plb__px_socket_error(stream->fd) : PLB_OK);
         return;
     }
     ready &= stream->armed;
