@@ -251,7 +251,7 @@ struct plb_stream {
     bool listener : 1;
     bool connecting : 1;
     bool wrote : 1;    /* there may be bytes on their way */
-    bool at_end : 1;   /* read has returned PLB_END */
+    bool at_end : 1;   /* nothing but the end can be left to read */
     bool prompt : 1;   /* TCP_NODELAY is set, or there is no such thing */
     bool ack_owed : 1; /* the handshake's last segment waits for the callback */
 #ifdef PLB__PX_EPOLL
@@ -679,6 +679,8 @@ static void plb__px_exhausted(plb_stream *stream, unsigned direction)
 {
     if (direction == PLB__PX_WRITE || !stream->hung_up)
         stream->ready = (uint8_t)(stream->ready & ~direction);
+    else
+        stream->at_end = true;
 }
 
 static bool plb__px_is_ready(const plb_stream *stream, unsigned direction)
