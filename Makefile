@@ -1,6 +1,7 @@
 # make run     builds the load balancer and shows it at work
 # make test    installs or names what the tests need, then runs all of them
 # make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
+# make bench-probe, bench-proxy, bench-idle   health checks beside HAProxy's, the proxy beside nginx, an idle process
 # make fuzz    runs each fuzz target for FUZZ_SECONDS
 # make         builds the examples; needs nothing but a C compiler
 

@@ -3,7 +3,7 @@
 # and the addresses after it, each checked once a second for ten seconds after three that are not counted. The processor
 # time is the kernel's account of the process (schedstat), checks are the connections that the kernel began meanwhile
 # (ActiveOpens), so nothing else should connect; nginx could not count them, as HAProxy takes care that a backend never
-# sees its TCP checks. Of two runs in turn the cheaper counts. Then system calls, instructions, memory, and 100 000
+# sees its TCP checks. Of three runs in turn the cheaper counts. Then system calls, instructions, memory, and 100 000
 # backends each 30 seconds.
 #   tests/bench/probe.sh [kind...]     some kinds of checks only
 cd "$(dirname "$0")/../.." || exit 1
@@ -109,7 +109,7 @@ judge() { # value, limit
 cost() { # kind, limit of the ratio
     local ours="" theirs="" run our_checks their_checks ratio
     haproxy_conf "$1" >"$scratch/haproxy.cfg"
-    for run in 1 2; do
+    for run in 1 2 3; do
         measure build/bench_probe "$1" run "$port" $backends 1000 600
         ours=$(smaller "$ours" "$us") our_checks=$checks
         measure haproxy -db -f "$scratch/haproxy.cfg"
