@@ -1,6 +1,7 @@
 # make run     builds the load balancer and shows it at work
 # make test    installs or names what the tests need, then runs all of them
 # make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
+# make bench-probe, bench-proxy, bench-idle   health checks beside HAProxy's, the proxy beside nginx, an idle process
 # make fuzz    runs each fuzz target for FUZZ_SECONDS
 # make         builds the examples; needs nothing but a C compiler
 
@@ -112,6 +113,12 @@ bench-idle: build/load_balancer
 bench-proxy: build/load_balancer
 	bash tests/bench/proxy.sh
 
+build/bench_probe: tests/bench/probe.c $(HEADERS) | build
+	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+
+bench-probe: build/bench_probe
+	@bash tests/bench/probe.sh
+
 FUZZ_SECONDS ?= 60
 fuzz: $(FUZZERS:%=build/fuzz/%)
 	for f in $(FUZZERS); do \
@@ -122,4 +129,4 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 clean:
 	rm -rf build
 
-.PHONY: all run test test-needs test-build bench bench-plot bench-idle bench-proxy fuzz clean
+.PHONY: all run test test-needs test-build bench bench-plot bench-idle bench-proxy bench-probe fuzz clean
