@@ -177,7 +177,8 @@
    a probe in flight (TCP)     180 bytes and the port's stream
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
-   constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES)
+   an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
+   constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
    as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
    there before goes on, and the balancer tries again after a second.
@@ -1752,7 +1753,7 @@ typedef struct plb_http2 {
     /* the frame and the header block that are being read */
     uint32_t frame_stream, frame_left, block_size, list_size;
     uint8_t frame_type, frame_flags, frame_padding, phase, continuations, collected;
-    bool block_open, block_ends_stream, block_has_regular;
+    bool block_open, block_ends_stream;
     uint8_t bytes[9];
     /* the answer */
     uint64_t content_left;
@@ -14870,7 +14871,6 @@ static void plb__http2_begin_block(plb_http2 *h)
 {
     h->block_open = true;
     h->block_ends_stream = (h->frame_flags & PLB__FLAG_END_STREAM) != 0;
-    h->block_has_regular = false;
     h->block_size = h->list_size = 0;
     h->continuations = 0;
     if (h->exchange == PLB__EXCHANGE_HEAD)
@@ -14959,13 +14959,14 @@ static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_h
 
 /* ---- header blocks ---- */
 
-/* Sections 8.3.2 and 8.6: one :status, three digits, and never 101. False: malformed. */
+/* Sections 8.3.2 and 8.6: one :status, before all fields (none is taken before it), three digits, and never 101. False:
+   malformed. */
 static bool plb__http2_read_status(plb_http2 *h, const plb_hpack_field *field)
 {
     const char *digits = field->value.data;
-    if (h->exchange != PLB__EXCHANGE_HEAD || h->block_has_regular || h->answer_status != 0 ||
-        !plb__text_equals(field->name, ":status") || field->value.size != 3 || digits[0] < '1' || digits[0] > '9' ||
-        !plb__http1_is_digit(digits[1]) || !plb__http1_is_digit(digits[2]))
+    if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status != 0 || !plb__text_equals(field->name, ":status") ||
+        field->value.size != 3 || digits[0] < '1' || digits[0] > '9' || !plb__http1_is_digit(digits[1]) ||
+        !plb__http1_is_digit(digits[2]))
         return false;
     h->answer_status = (uint16_t)((digits[0] - '0') * 100 + (digits[1] - '0') * 10 + (digits[2] - '0'));
     return h->answer_status != 101;
@@ -14998,7 +14999,6 @@ static plb_status plb__http2_on_field(plb_http2 *h, const plb_hpack_field *field
         event->status = h->answer_status;
         return PLB_OK;
     }
-    h->block_has_regular = true;
     if (h->answer_status == 0 || !plb__http2_is_field(field->name, field->value, field->cut) ||
         !plb__http2_read_length(h, field))
         return plb__http2_malformed(h, event);
