@@ -145,6 +145,11 @@ PLB_API void plb_mbedtls_credentials_free(plb_credentials *credentials);
 #define PLB__MT_TICKETS
 #endif
 
+#if !defined(MBEDTLS_SSL_CLI_C) || !defined(MBEDTLS_SSL_SRV_C) || !defined(MBEDTLS_SSL_ALPN) ||                        \
+    !defined(MBEDTLS_SSL_SERVER_NAME_INDICATION)
+#error "plb_mbedtls.h: mbedTLS is needed with client, server, ALPN and server names"
+#endif
+
 /* What 3.0 renamed, hid or gave more arguments. */
 #if MBEDTLS_VERSION_MAJOR == 2
 #define PLB__MT_HIDDEN(member)  member
@@ -295,19 +300,15 @@ static void plb__mt_say(char *text, size_t capacity, const char *more)
     text[used + size] = '\0';
 }
 
-/* Errors of mbedTLS are a high-level one, a low-level one, or the sum of both. */
+/* Errors of mbedTLS are a high-level one, a low-level one, or the sum of both. Not all of those named here have a header
+   that is there with every configuration. */
 static bool plb__mt_is_memory(int error)
 {
-    static const int high[] = {-MBEDTLS_ERR_SSL_ALLOC_FAILED,
-                               -MBEDTLS_ERR_X509_ALLOC_FAILED,
-                               -MBEDTLS_ERR_PK_ALLOC_FAILED,
-                               -0x1180 * -1 /* PEM */,
-                               0x3400 /* DHM */,
-                               0x4D80 /* ECP */,
-                               0x5180 /* MD */,
-                               0x6180 /* CIPHER */};
-    int i, top = -error & ~0x7F, low = -error & 0x7F;
-    for (i = 0; i < (int)(sizeof high / sizeof high[0]); i++) {
+    static const int high[] = {0x1180 /* PEM */, 0x2880 /* X509 */, 0x3400 /* DHM */,    0x3F80 /* PK */,
+                               0x4D80 /* ECP */, 0x5180 /* MD */,   0x6180 /* CIPHER */, 0x7F00 /* SSL */};
+    int top = error < 0 ? -error & ~0x7F : 0, low = error < 0 ? -error & 0x7F : 0;
+    size_t i;
+    for (i = 0; i < sizeof high / sizeof high[0]; i++) {
         if (top == high[i])
             return true;
     }
@@ -441,7 +442,7 @@ static plb_status plb__mt_read_system(plb_credentials *credentials)
     size_t i;
     for (i = 0; i < sizeof places / sizeof places[0]; i++) {
         int error = plb__mt_read_chain(&credentials->authorities, places[i], NULL);
-        if (plb__mt_is_memory(error) && error != MBEDTLS_ERR_X509_FILE_IO_ERROR)
+        if (plb__mt_is_memory(error))
             return PLB_ERR_MEMORY;
         if (error >= 0)
             return PLB_OK;
@@ -1000,7 +1001,7 @@ static void plb__mt_session_delete(plb_mbedtls *tls, plb__mt_session *session)
     plb__mt_delete(&tls->allocator, session, sizeof *session);
 }
 
-/* Takes over the caller's share of the profile if it succeeds. PLB_OK, PLB_ERR_MEMORY or PLB_ERR_ARGUMENT. */
+/* PLB_OK, PLB_ERR_MEMORY or PLB_ERR_ARGUMENT. */
 static plb_status plb__mt_session_new(plb__mt_stream *stream, plb__mt_profile *profile, const plb_addr *addr)
 {
     plb_mbedtls *tls = stream->tls;
@@ -1026,7 +1027,6 @@ static plb_status plb__mt_session_new(plb__mt_stream *stream, plb__mt_profile *p
         session->addr = *addr;
         plb__mt_offer_saved(tls, session);
     }
-    plb__mt_profile_leave(profile);
     return PLB_OK;
 }
 
@@ -1235,7 +1235,7 @@ static void plb__mt_progress(plb__mt_stream *stream)
         plb__mt_send_out(session);
     stream->gone = &gone;
     plb__mt_tell(stream, PLB__MT_READ, PLB_EVENT_READ);
-    if (!gone && !stream->lingers)
+    if (!gone)
         plb__mt_tell(stream, PLB__MT_WRITE, PLB_EVENT_WRITE);
     if (!gone)
         stream->gone = NULL;
@@ -1279,8 +1279,7 @@ static plb_status plb__mt_prepare(plb__mt_stream *stream, const plb_peer *peer)
     if (status != PLB_OK)
         return status;
     status = plb__mt_session_new(stream, profile, &peer->addr);
-    if (status != PLB_OK)
-        plb__mt_profile_leave(profile);
+    plb__mt_profile_leave(profile);
     return status;
 }
 
@@ -1344,13 +1343,10 @@ static void plb__mt_ignore(void *user, plb_stream *stream, plb_event event, plb_
 static plb__mt_stream *plb__mt_accepting(plb__mt_stream *listener, plb_handler handler)
 {
     plb__mt_stream *stream = plb__mt_stream_new(listener->tls, handler);
-    plb__mt_profile *profile = listener->profile;
-    if (stream == NULL || profile == NULL)
+    if (stream == NULL || listener->profile == NULL)
         return stream;
-    profile->owners++;
-    if (plb__mt_session_new(stream, profile, NULL) == PLB_OK)
+    if (plb__mt_session_new(stream, listener->profile, NULL) == PLB_OK)
         return stream;
-    plb__mt_profile_leave(profile);
     plb__mt_stream_delete(stream);
     return NULL;
 }
