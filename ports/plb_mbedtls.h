@@ -841,15 +841,20 @@ static void plb__mt_explain(plb__mt_session *session, const char *words)
     plb__mt_say(session->reason, sizeof session->reason, words);
 }
 
-/* TLS 1.2 servers that miss a client's certificate say "handshake failure": what they asked for makes it plain. */
+/* TLS 1.2 servers that miss a client's certificate say "handshake failure", or nothing: what they asked for makes it
+   plain. */
+static void plb__mt_explain_request(plb__mt_session *session)
+{
+    if (!session->profile->server && session->ssl.PLB__MT_HIDDEN(client_auth) != 0 &&
+        !session->profile->credentials->has_certificate)
+        plb__mt_explain(session, "it wants a certificate of this side");
+}
+
 static void plb__mt_explain_alert(plb__mt_session *session)
 {
-    unsigned alert = session->ssl.PLB__MT_HIDDEN(in_msg)[1];
     plb__mt_explain(session, "the peer sent the alert: ");
-    plb__mt_say(session->reason, sizeof session->reason, plb__mt_alert_text(alert));
-    if (alert == 116 || (!session->profile->server && session->ssl.PLB__MT_HIDDEN(client_auth) != 0 &&
-                         !session->profile->credentials->has_certificate))
-        plb__mt_explain(session, "it wants a certificate of this side");
+    plb__mt_say(session->reason, sizeof session->reason, plb__mt_alert_text(session->ssl.PLB__MT_HIDDEN(in_msg)[1]));
+    plb__mt_explain_request(session);
 }
 
 static void plb__mt_explain_certificate(plb__mt_session *session)
@@ -888,6 +893,9 @@ static plb_status plb__mt_explain_error(plb__mt_session *session, int error)
         return PLB_ERR_CERTIFICATE;
     }
     if (error == MBEDTLS_ERR_SSL_NO_CLIENT_CERTIFICATE) {
+        /* mbedTLS leaves that to others: RFC 5246 section 7.4.6. */
+        mbedtls_ssl_send_alert_message(&session->ssl, MBEDTLS_SSL_ALERT_LEVEL_FATAL,
+                                       MBEDTLS_SSL_ALERT_MSG_HANDSHAKE_FAILURE);
         plb__mt_explain(session, "the client sent no certificate");
         return PLB_ERR_CERTIFICATE;
     }
@@ -913,6 +921,7 @@ static plb_status plb__mt_break(plb__mt_session *session, int error)
         session->broken = PLB_ERR_TRUNCATED;
     } else if (session->below == PLB_END) {
         plb__mt_explain(session, "the peer ended the connection during the handshake");
+        plb__mt_explain_request(session);
         session->broken = PLB_ERR_TLS;
     } else if (session->below != PLB_OK) {
         session->broken = session->below;
