@@ -107,7 +107,11 @@ test-needs:
 test-build: test-needs
 	@$(MAKE) --no-print-directory -j$$(nproc) test-programs
 
-test-programs: $(TEST_PROGRAMS) $(FUZZERS:%=build/fuzz/%) all
+build/tls_peer: tests/tls_peer.c $(HEADERS) | build
+	@echo "build $@"
+	@$(GCC) -std=c99 $(WARN) -Werror -g -O1 -fsanitize=address,undefined $< -o $@ -pthread $(TLS_LIBS)
+
+test-programs: $(TEST_PROGRAMS) $(FUZZERS:%=build/fuzz/%) $(if $(MBEDTLS),build/tls_peer) all
 ifneq ($(MBEDTLS),yes)
 	@echo "mbedTLS is not here: the tests of ports/plb_mbedtls.h are left out (Debian: apt-get install libmbedtls-dev)"
 endif

@@ -53,12 +53,13 @@
    Renegotiation is refused.
 
    MEMORY
-   Streams, names and the cache come from the descriptor's allocator: 128 bytes a stream, 1.1 KiB more with TLS, 0.5 KiB
-   more and the names for a connecting one or a listener. mbedTLS allocates for itself, with calloc unless it was built
-   otherwise. With Debian's 2.28 on a 64-bit machine a TLS stream costs 35 KiB, most of it the record buffers (33 KiB;
-   MBEDTLS_SSL_IN_CONTENT_LEN and MBEDTLS_SSL_OUT_CONTENT_LEN make them smaller), and up to 10 KiB more while it shakes
-   hands; a session in the cache 1.5 KiB and more, by the size of the peer's certificate; the port 39 KiB, most of it
-   mbedTLS's entropy pool; the system's authorities some 600 KiB (no_ca leaves them out).
+   Streams, names and the cache come from the descriptor's allocator: 80 bytes a stream, 1.1 KiB more with TLS, 1 KiB and
+   the names more for a listener or a connection that was begun; 320 bytes a place in the cache. mbedTLS allocates for
+   itself, with calloc unless it was built otherwise. With Debian's 2.28 on a 64-bit machine a TLS stream costs 37 KiB in
+   all, most of it the record buffers (33 KiB; MBEDTLS_SSL_IN_CONTENT_LEN and MBEDTLS_SSL_OUT_CONTENT_LEN make them
+   smaller), and 5 KiB more while it shakes hands; a session in the cache 1 KiB and more, by the size of the peer's
+   certificate; the port 39 KiB, most of it mbedTLS's entropy pool; the system's authorities 460 KiB (no_ca leaves them
+   out).
 
    THREADS
    A port, its credentials and its streams belong to the thread that steps the port below. Several ports may live in
