@@ -671,7 +671,8 @@ static int plb__mt_configure(plb__mt_profile *profile, bool ask_client)
 #if MBEDTLS_VERSION_MAJOR == 2
     mbedtls_ssl_conf_min_version(config, MBEDTLS_SSL_MAJOR_VERSION_3, MBEDTLS_SSL_MINOR_VERSION_3);
 #endif
-#ifdef MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED
+#if defined(MBEDTLS_SSL_PROTO_TLS1_3) && defined(MBEDTLS_SSL_SESSION_TICKETS) &&                                       \
+    defined(MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED)
     mbedtls_ssl_conf_tls13_enable_signal_new_session_tickets(config,
                                                              MBEDTLS_SSL_TLS1_3_SIGNAL_NEW_SESSION_TICKETS_ENABLED);
 #endif
@@ -842,20 +843,23 @@ static void plb__mt_explain(plb__mt_session *session, const char *words)
     plb__mt_say(session->reason, sizeof session->reason, words);
 }
 
-/* TLS 1.2 servers that miss a client's certificate say "handshake failure", or nothing: what they asked for makes it
-   plain. */
-static void plb__mt_explain_request(plb__mt_session *session)
+/* TLS 1.3 has an alert for it (116, RFC 8446 section 6.2). Servers of TLS 1.2 that miss a client's certificate say
+   "handshake failure", "no certificate" or "bad certificate", once the client has answered without one. */
+static bool plb__mt_missed_certificate(const plb__mt_session *session, unsigned alert)
 {
-    if (!session->profile->server && session->ssl.PLB__MT_HIDDEN(client_auth) != 0 &&
-        !session->profile->credentials->has_certificate)
-        plb__mt_explain(session, "it wants a certificate of this side");
+    if (session->profile->server || session->profile->credentials->has_certificate)
+        return false;
+    return session->ssl.PLB__MT_HIDDEN(state) > MBEDTLS_SSL_CLIENT_CERTIFICATE &&
+           ((alert >= 40 && alert <= 42) || alert == 116);
 }
 
 static void plb__mt_explain_alert(plb__mt_session *session)
 {
+    unsigned alert = session->ssl.PLB__MT_HIDDEN(in_msg)[1];
     plb__mt_explain(session, "the peer sent the alert: ");
-    plb__mt_say(session->reason, sizeof session->reason, plb__mt_alert_text(session->ssl.PLB__MT_HIDDEN(in_msg)[1]));
-    plb__mt_explain_request(session);
+    plb__mt_say(session->reason, sizeof session->reason, plb__mt_alert_text(alert));
+    if (plb__mt_missed_certificate(session, alert))
+        plb__mt_explain(session, "it wants a certificate of this side");
 }
 
 static void plb__mt_explain_certificate(plb__mt_session *session)
@@ -922,7 +926,6 @@ static plb_status plb__mt_break(plb__mt_session *session, int error)
         session->broken = PLB_ERR_TRUNCATED;
     } else if (session->below == PLB_END) {
         plb__mt_explain(session, "the peer ended the connection during the handshake");
-        plb__mt_explain_request(session);
         session->broken = PLB_ERR_TLS;
     } else if (session->below != PLB_OK) {
         session->broken = session->below;
