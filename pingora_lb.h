@@ -368,7 +368,7 @@ typedef struct plb_handler {
 typedef struct plb_credentials plb_credentials; /* whom to trust, who one is: a TLS port's own, made by it */
 
 /* What a TLS session needs. Zero members: the port's credentials, every check made, no ALPN. Read during connect or
-   listen only, but for the credentials, which must outlive the streams. TLS 1.2 or later, always. */
+   listen only; when credentials may be given back their port says. TLS 1.2 or later, always. */
 typedef struct plb_tls {
     const char *name;                   /* client: sent as SNI (RFC 6066; not where it is an IP address), and what the
                                      certificate must be for. Needed unless any_name */
@@ -392,7 +392,7 @@ typedef struct plb_listen_desc {
     plb_addr addr;      /* its port may be 0: the system's choice, which info tells */
     uint32_t backlog;   /* connections waiting to be accepted; 0: 512 */
     bool reuse_port;    /* several listeners may share the address (SO_REUSEPORT) */
-    const plb_tls *tls; /* as plb_peer's. What is accepted shakes hands while it is read and written */
+    const plb_tls *tls; /* as plb_peer's. What is accepted shakes hands by itself; read and write tell if that fails */
 } plb_listen_desc;
 
 #define PLB_CHUNK_CONSTANT 1u /* the bytes never change nor go away (static data): a port need not copy them */
@@ -424,15 +424,15 @@ typedef struct plb_io {
 
     /* Begins a connection. PLB_AGAIN: *out is the stream and PLB_EVENT_CONNECT is armed. PLB_OK: *out is connected
        already. Else nothing was made: PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (a family, or TLS, that the
-       port lacks), PLB_ERR_ARGUMENT (TLS without a name, say),
-       PLB_ERR_ADDRESS (the source is not an address of this machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE,
-       PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO. */
+       port lacks), PLB_ERR_ARGUMENT (TLS without a name, say), PLB_ERR_ADDRESS (the source is not an address of this
+       machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE, PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO; what read returns, if
+       a handshake fails so soon. */
     plb_status (*connect)(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out);
 
     /* Reads what is there into the caller's buffer. PLB_OK: 1 to capacity bytes in *got. PLB_AGAIN: nothing yet;
        PLB_EVENT_READ is armed. PLB_END: the peer ended its side; writing may go on. PLB_ERR_RESET, PLB_ERR_TIMEOUT,
-       PLB_ERR_UNREACHABLE, PLB_ERR_TRUNCATED, PLB_ERR_TLS, PLB_ERR_CERTIFICATE, PLB_ERR_IO: the stream is broken;
-       close it. capacity is above 0. */
+       PLB_ERR_UNREACHABLE, PLB_ERR_TRUNCATED, PLB_ERR_TLS, PLB_ERR_CERTIFICATE, PLB_ERR_MEMORY (of a TLS library),
+       PLB_ERR_IO: the stream is broken; close it. capacity is above 0. */
     plb_status (*read)(void *self, plb_stream *stream, void *buffer, size_t capacity, size_t *got);
 
     /* Offers `count` chunks (1 to PLB_CHUNKS_MAX), in order. PLB_OK: the first *taken bytes (1 or more) are the port's
@@ -450,12 +450,12 @@ typedef struct plb_io {
     /* Gives the stream back, listener or connection. Cannot fail. */
     void (*close)(void *self, plb_stream *stream, plb_close_how how);
 
-    /* What is known about a stream. PLB_OK, or PLB_ERR_IO; *out is zeroed first. */
+    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed first. */
     plb_status (*info)(void *self, plb_stream *stream, plb_stream_info *out);
 
     /* Listens; PLB_EVENT_ACCEPT is not armed yet. PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_LIMIT, PLB_ERR_MEMORY,
-       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_UNSUPPORTED, PLB_ERR_IO. A Unix path that nobody
-       listens on any more is replaced. */
+       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_UNSUPPORTED, PLB_ERR_ARGUMENT (TLS without a
+       certificate to show, say), PLB_ERR_IO. A Unix path that nobody listens on any more is replaced. */
     plb_status (*listen)(void *self, const plb_listen_desc *desc, plb_handler handler, plb_stream **out);
 
     /* Takes one waiting connection; `handler` is the new stream's. PLB_AGAIN: none; PLB_EVENT_ACCEPT is armed. A port
