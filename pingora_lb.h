@@ -9323,8 +9323,10 @@ static void plb__probe_timeout(void *user)
 PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms)
 {
     plb__op *op = plb__op_running(token);
-    if (op != NULL)
-        plb__op_deadline(token.balancer, op, plb__probe_timeout, delay_ms);
+    if (op == NULL || op->lb->port.clock == NULL)
+        return;
+    plb_timers_update(&op->lb->timers, op->lb->port.clock); /* the port's callbacks come long after the last poll */
+    plb__op_deadline(op->lb, op, plb__probe_timeout, delay_ms);
 }
 
 /* An op for the next probe: the one that was kept, or a new one; NULL: no memory. */
