@@ -3718,11 +3718,12 @@ typedef struct plb__op {
     uint32_t check;
     plb_report report; /* its status is a discovery's too */
     char text[PLB_REPORT_TEXT];
+    bool unread; /* its exchange has more to read, in another turn */
 } plb__op;
 
 #define PLB__OP_SIZE ((sizeof(plb__op) + 15) / 16 * 16)
 
-enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u };
+enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u, PLB__WANT_READ = 4u };
 
 struct plb_balancer {
     /* hot: any thread */
@@ -7942,6 +7943,7 @@ static bool plb__op_start(plb_balancer *lb, plb__op *op)
     op->started_ms = lb->timers.now_ms;
     memset(&op->report, 0, sizeof op->report);
     op->text[0] = '\0';
+    op->unread = false;
     PLB__STORE(&ticket->state,
                (PLB__LOAD_RELAXED(&ticket->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
     return true;
@@ -9959,8 +9961,10 @@ static void plb__probe_timeout(void *user)
 PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms)
 {
     plb__op *op = plb__op_running(token);
-    if (op != NULL)
-        plb__op_deadline(token.balancer, op, plb__probe_timeout, delay_ms);
+    if (op == NULL || op->lb->port.clock == NULL)
+        return;
+    plb_timers_update(&op->lb->timers, op->lb->port.clock); /* the port's callbacks come long after the last poll */
+    plb__op_deadline(op->lb, op, plb__probe_timeout, delay_ms);
 }
 
 /* An op for the next probe: the one that was kept, or a new one; NULL: no memory. */
@@ -10373,8 +10377,18 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
     return PLB_END;
 }
 
-/* Reads bounded by what a peer may send before others get their turn. */
-#define PLB__EXCHANGE_READS 256
+/* The rest is for the next poll, so that a peer that never stops leaves a turn to others, and to its deadline. */
+static void plb__exchange_put_off(plb_exchange *x)
+{
+    plb__op *op = plb__op_running(x->token);
+    if (op == NULL)
+        return;
+    op->unread = true;
+    plb__fetch_or(&op->lb->wanted, PLB__WANT_READ);
+    plb__wake(op->lb);
+}
+
+#define PLB__EXCHANGE_READS 64 /* in one turn */
 
 static void plb__exchange_read(plb_exchange *x)
 {
@@ -10389,7 +10403,21 @@ static void plb__exchange_read(plb_exchange *x)
             status = io->watch(io->self, x->stream, PLB_EVENT_READ);
     }
     if (status == PLB_OK)
-        plb__exchange_over(x, PLB_ERR_PROTOCOL); /* it never stops */
+        plb__exchange_put_off(x);
+}
+
+/* Reads on where it was put off. */
+static void plb__exchanges_go_on(plb_balancer *lb)
+{
+    plb__op *op;
+    for (op = lb->running; op != NULL; op = op->next_running) {
+        plb_exchange *x = (plb_exchange *)plb__op_probe(op);
+        if (!op->unread)
+            continue;
+        op->unread = false;
+        if (x->stream != NULL && !x->idle)
+            plb__exchange_read(x);
+    }
 }
 
 /* Is called anew for a connection that was kept. */
@@ -12561,6 +12589,8 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
         plb_timers_update(&lb->timers, lb->port.clock);
         plb_timers_run(&lb->timers);
     }
+    if ((wanted & PLB__WANT_READ) != 0)
+        plb__exchanges_go_on(lb);
     lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
     plb__mail_read(lb);
     if ((wanted & PLB__WANT_CHECK) != 0)
