@@ -1890,25 +1890,25 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
     return 4;
 }
 
-/* Any bytes between quotes, in printable ASCII; where there are more than `room` characters, three dots stand for what
-   is missing. */
+/* Any bytes between quotes, in printable ASCII; where that takes more than `room` characters, 3 or more, three dots stand
+   for the end. */
 static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
-    size_t i, j, length, dots;
+    size_t i, j, length = 0, shown;
     char escaped[4];
+    bool cut;
+    for (i = 0; i < size && length <= room; i++)
+        length += plb__escape((uint8_t)bytes[i], escaped);
+    cut = length > room;
     plb__put_char(text, '"');
-    for (i = 0; i < size; i++) {
-        length = plb__escape((uint8_t)bytes[i], escaped);
-        dots = i + 1 < size ? 3 : 0;
-        if (length + dots > room) {
-            plb__put(text, "...");
+    for (i = 0, length = 0; i < size; i++, length += shown) {
+        shown = plb__escape((uint8_t)bytes[i], escaped);
+        if (cut && length + shown + 3 > room)
             break;
-        }
-        room -= length;
-        for (j = 0; j < length; j++)
+        for (j = 0; j < shown; j++)
             plb__put_char(text, escaped[j]);
     }
-    plb__put_char(text, '"');
+    plb__put(text, cut ? "...\"" : "\"");
 }
 
 /* ==== ADDRESS ========================================================================================================
