@@ -921,7 +921,8 @@ typedef struct plb_expect_step {
     const void *send; /* NULL: nothing */
     size_t send_size;
     plb_expect_kind kind;
-    const void *expect; /* what is to come, 1 byte or more */
+    const void *expect; /* what is to come. NULL, in a last step that is not the first: nothing; what is sent is a
+                           farewell, offered once before the connection is closed */
     size_t expect_size;
     const void *until; /* the answer goes on to the end of these bytes, the end of a line for one; what follows is the
                           next step's. NULL: it ends with what was expected */
@@ -2280,25 +2281,25 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
     return 4;
 }
 
-/* Any bytes between quotes, in printable ASCII; where there are more than `room` characters, three dots stand for what
-   is missing. */
+/* Any bytes between quotes, in printable ASCII; where that takes more than `room` characters, 3 or more, three dots stand
+   for the end. */
 static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
-    size_t i, j, length, dots;
+    size_t i, j, length = 0, shown;
     char escaped[4];
+    bool cut;
+    for (i = 0; i < size && length <= room; i++)
+        length += plb__escape((uint8_t)bytes[i], escaped);
+    cut = length > room;
     plb__put_char(text, '"');
-    for (i = 0; i < size; i++) {
-        length = plb__escape((uint8_t)bytes[i], escaped);
-        dots = i + 1 < size ? 3 : 0;
-        if (length + dots > room) {
-            plb__put(text, "...");
+    for (i = 0, length = 0; i < size; i++, length += shown) {
+        shown = plb__escape((uint8_t)bytes[i], escaped);
+        if (cut && length + shown + 3 > room)
             break;
-        }
-        room -= length;
-        for (j = 0; j < length; j++)
+        for (j = 0; j < shown; j++)
             plb__put_char(text, escaped[j]);
     }
-    plb__put_char(text, '"');
+    plb__put(text, cut ? "...\"" : "\"");
 }
 
 /* ==== ADDRESS ========================================================================================================
@@ -9771,10 +9772,12 @@ typedef struct plb__result {
     const char *why; /* what the probe said, or what its status means */
 } plb__result;
 
-/* An agent speaks for its backend. */
+/* What the report advises, if it does. */
 static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 {
     const plb_report *report = &r->op->report;
+    if (!report->has_share && report->enablement == PLB_ENABLEMENT_KEEP)
+        return;
     if (report->has_share)
         r->vital->share = report->share;
     if (report->enablement != PLB_ENABLEMENT_KEEP)
@@ -11145,11 +11148,11 @@ static size_t plb__expect_size(const void *bytes, size_t size)
     return bytes == NULL ? 0 : size > 0 ? size : strlen((const char *)bytes);
 }
 
-static bool plb__expect_makes_sense(const plb_expect_step *step, size_t limit)
+static bool plb__expect_makes_sense(const plb_expect_step *step, size_t limit, bool may_be_farewell)
 {
     size_t expect = plb__expect_size(step->expect, step->expect_size);
     size_t until = plb__expect_size(step->until, step->until_size);
-    if (step->judge != NULL)
+    if (step->judge != NULL || (expect == 0 && may_be_farewell))
         return expect == 0 && until == 0;
     return expect > 0 && expect <= limit && until <= limit - expect &&
            (step->kind == PLB_EXPECT_PREFIX || step->kind == PLB_EXPECT_SUBSTRING ||
@@ -11203,7 +11206,7 @@ static plb_status plb__expect_open_with(plb__expect_check *check, const plb_conn
     if (desc->steps == NULL || desc->step_count == 0 || check->limit >= PLB_EXCHANGE_SIZE)
         return PLB_ERR_ARGUMENT;
     for (i = 0; i < desc->step_count; i++)
-        if (!plb__expect_makes_sense(&desc->steps[i], check->limit))
+        if (!plb__expect_makes_sense(&desc->steps[i], check->limit, i > 0 && i + 1 == desc->step_count))
             return PLB_ERR_ARGUMENT;
     return plb__expect_copy(check, desc->steps, desc->step_count);
 }
@@ -11365,6 +11368,8 @@ static plb_status plb__expect_received(plb_exchange *x, const char *bytes, size_
             return plb__expect_fail(probe, PLB_ERR_PROTOCOL, NULL, 0, false, "answered before all was sent");
         probe->step++;
         plb__expect_send(probe);
+        if (check->steps[probe->step].judge == NULL && check->steps[probe->step].expect_size == 0)
+            return PLB_OK;
     }
     return PLB_AGAIN;
 }
