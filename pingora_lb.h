@@ -12411,7 +12411,7 @@ static uint64_t plb__outlier_limit(const plb__rates *rates, uint32_t stdev_facto
 
 static void plb__put_percent(plb__text *text, uint64_t rate)
 {
-    plb__put_number(text, rate * 100 / PLB_SUCCESS_RATE_ONE, 10);
+    plb__put_number(text, (rate * 100 + PLB_SUCCESS_RATE_ONE / 2) / PLB_SUCCESS_RATE_ONE, 10);
     plb__put_char(text, '%');
 }
 
@@ -12442,6 +12442,7 @@ static void plb__outlier_interval(void *user)
     plb__rates rates;
     uint32_t i;
     plb_timer_set(&lb->timers, &lb->interval_timer, desc->interval_ms);
+    plb__outlier_returns(lb); /* whose time is over at this very moment is not ejected any more */
     memset(&rates, 0, sizeof rates);
     for (i = 0; set != NULL && i < set->count; i++)
         if (PLB__LOAD_RELAXED(&set->slots[i]->index) == i) /* duplicates share a slot */
