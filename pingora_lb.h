@@ -8364,7 +8364,8 @@ static void plb__schedule_all(plb_balancer *lb)
 
 /* Section HEALTH CHECK. */
 static void plb__slot_advise(plb_balancer *lb, plb__slot *slot);
-static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, plb_status status, const char *why);
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why);
 
 /* Is a check for backends with these plb_backend.checks? */
 static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
@@ -8384,7 +8385,7 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
         vital->advised_off = false;
         plb__slot_advise(lb, slot);
         if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
-            plb__vital_flip(lb, slot, check, PLB_OK, "it is not checked so any more");
+            plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
     } else {
         vital->status = PLB_AGAIN;
         vital->streak = 0;
@@ -9825,10 +9826,11 @@ static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 }
 
 /* One check flips; the backend with it, unless another check fails. */
-static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, plb_status status, const char *why)
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why)
 {
     uint32_t bit = plb__failing(check), failing = PLB__LOAD(&slot->flags) & PLB__UNHEALTHY, index;
-    bool flips = (failing & ~bit) == 0, success = status == PLB_OK;
+    bool flips = (failing & ~bit) == 0;
     const plb__tier *tier = NULL;
     plb_backend_info info;
     if (success && flips)
@@ -9860,7 +9862,7 @@ static void plb__health_observe(plb_balancer *lb, const plb__result *r)
     if (++r->vital->streak < (success ? check->consecutive_success : check->consecutive_failure))
         return;
     r->vital->streak = 0;
-    plb__vital_flip(lb, r->slot, r->op->check, r->op->report.status, success ? NULL : r->why);
+    plb__vital_flip(lb, r->slot, r->op->check, success, r->op->report.status, success ? NULL : r->why);
 }
 
 /* Writes a result down. */
@@ -10218,6 +10220,7 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
     plb__op *op = plb__op_running(x->token);
     if (!x->keep || op == NULL || x->chunk_count > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
         return false;
+    plb__exchange_forget_rest(x);
     op->report.keep = true;
     x->idle = true;
     return true;
@@ -10416,7 +10419,6 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
         if (status == PLB_END && x->resumed && plb__exchange_renew(x))
             return PLB_END;
         x->resumed = false; /* it has answered */
-        plb__exchange_forget_rest(x);
         status = plb__exchange_hand_on(x, scratch, status == PLB_END ? 0 : before + got);
     }
     full = got == room;
