@@ -1890,8 +1890,8 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
     return 4;
 }
 
-/* Any bytes between quotes, in printable ASCII; where that takes more than `room` characters, 3 or more, three dots stand
-   for the end. */
+/* Any bytes between quotes, in printable ASCII; where that takes more than `room` (3 or more) characters, three dots
+   stand for the end. */
 static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
     size_t i, j, length = 0, shown;
@@ -9193,7 +9193,7 @@ static void plb__share_update(plb_balancer *lb, plb__slot *slot)
         plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
 }
 
-/* Makes a slot what its agents, together, want: the least of the shares, and nothing where one of them wants nothing. */
+/* Makes a slot what its agents want together: the least of the shares, nothing where one of them wants nothing. */
 static void plb__slot_advise(plb_balancer *lb, plb__slot *slot)
 {
     bool off = false;
