@@ -10370,7 +10370,8 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
         if (status == PLB_END && x->resumed && plb__exchange_renew(x))
             return PLB_END;
         x->resumed = false; /* it has answered */
-        plb__exchange_forget_rest(x);
+        if (status == PLB_OK)
+            plb__exchange_forget_rest(x); /* at the end it stays readable */
         status = plb__exchange_hand_on(x, scratch, status == PLB_END ? 0 : before + got);
     }
     full = got == room;
