@@ -1293,7 +1293,7 @@ typedef struct plb_backend_info {
     plb_backend backend;
     uint32_t slot;      /* as plb_pick.slot */
     uint32_t in_flight; /* plb_begin without plb_end yet */
-    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly */
+    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
     bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
                            panics, an unhealthy one too */
     bool healthy;
@@ -9716,7 +9716,7 @@ static void plb__share_update(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t share = PLB__SHARE_ALL, before = PLB__LOAD(&slot->share), c;
     for (c = 0; c < lb->check_count; c++)
-        if (plb__slot_vitals(slot)[c].share > 0 && plb__slot_vitals(slot)[c].share < share)
+        if (plb__slot_vitals(slot)[c].share < share)
             share = plb__slot_vitals(slot)[c].share;
     share = (share * plb__ramp_share(lb, slot) + PLB__SHARE_ALL - 1) / PLB__SHARE_ALL;
     PLB__STORE(&slot->share, (uint8_t)share);
