@@ -1295,7 +1295,7 @@ typedef struct plb_backend_info {
     plb_backend backend;
     uint32_t slot;      /* as plb_pick.slot */
     uint32_t in_flight; /* plb_begin without plb_end yet */
-    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly */
+    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
     bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
                            panics, an unhealthy one too */
     bool healthy;
@@ -2283,8 +2283,8 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
     return 4;
 }
 
-/* Any bytes between quotes, in printable ASCII; where that takes more than `room` characters, 3 or more, three dots stand
-   for the end. */
+/* Any bytes between quotes, in printable ASCII; where that takes more than `room` (3 or more) characters, three dots
+   stand for the end. */
 static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
     size_t i, j, length = 0, shown;
@@ -9756,7 +9756,7 @@ static void plb__share_update(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t share = PLB__SHARE_ALL, before = PLB__LOAD(&slot->share), c;
     for (c = 0; c < lb->check_count; c++)
-        if (plb__slot_vitals(slot)[c].share > 0 && plb__slot_vitals(slot)[c].share < share)
+        if (plb__slot_vitals(slot)[c].share < share)
             share = plb__slot_vitals(slot)[c].share;
     share = (share * plb__ramp_share(lb, slot) + PLB__SHARE_ALL - 1) / PLB__SHARE_ALL;
     PLB__STORE(&slot->share, (uint8_t)share);
@@ -9764,7 +9764,7 @@ static void plb__share_update(plb_balancer *lb, plb__slot *slot)
         plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
 }
 
-/* Makes a slot what its agents, together, want: the least of the shares, and nothing where one of them wants nothing. */
+/* Makes a slot what its agents want together: the least of the shares, nothing where one of them wants nothing. */
 static void plb__slot_advise(plb_balancer *lb, plb__slot *slot)
 {
     bool off = false;
