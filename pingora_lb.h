@@ -10919,8 +10919,9 @@ static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *c
     probe->target.host = check->desc.host;
     if (check->desc.target != NULL)
         check->desc.target(check->desc.target_user, backend, &probe->target);
-    if (probe->target.path == NULL || !plb__http_is_path(probe->target.path) ||
-        !plb__http_is_host(check, probe->target.host)) {
+    if (probe->target.path == NULL)
+        probe->target.path = "/";
+    if (!plb__http_is_path(probe->target.path) || !plb__http_is_host(check, probe->target.host)) {
         plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
         return PLB_ERR_ARGUMENT;
     }

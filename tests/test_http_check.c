@@ -815,7 +815,7 @@ static void aim_at(void *user, const plb_backend *backend, plb_http_target *targ
     if (aim.port > 0)
         target->port = aim.port;
     if (aim.path != NULL)
-        target->path = aim.path;
+        target->path = *aim.path != '\0' ? aim.path : NULL;
     if (aim.host != NULL)
         target->host = aim.host;
 }
@@ -857,10 +857,13 @@ TEST a_backend_may_have_its_own_port_path_and_host(bool reuse)
     aim.host = "own.example";
     rounds(&g, 2);
     ASSERT(begins(&g, "GET /own HTTP/1.1\r\nHost: own.example\r\nUser-Agent"));
-    ASSERT_EQ(5, calls);
-    ASSERT_EQ(5, g.successes);
+    aim.path = ""; /* NULL, as in the descriptor */
+    rounds(&g, 1);
+    ASSERT(begins(&g, "GET / HTTP/1.1\r\nHost: own.example\r\nUser-Agent"));
+    ASSERT_EQ(6, calls);
+    ASSERT_EQ(6, g.successes);
     ASSERT_EQ(1, host(&g, ADDR)->connects);
-    ASSERT_EQ(reuse ? 2u : 4u, host(&g, "10.0.0.1:8081")->connects);
+    ASSERT_EQ(reuse ? 2u : 5u, host(&g, "10.0.0.1:8081")->connects);
     ASSERT_EQ(0, end(&g));
     PASS();
 }
