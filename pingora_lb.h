@@ -174,7 +174,7 @@
    smooth round robin          4.1 bytes a backend and 20 for each distinct weight
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
-   a probe in flight (TCP)     180 bytes and the port's stream
+   a probe in flight           496 bytes (TCP), 632 (HTTP, and what came of an answer's head), and the port's stream
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
@@ -876,16 +876,17 @@ typedef struct plb_http_check_desc {
     const char *method; /* any but CONNECT; NULL: "GET" */
     const char *path;   /* with its query; begins with '/', or is "*"; NULL: "/" */
     const char *host;   /* Host as it is sent, and, where connect.tls has no name, TLS's: then without a port. NULL: the
-                              backend's name or else its address, with the port unless that is 80 (443 with TLS);
-                              "localhost" for a Unix path */
-    const char *headers; /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no body is
-                              sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL: none */
+                           backend's name or else its address, with the port unless that is 80 (443 with TLS);
+                           "localhost" for a Unix path */
+    const char *headers;   /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no
+                              body is sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL:
+                              none */
     const char *statuses;  /* what is accepted: "200-299,301", from 200 to 999; NULL: "200" */
     const char *contains;  /* the body must contain these bytes, at most 65535; NULL: any body */
-    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by these, and
-                              the connection closed. 0: 65536 */
-    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was closed
-                              meanwhile is made anew, which is no failure */
+    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by
+                              these, and the connection closed. 0: 65536 */
+    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was
+                              closed meanwhile is made anew, which is no failure */
     plb_http_validate_fn validate; /* instead of `statuses`; asked for final answers, from status 200 on */
     void *validate_user;
     plb_http_target_fn target; /* NULL: all backends alike */
@@ -10729,16 +10730,19 @@ static bool plb__http_is_host(const plb__http_check *check, const char *host)
     if (host == NULL)
         return true;
     return *host != '\0' && plb__http_is_visible(host) &&
-           (tls == NULL || tls->name != NULL || strchr(host, ':') == NULL);
+           (tls == NULL || tls->name != NULL || memchr(host, ':', strlen(host)) == NULL);
 }
 
 /* Walks the lines of desc.headers. PLB_AGAIN: *out is the next one; PLB_END: there is none; else PLB_ERR_ARGUMENT. */
 static plb_status plb__http_next_header(const char **at, plb_http1_header *out)
 {
-    const char *line = *at, *end = strchr(line, '\n'), *colon = strchr(line, ':');
+    const char *line = *at, *end = (const char *)memchr(line, '\n', strlen(line)), *colon;
     if (*line == '\0')
         return PLB_END;
-    if (end == NULL || end == line || end[-1] != '\r' || colon == NULL || colon > end)
+    if (end == NULL || end == line || end[-1] != '\r')
+        return PLB_ERR_ARGUMENT;
+    colon = (const char *)memchr(line, ':', (size_t)(end - line));
+    if (colon == NULL)
         return PLB_ERR_ARGUMENT;
     *at = end-- + 1;
     out->name.data = line;
@@ -10944,8 +10948,9 @@ static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_che
     }
     addr.scope = 0;
     addr.port = plb__exchange_port(&check->exchange, probe->target.port, backend);
-    plb_addr_format(&addr, text, sizeof text);
-    colon = strrchr(text, ':');
+    colon = text + plb_addr_format(&addr, text, sizeof text);
+    while (*colon != ':')
+        colon--;
     if (addr.port == (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
         *colon = '\0';
     own = backend->name != NULL ? colon : text;
@@ -10962,8 +10967,9 @@ static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *c
     probe->target.host = check->desc.host;
     if (check->desc.target != NULL)
         check->desc.target(check->desc.target_user, backend, &probe->target);
-    if (probe->target.path == NULL || !plb__http_is_path(probe->target.path) ||
-        !plb__http_is_host(check, probe->target.host)) {
+    if (probe->target.path == NULL)
+        probe->target.path = "/";
+    if (!plb__http_is_path(probe->target.path) || !plb__http_is_host(check, probe->target.host)) {
         plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
         return PLB_ERR_ARGUMENT;
     }
