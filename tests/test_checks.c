@@ -1078,17 +1078,17 @@ TEST set_changes_neither_lose_nor_double_nor_delay_a_probe(uint64_t seed)
 static void meddle(rig *r)
 {
     stage *s = (stage *)r;
-    size_t i;
+    uint32_t i;
     plb_check_now(r->lb);
     plb_update_now(r->lb);
-    for (i = 0; i < 3; i++) {
+    for (i = 0; i < 5; i++)
         plb_set_enabled(r->lb, &backends[i].addr, 0, s->probes % 2 == 0);
-        if (players[1].starts > i)
-            player_report(&players[1], players[1].starts - 1 - (uint32_t)i, i == 0 ? PLB_OK : PLB_ERR_ANSWER);
-        plb_check_deadline(players[1].tokens[i], 1);
+    for (i = 1; i <= 20 && i <= players[1].starts; i++) {
+        plb_check_deadline(players[1].tokens[players[1].starts - i], 1);
+        player_report(&players[1], players[1].starts - i, i % 2 == 0 ? PLB_OK : PLB_ERR_ANSWER);
     }
-    s->f.count = 1 + s->probes % 5;
-    backends[0].checks = s->probes % 3;
+    s->f.count = 1 + s->meddled % 5;
+    backends[0].checks = s->meddled % 3;
     if (++s->meddled == 2000)
         r->in_callback = NULL;
 }
