@@ -20,7 +20,12 @@ EXAMPLES := $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
 all: $(EXAMPLES)
 
 build/%: examples/%.c $(HEADERS) | build
-	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+	$(CC) -std=c99 $(WARN) $(CFLAGS) $(WITH_TLS) $< -o $@ -pthread $(WITH_TLS_LIBS)
+
+ifeq ($(MBEDTLS),yes)
+build/plb_probe: WITH_TLS = -DPLB_HAVE_MBEDTLS
+build/plb_probe: WITH_TLS_LIBS = $(TLS_LIBS)
+endif
 
 build build/unit build/fuzz:
 	mkdir -p $@

@@ -1,0 +1,547 @@
+/* Is it healthy? Probes backends by any check of the library, and prints what each of them said: a check can be tried
+   here before it goes into a program.
+
+       build/plb_probe tcp 10.0.0.1:80 db.example:5432 */
+#define _GNU_SOURCE
+#define PINGORA_LB_IMPLEMENTATION
+#include "../pingora_lb.h"
+#define PLB_POSIX_IMPLEMENTATION
+#include "../ports/plb_posix.h"
+#ifdef PLB_HAVE_MBEDTLS
+#define PLB_MBEDTLS_IMPLEMENTATION
+#include "../ports/plb_mbedtls.h"
+#endif
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char usage[] =
+    "usage: plb_probe KIND [OPTION]... ADDRESS...\n"
+    "\n"
+    "Probes each address and prints a line for each probe: ADDRESS, ok or failed, the protocol's own number (an HTTP\n"
+    "status, say), how long it took, and what it said.\n"
+    "\n"
+    "KIND\n"
+    "  tcp                   a connection is enough\n"
+    "  tls                   a TLS handshake is enough\n"
+    "\n"
+    "WHEN\n"
+    "  --count N             probes of each address; 0: until it is interrupted (1)\n"
+    "  --every MS            from one probe of an address to the next (1000)\n"
+    "  --timeout MS          for the connection, and once more for the answer (1000)\n"
+    "  --rise N, --fall N    probes in a row that make an address healthy, or unhealthy (1)\n"
+    "  --metrics             at the end, all figures as Prometheus text\n"
+    "\n"
+    "WHERE\n"
+    "  --port N              connect to this port of each address\n"
+    "  --source IP           connect from this address\n"
+    "\n"
+    "TLS\n"
+    "  --tls                 with any KIND: over TLS\n"
+    "  --ca FILE             trust these authorities instead of the system's\n"
+    "  --cert FILE           show this certificate when the server asks for one\n"
+    "  --key FILE            its key\n"
+    "  --name NAME           the certificate must be for this name (that of the address)\n"
+    "  --any-chain           take a certificate that nobody vouches for, or that is out of date\n"
+    "  --any-name            take a certificate that is for somebody else\n"
+    "\n"
+    "  -h, --help            this text\n"
+    "\n"
+    "ADDRESS is 1.2.3.4:80, [::1]:80, unix:/path or HOST:80; a host may have several addresses.\n"
+    "Exits with 0 if all of them are healthy at the end, 1 if not, 2 if an argument makes no sense.\n";
+
+/* ==== FAILURES ==================================================================================================== */
+
+static void say(const char *format, va_list arguments)
+{
+    fflush(stdout);
+    fputs("plb_probe: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+}
+
+/* What was asked makes no sense. */
+static void reject(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    say(format, arguments);
+    va_end(arguments);
+    fputs("Try 'plb_probe --help'.\n", stderr);
+    exit(2);
+}
+
+/* It makes sense, but it did not work. */
+static void give_up(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    say(format, arguments);
+    va_end(arguments);
+    exit(1);
+}
+
+static void *allocate(void *old, size_t size)
+{
+    void *memory = realloc(old, size);
+    if (memory == NULL)
+        give_up("out of memory");
+    return memory;
+}
+
+/* ==== OPTIONS ===================================================================================================== */
+
+typedef struct options options;
+
+/* One way to probe. */
+typedef struct kind {
+    const char *name;
+    bool tls;         /* always */
+    const char *alpn; /* the protocol to agree on, where there is TLS; NULL: none */
+    plb_check (*make)(options *o, const plb_connect_desc *connect);
+} kind;
+
+struct options {
+    const kind *kind;
+    uint32_t count, every_ms, timeout_ms, rise, fall, port;
+    const char *source, *ca, *cert, *key, *name;
+    bool tls, any_chain, any_name, metrics;
+    plb_backend *backends;
+    size_t backend_count;
+};
+
+static plb_check make_tcp(options *o, const plb_connect_desc *connect)
+{
+    (void)o;
+    return plb_tcp_check(connect);
+}
+
+static const kind kinds[] = {
+    {"tcp", false, NULL, make_tcp},
+    {"tls", true, NULL, make_tcp},
+};
+
+static const kind *find_kind(const char *name)
+{
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(kinds[i].name, name) == 0)
+            return &kinds[i];
+    return NULL;
+}
+
+typedef enum option_type { OPTION_FLAG, OPTION_TEXT, OPTION_NUMBER } option_type;
+
+typedef struct option {
+    const char *name;
+    option_type type;
+    size_t at;         /* the member of options that it sets */
+    uint32_t min, max; /* of a number */
+    const char *kinds; /* that it goes with, between spaces; NULL: all */
+} option;
+
+#define TAKES_FLAG(name, member, kinds)                                                                                \
+    {                                                                                                                  \
+        name, OPTION_FLAG, offsetof(options, member), 0, 0, kinds                                                      \
+    }
+#define TAKES_TEXT(name, member, kinds)                                                                                \
+    {                                                                                                                  \
+        name, OPTION_TEXT, offsetof(options, member), 0, 0, kinds                                                      \
+    }
+#define TAKES_NUMBER(name, member, min, max, kinds)                                                                    \
+    {                                                                                                                  \
+        name, OPTION_NUMBER, offsetof(options, member), min, max, kinds                                                \
+    }
+
+enum { MS_MAX = 86400000 };
+
+static const option known_options[] = {
+    TAKES_NUMBER("--count", count, 0, UINT32_MAX, NULL),
+    TAKES_NUMBER("--every", every_ms, 1, MS_MAX, NULL),
+    TAKES_NUMBER("--timeout", timeout_ms, 1, MS_MAX, NULL),
+    TAKES_NUMBER("--rise", rise, 1, 65535, NULL),
+    TAKES_NUMBER("--fall", fall, 1, 65535, NULL),
+    TAKES_NUMBER("--port", port, 1, 65535, NULL),
+    TAKES_TEXT("--source", source, NULL),
+    TAKES_FLAG("--tls", tls, NULL),
+    TAKES_TEXT("--ca", ca, NULL),
+    TAKES_TEXT("--cert", cert, NULL),
+    TAKES_TEXT("--key", key, NULL),
+    TAKES_TEXT("--name", name, NULL),
+    TAKES_FLAG("--any-chain", any_chain, NULL),
+    TAKES_FLAG("--any-name", any_name, NULL),
+    TAKES_FLAG("--metrics", metrics, NULL),
+};
+
+static const option *find_option(const char *name)
+{
+    for (size_t i = 0; i < sizeof known_options / sizeof *known_options; i++)
+        if (strcmp(known_options[i].name, name) == 0)
+            return &known_options[i];
+    reject("'%s' is not an option", name);
+    return NULL;
+}
+
+static uint32_t parse_number(const option *what, const char *text)
+{
+    size_t length = strlen(text);
+    unsigned long long number = strtoull(text, NULL, 10);
+    if (length == 0 || length > 10 || strspn(text, "0123456789") != length || number < what->min || number > what->max)
+        reject("%s: '%s' is not a number from %u to %u", what->name, text, (unsigned)what->min, (unsigned)what->max);
+    return (uint32_t)number;
+}
+
+/* Does the list have that word? */
+static bool has_word(const char *list, const char *word)
+{
+    size_t length = strlen(word);
+    for (const char *at = list; (at = strstr(at, word)) != NULL; at += length)
+        if ((at == list || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0'))
+            return true;
+    return false;
+}
+
+/* Reads one option; returns how many arguments it has taken. */
+static int parse_option(options *o, const char *name, const char *value)
+{
+    const option *what = find_option(name);
+    char *member = (char *)o + what->at;
+    if (what->kinds != NULL && !has_word(what->kinds, o->kind->name))
+        reject("%s goes with %s, not with %s", name, what->kinds, o->kind->name);
+    if (what->type == OPTION_FLAG) {
+        *(bool *)member = true;
+        return 1;
+    }
+    if (value == NULL)
+        reject("%s needs a value", name);
+    if (what->type == OPTION_NUMBER)
+        *(uint32_t *)(void *)member = parse_number(what, value);
+    else
+        *(const char **)(void *)member = value;
+    return 2;
+}
+
+static char *copy_text(const char *text)
+{
+    return strcpy((char *)allocate(NULL, strlen(text) + 1), text);
+}
+
+static void parse_backend(options *o, const char *text)
+{
+    plb_backend *backend = &o->backends[o->backend_count++];
+    char name[256];
+    if (plb_backend_parse(backend, text, PLB_ZSTRING, name) != PLB_OK)
+        reject("'%s' is not an address such as 1.2.3.4:80, [::1]:80, unix:/path or host:80", text);
+    if (backend->name != NULL)
+        backend->name = copy_text(backend->name);
+}
+
+/* What a certificate must be for where only an IP address is known: that. */
+static void name_backend(options *o, plb_backend *backend)
+{
+    char text[PLB_ADDR_TEXT_MAX], *end;
+    if (backend->name != NULL || o->name != NULL || o->any_name)
+        return;
+    if (backend->addr.family == PLB_FAMILY_UNIX)
+        reject("a Unix socket has no name that its certificate could be for: --name or --any-name is needed");
+    plb_addr_format(&backend->addr, text, sizeof text);
+    end = strrchr(text, ':');
+    if (end[-1] == ']')
+        end--;
+    *end = '\0';
+    backend->name = copy_text(text[0] == '[' ? text + 1 : text);
+}
+
+/* What can only be seen once all arguments are read. */
+static void check_options(options *o)
+{
+    if (o->backend_count == 0)
+        reject("no address: at least one is needed");
+    o->tls = o->tls || o->kind->tls;
+    if (!o->tls &&
+        (o->ca != NULL || o->cert != NULL || o->key != NULL || o->name != NULL || o->any_chain || o->any_name))
+        reject("%s has no TLS: --ca, --cert, --key, --name, --any-chain and --any-name go with --tls", o->kind->name);
+    if ((o->cert == NULL) != (o->key == NULL))
+        reject("--cert and --key: one needs the other");
+#ifndef PLB_HAVE_MBEDTLS
+    if (o->tls)
+        reject("%s: this program was built without TLS; it needs mbedTLS (Debian: libmbedtls-dev)",
+               o->kind->tls ? o->kind->name : "--tls");
+#endif
+    for (size_t i = 0; o->tls && i < o->backend_count; i++)
+        name_backend(o, &o->backends[i]);
+}
+
+static void parse_options(options *o, int argc, char **argv)
+{
+    memset(o, 0, sizeof *o);
+    o->count = 1;
+    o->every_ms = o->timeout_ms = 1000;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "-h") == 0 || strcmp(argv[i], "--help") == 0) {
+            fputs(usage, stdout);
+            exit(fflush(stdout) == 0 ? 0 : 1);
+        }
+    }
+    o->kind = argc > 1 ? find_kind(argv[1]) : NULL;
+    if (argc <= 1)
+        reject("no kind of probe: the first argument says how, such as tcp or https");
+    if (o->kind == NULL)
+        reject("'%s' is not a kind of probe; the first argument is one", argv[1]);
+    o->backends = (plb_backend *)allocate(NULL, (size_t)argc * sizeof *o->backends);
+    for (int i = 2; i < argc;) {
+        if (argv[i][0] == '-')
+            i += parse_option(o, argv[i], i + 1 < argc ? argv[i + 1] : NULL);
+        else
+            parse_backend(o, argv[i++]);
+    }
+    check_options(o);
+}
+
+static void free_options(options *o)
+{
+    for (size_t i = 0; i < o->backend_count; i++)
+        free((void *)(uintptr_t)o->backends[i].name);
+    free(o->backends);
+}
+
+/* ==== PROBING ===================================================================================================== */
+
+typedef struct prober {
+    options o;
+    plb_posix *px;
+    plb_port port;
+    plb_balancer *lb;
+    uint32_t *rounds; /* probes so far, by slot */
+    uint32_t slots;
+    bool discovered; /* names are resolved */
+    bool troubled;   /* or some are not */
+} prober;
+
+static uint32_t *rounds_of(prober *p, uint32_t slot)
+{
+    if (slot >= p->slots) {
+        uint32_t slots = slot + 64;
+        p->rounds = (uint32_t *)allocate(p->rounds, slots * sizeof *p->rounds);
+        memset(p->rounds + p->slots, 0, (slots - p->slots) * sizeof *p->rounds);
+        p->slots = slots;
+    }
+    return &p->rounds[slot];
+}
+
+static void check_output(void)
+{
+    if (fflush(stdout) != 0 || ferror(stdout))
+        give_up("standard output: %s", strerror(errno));
+}
+
+typedef struct census {
+    prober *p;
+    bool all_probed, all_healthy, any;
+} census;
+
+static bool count_backend(void *user, const plb_backend_info *info)
+{
+    census *c = (census *)user;
+    c->any = true;
+    c->all_healthy = c->all_healthy && info->healthy;
+    c->all_probed = c->all_probed && *rounds_of(c->p, info->slot) >= c->p->o.count;
+    return true;
+}
+
+static census count_backends(prober *p)
+{
+    census c = {p, true, true, false};
+    plb_each(p->lb, count_backend, &c);
+    return c;
+}
+
+static void on_probe(void *user, const plb_backend_info *info, uint32_t check, const plb_probe_info *probe)
+{
+    prober *p = (prober *)user;
+    char address[PLB_ADDR_TEXT_MAX], code[12] = "-";
+    uint32_t *rounds = rounds_of(p, info->slot);
+    (void)check;
+    if (p->o.count != 0 && *rounds == p->o.count)
+        return; /* the others still have some to go */
+    ++*rounds;
+    if (probe->code != 0)
+        snprintf(code, sizeof code, "%u", (unsigned)probe->code);
+    plb_addr_format(&info->backend.addr, address, sizeof address);
+    printf("%-21s  %-6s  %3s  %5u.%03u ms  %s\n", address, probe->status == PLB_OK ? "ok" : "failed", code,
+           (unsigned)(probe->latency_us / 1000), (unsigned)(probe->latency_us % 1000), probe->text);
+    check_output();
+    if (p->o.count != 0 && *rounds == p->o.count && count_backends(p).all_probed)
+        plb_posix_stop(p->px);
+}
+
+static void on_flip(void *user, const plb_backend_info *info, plb_status status)
+{
+    prober *p = (prober *)user;
+    char address[PLB_ADDR_TEXT_MAX];
+    (void)status;
+    if (p->o.count == 1)
+        return; /* the probe's line has said it */
+    plb_addr_format(&info->backend.addr, address, sizeof address);
+    printf("%-21s  is %s\n", address, info->healthy ? "healthy" : "unhealthy");
+    check_output();
+}
+
+static void on_first_update(void *user, plb_balancer *lb, plb_status status)
+{
+    prober *p = (prober *)user;
+    p->lb = lb;
+    p->discovered = true;
+    p->troubled = p->troubled || status != PLB_OK;
+    if (!count_backends(p).any)
+        plb_posix_stop(p->px);
+}
+
+/* What probes find out, on_probe has printed; here is why there is no probe. */
+static void log_line(void *user, plb_log_level level, const char *line)
+{
+    prober *p = (prober *)user;
+    if (p->discovered && level > PLB_LOG_ERROR)
+        return;
+    p->troubled = true;
+    fflush(stdout);
+    fprintf(stderr, "plb_probe: %s\n", line);
+}
+
+static plb_posix *interruptible;
+
+static void interrupt(int signal_number)
+{
+    (void)signal_number;
+    plb_posix_stop(interruptible);
+}
+
+/* The first signal ends it in good order, a second one at once. */
+static void catch_signals(plb_posix *px)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = interrupt;
+    action.sa_flags = (int)SA_RESETHAND;
+    interruptible = px;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+#ifdef PLB_HAVE_MBEDTLS
+
+static plb_mbedtls *tls_open(prober *p)
+{
+    char error[256] = "";
+    plb_mbedtls_desc desc = {.io = p->port.io,
+                             .identity = {.ca_file = p->o.ca,
+                                          .cert_file = p->o.cert,
+                                          .key_file = p->o.key,
+                                          .error = error,
+                                          .error_capacity = sizeof error}};
+    plb_mbedtls *tls;
+    plb_status status = plb_mbedtls_create(&desc, &tls);
+    if (status == PLB_ERR_ARGUMENT)
+        reject("%s", error);
+    if (status != PLB_OK)
+        give_up("TLS: %s", error[0] != '\0' ? error : plb_status_text(status));
+    p->port.io = plb_mbedtls_io(tls);
+    return tls;
+}
+
+#else
+
+typedef void plb_mbedtls;
+
+static plb_mbedtls *tls_open(prober *p)
+{
+    (void)p;
+    return NULL;
+}
+
+static void plb_mbedtls_destroy(plb_mbedtls *tls)
+{
+    (void)tls;
+}
+
+#endif
+
+static plb_addr parse_source(const char *text)
+{
+    static const char *const frames[][2] = {{"", ":1"}, {"[", "]:1"}};
+    char framed[PLB_ADDR_TEXT_MAX];
+    plb_addr addr;
+    for (size_t i = 0; i < sizeof frames / sizeof *frames; i++) {
+        int length = snprintf(framed, sizeof framed, "%s%s%s", frames[i][0], text, frames[i][1]);
+        if (length < (int)sizeof framed && plb_addr_parse(&addr, framed, PLB_ZSTRING) == PLB_OK &&
+            addr.family != PLB_FAMILY_UNIX) {
+            addr.port = 0;
+            return addr;
+        }
+    }
+    reject("--source: '%s' is not an address such as 1.2.3.4 or ::1", text);
+    return addr;
+}
+
+/* Makes the balancer and probes until it is over. */
+static void probe_all(prober *p)
+{
+    options *o = &p->o;
+    const char *alpn[] = {o->kind->alpn, NULL};
+    plb_tls tls = {.name = o->name, .any_chain = o->any_chain, .any_name = o->any_name};
+    plb_connect_desc connect = {.timeout_ms = o->timeout_ms, .port = (uint16_t)o->port};
+    plb_static_desc list = {.backends = o->backends, .backend_count = o->backend_count};
+    plb_balancer_desc desc = {.port = p->port,
+                              .start_unhealthy = true,
+                              .user = p,
+                              .on_probe = on_probe,
+                              .on_flip = on_flip,
+                              .on_first_update = on_first_update,
+                              .log = log_line,
+                              .log_level = PLB_LOG_WARN};
+    if (o->kind->alpn != NULL)
+        tls.alpn = alpn;
+    if (o->tls)
+        connect.tls = &tls;
+    if (o->source != NULL)
+        connect.source = parse_source(o->source);
+    desc.discovery = plb_static(&list);
+    desc.check = o->kind->make(o, &connect);
+    desc.check.consecutive_success = o->rise;
+    desc.check.consecutive_failure = o->fall;
+    desc.check_every_ms = o->count == 1 ? 0 : o->every_ms;
+    if (plb_create(&desc, &p->lb) != PLB_OK)
+        exit(2); /* the log has said why */
+    plb_posix_add(p->px, plb_balancer_task(p->lb));
+    plb_posix_run(p->px);
+    plb_posix_remove(p->px, plb_balancer_task(p->lb));
+}
+
+int main(int argc, char **argv)
+{
+    prober p;
+    plb_mbedtls *tls = NULL;
+    plb_status status;
+    census end;
+    memset(&p, 0, sizeof p);
+    parse_options(&p.o, argc, argv);
+    status = plb_posix_create(NULL, &p.px);
+    if (status != PLB_OK)
+        give_up("%s", plb_status_text(status));
+    p.port = plb_posix_port(p.px);
+    catch_signals(p.px);
+    if (p.o.tls)
+        tls = tls_open(&p);
+    probe_all(&p);
+    end = count_backends(&p);
+    plb_destroy(p.lb);
+    plb_mbedtls_destroy(tls);
+    plb_posix_destroy(p.px);
+    free_options(&p.o);
+    free(p.rounds);
+    return end.any && end.all_healthy && !p.troubled ? 0 : 1;
+}
