@@ -22,10 +22,8 @@ all: $(EXAMPLES)
 build/%: examples/%.c $(HEADERS) | build
 	$(CC) -std=c99 $(WARN) $(CFLAGS) $(WITH_TLS) $< -o $@ -pthread $(WITH_TLS_LIBS)
 
-ifeq ($(MBEDTLS),yes)
-build/plb_probe: WITH_TLS = -DPLB_HAVE_MBEDTLS
-build/plb_probe: WITH_TLS_LIBS = $(TLS_LIBS)
-endif
+build/plb_probe: WITH_TLS = $(if $(MBEDTLS),-DPLB_HAVE_MBEDTLS)
+build/plb_probe: WITH_TLS_LIBS = $(if $(MBEDTLS),$(TLS_LIBS))
 
 build build/unit build/fuzz:
 	mkdir -p $@
