@@ -807,8 +807,8 @@ PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
 
-/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end. From connected, received or
-   sent; what was to be sent before must have been. */
+/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still to
+   be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
@@ -2272,8 +2272,18 @@ typedef struct plb__vital {
     bool again;       /* once more as soon as the one that runs is over */
 } plb__vital;
 
+/* What is kept of a slot's health as a whole, only where anything watches it. */
+typedef struct plb__care {
+    uint32_t checks;   /* plb_backend's; any thread reads it, and the next two */
+    uint32_t every_ms; /* plb_backend's check_every_ms */
+    uint32_t flips;
+    uint32_t ramp_ms; /* when its share began to grow; the lower half of the timers' clock */
+    bool ramping;     /* is it growing? */
+    char align[7];    /* what follows has pointers */
+} plb__care;
+
 /* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stand
-   its checks, then what the strategy keeps for it, next to what is read with it. */
+   its care and its checks, then what the strategy keeps for it, next to what is read with it. */
 typedef struct plb__slot {
     /* any thread */
     uint32_t in_flight;
@@ -2291,13 +2301,8 @@ typedef struct plb__slot {
     void *ext;
     void (*ext_release)(void *ext);
     union {
-        struct {               /* the polling thread's */
-            uint32_t holders;  /* sets and probes */
-            uint32_t checks;   /* plb_backend's; any thread reads it, and the next two */
-            uint32_t every_ms; /* plb_backend's check_every_ms */
-            uint32_t flips;
-            uint32_t ramp_ms; /* when its share began to grow; the lower half of the timers' clock */
-            bool ramping;
+        struct {              /* the polling thread's */
+            uint32_t holders; /* sets and probes */
             struct plb__slot *next_departed;
         } control;
         plb_allocator estate; /* once the balancer is gone: where to give the memory back */
@@ -2326,10 +2331,18 @@ PLB__INLINE void *plb__slot_data(plb__slot *slot)
     return slot->data > 0 ? (char *)slot - (size_t)slot->data * PLB__SLOT_UNIT : NULL;
 }
 
+/* NULL: nothing watches it. */
+static plb__care *plb__slot_care(const plb__slot *slot)
+{
+    if (slot->lead == slot->data * PLB__SLOT_UNIT)
+        return NULL;
+    return (plb__care *)((uintptr_t)slot - slot->lead);
+}
+
 /* The first of its checks. */
 static plb__vital *plb__slot_vitals(plb__slot *slot)
 {
-    return (plb__vital *)(void *)((char *)slot - slot->lead);
+    return (plb__vital *)(void *)((char *)slot - slot->lead + sizeof(plb__care));
 }
 
 /* A slot without its ext: that is handed over when the update is certain. `lead` and `data`, of which the strategy's is
@@ -3613,12 +3626,15 @@ static void plb__handles_free(plb_balancer *lb)
 
 static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backend *out)
 {
+    const plb__care *care = plb__slot_care(slot);
     memset(out, 0, sizeof *out);
     plb__addr_copy(&out->addr, &slot->addr);
     out->weight = weight;
     out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
-    out->checks = PLB__LOAD_RELAXED(&slot->u.control.checks);
-    out->check_every_ms = PLB__LOAD_RELAXED(&slot->u.control.every_ms);
+    if (care != NULL) {
+        out->checks = PLB__LOAD_RELAXED(&care->checks);
+        out->check_every_ms = PLB__LOAD_RELAXED(&care->every_ms);
+    }
     out->id = slot->id;
     out->name = slot->name;
     out->ext = slot->ext;
@@ -3641,7 +3657,7 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
     info->ejected = (flags & PLB__EJECTED) != 0;
     info->advised_off = (flags & PLB__ADVISED_OFF) != 0;
     info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING;
-    info->flips = PLB__LOAD_RELAXED(&slot->u.control.flips);
+    info->flips = plb__slot_care(slot) != NULL ? PLB__LOAD_RELAXED(&plb__slot_care(slot)->flips) : 0;
 }
 
 /* ==== PICKING ========================================================================================================
@@ -7669,9 +7685,12 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
 /* Brings a slot's checks in line with what an update says of them. */
 static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend)
 {
+    plb__care *care = plb__slot_care(slot);
     uint32_t c;
-    PLB__STORE_RELAXED(&slot->u.control.every_ms, backend->check_every_ms);
-    PLB__STORE_RELAXED(&slot->u.control.checks, backend->checks);
+    if (care == NULL)
+        return;
+    PLB__STORE_RELAXED(&care->every_ms, backend->check_every_ms);
+    PLB__STORE_RELAXED(&care->checks, backend->checks);
     for (c = 0; c < lb->check_count; c++) {
         bool absent = !plb__check_is_for(lb, c, backend->checks);
         if (absent != plb__slot_vitals(slot)[c].absent)
@@ -7815,7 +7834,8 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
 
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
-    return PLB__SLOT_LEAD(lb->check_count * sizeof(plb__vital)) + PLB__SLOT_LEAD(lb->strategy->slot_size);
+    size_t care = lb->check_count > 0 ? sizeof(plb__care) + lb->check_count * sizeof(plb__vital) : 0;
+    return PLB__SLOT_LEAD(care) + PLB__SLOT_LEAD(lb->strategy->slot_size);
 }
 
 /* A new slot's state: before anybody can see it. */
@@ -7830,8 +7850,10 @@ static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_ba
         if (lb->desc.start_unhealthy && !vital->absent)
             slot->flags |= plb__failing(c);
     }
-    slot->u.control.checks = backend->checks;
-    slot->u.control.every_ms = backend->check_every_ms;
+    if (plb__slot_care(slot) != NULL) {
+        plb__slot_care(slot)->checks = backend->checks;
+        plb__slot_care(slot)->every_ms = backend->check_every_ms;
+    }
     if (backend->enablement == PLB_ENABLEMENT_OFF)
         slot->flags |= PLB__DISABLED;
     plb__slot_limit(slot, backend->max_conns);
@@ -8992,13 +9014,14 @@ static void plb__ramp_wait(plb_balancer *lb)
 /* How far a slow start has come. */
 static uint32_t plb__ramp_share(plb_balancer *lb, plb__slot *slot)
 {
-    uint32_t elapsed = (uint32_t)lb->timers.now_ms - slot->u.control.ramp_ms;
+    plb__care *care = plb__slot_care(slot);
+    uint32_t elapsed = (uint32_t)lb->timers.now_ms - care->ramp_ms;
     uint64_t share;
-    if (!slot->u.control.ramping)
+    if (!care->ramping)
         return PLB__SHARE_ALL;
     share = (uint64_t)elapsed * PLB__SHARE_ALL / lb->desc.slow_start_ms;
-    slot->u.control.ramping = share < PLB__SHARE_ALL;
-    if (!slot->u.control.ramping)
+    care->ramping = share < PLB__SHARE_ALL;
+    if (!care->ramping)
         return PLB__SHARE_ALL;
     plb__ramp_wait(lb);
     return share > 0 ? (uint32_t)share : 1;
@@ -9022,8 +9045,8 @@ static void plb__ramp_start(plb_balancer *lb, plb__slot *slot)
 {
     if (lb->desc.slow_start_ms == 0)
         return;
-    slot->u.control.ramp_ms = (uint32_t)lb->timers.now_ms;
-    slot->u.control.ramping = true;
+    plb__slot_care(slot)->ramp_ms = (uint32_t)lb->timers.now_ms;
+    plb__slot_care(slot)->ramping = true;
     plb__share_update(lb, slot);
 }
 
@@ -9077,7 +9100,7 @@ static void plb__health_flip(plb_balancer *lb, const plb__result *r, bool succes
     plb_backend_info info;
     if (success && flips)
         plb__ramp_start(lb, slot);
-    PLB__STORE_RELAXED(&slot->u.control.flips, slot->u.control.flips + (flips ? 1u : 0u));
+    PLB__STORE_RELAXED(&plb__slot_care(slot)->flips, plb__slot_care(slot)->flips + (flips ? 1u : 0u));
     plb__slot_flag(lb, slot, bit, !success);
     if (!flips)
         return;
@@ -9161,7 +9184,7 @@ static void plb__probe_impossible(plb_balancer *lb, plb__slot *slot, uint32_t ch
 static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t check)
 {
     const plb_check *what = &lb->checks[check].what;
-    uint32_t every_ms = slot->u.control.every_ms > 0 ? slot->u.control.every_ms : what->every_ms;
+    uint32_t own_ms = plb__slot_care(slot)->every_ms, every_ms = own_ms > 0 ? own_ms : what->every_ms;
     uint64_t spread;
     if (plb__slot_vitals(slot)[check].streak > 0 && what->fast_every_ms > 0)
         every_ms = what->fast_every_ms;
@@ -9443,10 +9466,23 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
     return true;
 }
 
+/* The probe is over with a stream that is broken, or not worth more words. */
 static void plb__exchange_over(plb_exchange *x, plb_status status)
 {
+    plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
+    plb_check_done(x->token, status);
+}
+
+/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
+   at once. */
+static void plb__exchange_end(plb_exchange *x, plb_status status)
+{
+    const plb_io *io = x->check->env->port.io;
+    size_t taken;
+    if (x->chunk_count > 0)
+        io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
     if (status != PLB_OK || !plb__exchange_rest_idle(x))
-        plb__exchange_close_stream(x, status == PLB_OK ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
+        plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     plb_check_done(x->token, status);
 }
 
@@ -9624,7 +9660,7 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
     full = got == room;
     if (status == PLB_AGAIN)
         return full ? PLB_OK : PLB_AGAIN;
-    plb__exchange_over(x, status);
+    plb__exchange_end(x, status);
     return PLB_END;
 }
 
@@ -9658,7 +9694,7 @@ static void plb__exchange_connected(plb_exchange *x)
         status = x->ops->connected(x);
     }
     if (status != PLB_AGAIN)
-        plb__exchange_over(x, status);
+        plb__exchange_end(x, status);
     else if (plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
         plb__exchange_read(x);
 }
