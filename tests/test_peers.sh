@@ -122,11 +122,13 @@ rule "output that cannot be written is an error" bash -c "$probe tcp 127.0.0.1:$
 
 nginx_conf() {
     mkdir -p "$scratch/nginx"
-    local server="location / { return 200 'all is well\n'; } location = /fault { return 503; }
+    local words server
+    words=$(printf 'x%.0s' {1..3000})
+    server="location / { return 200 'all is well\n'; } location = /fault { return 503; }
         location = /chunks { alias $scratch/nginx/page; ssi on; ssi_types *; }
         location = /big { alias $scratch/nginx/big; }
-        location = /wordy { add_header X-Words '$(printf 'x%.0s' {1..3000})'; return 200; }
-        location = /wordier { add_header X-Words '$(printf 'x%.0s' {1..30000})'; return 200; }
+        location = /wordy { add_header X-Words '$words'; return 200; }
+        location = /wordier { $(printf "add_header X-Words-%d '$words'; " {1..10}) return 200; }
         location = /missing { return 404; } location = /empty { return 204; }"
     head -c 300000 /dev/zero | tr '\0' b >"$scratch/nginx/big"
     echo "the end" >>"$scratch/nginx/big"
