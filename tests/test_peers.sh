@@ -38,8 +38,8 @@ start() { # name of the port's variable, command: in the background, until it li
     }
 }
 
-for name in dead http https mtls h2c redis redis_secret redis_loading redis_replica memcached grpc grpc_tls grpc_none \
-    expired early selfsigned wrong old strict smtp smtp_bad mysql mysql_error postgres agent; do
+for name in dead http https mtls h2c h2c_wordy h2c_wordier redis redis_secret redis_loading redis_replica memcached grpc grpc_tls grpc_none \
+    expired early selfsigned wrong old strict silent garbage smtp smtp_busy mysql mysql_error postgres postgres_plain postgres_error; do
     free_port
     eval "port_$name=$port"
 done
@@ -129,7 +129,8 @@ nginx_conf() {
         location = /big { alias $scratch/nginx/big; }
         location = /wordy { add_header X-Words '$words'; return 200; }
         location = /wordier { $(printf "add_header X-Words-%d '$words'; " {1..10}) return 200; }
-        location = /missing { return 404; } location = /empty { return 204; }"
+        location = /missing { return 404; } location = /empty { return 204; }
+        location = /secret { if (\$http_x_token != open) { return 403; } return 200; }"
     head -c 300000 /dev/zero | tr '\0' b >"$scratch/nginx/big"
     echo "the end" >>"$scratch/nginx/big"
     printf 'all <!--# echo var="nothing" default="is" --> well\n' >"$scratch/nginx/page"
@@ -140,7 +141,8 @@ pid $scratch/nginx/pid;
 error_log $scratch/nginx/error.log;
 events { worker_connections 256; }
 http {
-    access_log $scratch/nginx/access.log;
+    log_format connections '\$connection \$request_uri';
+    access_log $scratch/nginx/access.log connections;
     client_body_temp_path $scratch/nginx;
     proxy_temp_path $scratch/nginx;
     fastcgi_temp_path $scratch/nginx;
@@ -231,4 +233,184 @@ rule "tls: with one that it does not trust" unhealthy "alert|reset" tls "${ca[@]
     --cert "$scratch/selfsigned.crt" --key "$scratch/selfsigned.key"
 rule "tls: a certificate with the key of another" wrong "" tls "$strict" --cert "$scratch/client.crt" \
     --key "$scratch/good.key"
+
+# ---- HTTP/1 and HTTPS ----
+
+start port_silent $python tests/peers.py say "$port_silent=?" "$port_garbage=\\x00\\xff\\xff garbage\\r\\n\\r\\n" \
+    "$port_smtp=220 mail.test ESMTP\\r\\n|?|250-mail.test\\r\\n250 8BITMIME\\r\\n|?|221 bye\\r\\n" \
+    "$port_smtp_busy=421 too busy\\r\\n" \
+    "$port_mysql=\\x36\\0\\0\\0\\x0a8.0.36\\0\\1\\0\\0\\0abcdefgh\\0\\xff\\xf7\\x21\\2\\0\\xff\\x81\\x15\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0ijklmnop\\0" \
+    "$port_mysql_error=\\x19\\0\\0\\0\\xff\\x10\\x04Too many connections" \
+    "$port_postgres=?|S" "$port_postgres_plain=?|N" "$port_postgres_error=?|E\\0\\0\\0\\x0cSFATAL\\0\\0"
+silent=127.0.0.1:$port_silent garbage=127.0.0.1:$port_garbage
+
+connections() { grep " $1\$" "$scratch/nginx/access.log" | cut -d ' ' -f 1 | sort -u | wc -l; } # URI
+
+over_http() { # kind, address, further arguments: what holds for each version of HTTP
+    local kind=$1 address=$2 more=("${@:3}")
+    rule "$kind: 200" says 0 " ok +200 " "$kind" "$address" "${more[@]}"
+    rule "$kind: 503 is a failure" says 1 " failed +503 " "$kind" "$address" "${more[@]}" --path /fault
+    rule "$kind: a wrong path" says 1 " failed +404 " "$kind" "$address" "${more[@]}" --path /missing
+    rule "$kind: which is right if one says so" says 0 " ok +404 " "$kind" "$address" "${more[@]}" --path /missing \
+        --status 200-299,404
+    rule "$kind: no body" says 0 " ok +204 " "$kind" "$address" "${more[@]}" --path /empty --status 204
+    rule "$kind: HEAD" says 0 " ok +200 " "$kind" "$address" "${more[@]}" --method HEAD
+    rule "$kind: a header of one's own" says 0 " ok +200 " "$kind" "$address" "${more[@]}" --path /secret \
+        --header "X-Token: open"
+    rule "$kind: without it" says 1 " failed +403 " "$kind" "$address" "${more[@]}" --path /secret
+    rule "$kind: a text that the body contains" healthy "" "$kind" "$address" "${more[@]}" --contains "is well"
+    rule "$kind: one that it does not" unhealthy "contain" "$kind" "$address" "${more[@]}" --contains "is ill"
+    rule "$kind: a body in pieces" healthy "" "$kind" "$address" "${more[@]}" --path /chunks --contains "all is well"
+    rule "$kind: a header of 3000 bytes" healthy "" "$kind" "$address" "${more[@]}" --path /wordy
+    rule "$kind: headers of 30000 bytes are too many, in words" unhealthy "[a-z]" "$kind" "$address" "${more[@]}" \
+        --path /wordier
+    rule "$kind: nobody listens" unhealthy "refused" "$kind" "$dead" "${more[@]}"
+    rule "$kind: no answer" unhealthy "longer than" "$kind" "$silent" "${more[@]}" --timeout 200
+    rule "$kind: garbage" unhealthy "[a-z]" "$kind" "$garbage" "${more[@]}"
+}
+
+over_http http "$http"
+rule "http: the wrong host" says 1 " failed +421 " http "$http" --host unknown.test
+rule "http: by path" healthy "" http "unix:$scratch/nginx/socket"
+rule "http: a server of TLS" unhealthy "[a-z]" http "$https"
+rule "http: each probe has its connection" bash -c "
+    timeout 10 $probe http $http --path /?one --count 3 --every 20 && [ \$(grep -c ' /?one\$' '$scratch/nginx/access.log') = 3 ]"
+rule "http: three" test "$(connections '/?one')" = 3
+rule "http: with --keep, one for all" timeout 10 $probe http "$http" --path '/?keep' --keep --count 3 --every 20
+rule "http: one" test "$(connections '/?keep')" = 1
+
+over_http https "$https" "${ca[@]}"
+rule "https: the wrong host" says 1 " failed +421 " https "$https" --host unknown.test "${ca[@]}" --any-name
+rule "https: the host is the name that the certificate must be for" unhealthy "name" https "$https" --host unknown.test \
+    "${ca[@]}"
+rule "https: a server of plain bytes" unhealthy "not TLS" https "${ca[@]}" "$http"
+rule "https: nginx wants a certificate of ours" says 1 " failed +400 " https "${ca[@]}" "$mtls"
+rule "https: with that certificate" says 0 " ok +200 " https "${ca[@]}" "${client[@]}" "$mtls"
+rule "https: an HTTP/1.0 body that ends with the connection" healthy "" https "${ca[@]}" --any-name \
+    --contains "s_server" "127.0.0.1:$port_wrong"
+
+# ---- HTTP/2: nginx over TLS, nghttpd without ----
+
+over_http h2 "$https" "${ca[@]}"
+rule "h2: the wrong host" says 1 " failed +421 " h2 "$https" --host unknown.test "${ca[@]}" --any-name
+rule "h2: nginx wants a certificate of ours" says 1 " failed +400 " h2 "${ca[@]}" "$mtls"
+rule "h2: with that certificate" says 0 " ok +200 " h2 "${ca[@]}" "${client[@]}" "$mtls"
+rule "h2: a server that has no HTTP/2" unhealthy "[a-z]" h2 "${ca[@]}" --any-name "127.0.0.1:$port_wrong"
+
+server_h2c() { # name of the port's variable, further arguments
+    local port_variable=$1
+    start "$port_variable" nghttpd --no-tls -a 127.0.0.1 -d "$scratch/nginx" "${@:2}" "${!port_variable}"
+}
+server_h2c port_h2c
+server_h2c port_h2c_wordy --header="x-words: $(printf 'x%.0s' {1..3000})" --trailer="x-end: yes"
+server_h2c port_h2c_wordier --header="x-words: $(printf 'y%.0s' {1..40000})"
+h2c=127.0.0.1:$port_h2c
+rule "h2c: 200" says 0 " ok +200 " h2c "$h2c" --path /page
+rule "h2c: 404" says 1 " failed +404 " h2c "$h2c" --path /missing
+rule "h2c: a body of many windows" healthy "" h2c "$h2c" --path /big
+rule "h2c: HEAD" says 0 " ok +200 " h2c "$h2c" --path /big --method HEAD
+rule "h2c: a header of 3000 bytes, and trailers" says 0 " ok +200 " h2c "127.0.0.1:$port_h2c_wordy" --path /page
+rule "h2c: a header of 40000 bytes, in CONTINUATION, is too long, in words" unhealthy "[a-z]" h2c \
+    "127.0.0.1:$port_h2c_wordier" --path /page
+rule "h2c: with --keep, one connection for all" healthy "" h2c "$h2c" --path /page --keep --count 3 --every 20
+rule "h2c: a server that has no HTTP/2" unhealthy "[a-z]" h2c "$http"
+rule "h2c: no answer" unhealthy "longer than" h2c "$silent" --timeout 200
+rule "h2c: garbage" unhealthy "[a-z]" h2c "$garbage"
+rule "h2c: nobody listens" unhealthy "refused" h2c "$dead"
+
+# ---- gRPC ----
+
+start port_grpc_tls $python tests/peers.py grpc "$port_grpc" "$port_grpc_tls" "$port_grpc_none" "$scratch/good.key" \
+    "$scratch/good.crt"
+grpc=127.0.0.1:$port_grpc
+rule "grpc: SERVING" healthy "" grpc "$grpc"
+rule "grpc: a service that is SERVING" healthy "" grpc "$grpc" --service db
+rule "grpc: NOT_SERVING" unhealthy "NOT_SERVING" grpc "$grpc" --service drained
+rule "grpc: UNKNOWN" unhealthy "UNKNOWN" grpc "$grpc" --service starting
+rule "grpc: a service that it does not know" unhealthy "NOT_FOUND" grpc "$grpc" --service nowhere
+rule "grpc: a server without the health service" unhealthy "UNIMPLEMENTED" grpc "127.0.0.1:$port_grpc_none"
+rule "grpc: no answer" unhealthy "longer than" grpc "$grpc" --service slow --timeout 200
+rule "grpc: a message that is none" unhealthy "[a-z]" grpc "$grpc" --service garbage
+rule "grpc: a server of HTTP/2 that knows no gRPC" unhealthy "[a-z]" grpc "$h2c"
+rule "grpc: a server that has no HTTP/2" unhealthy "[a-z]" grpc "$http"
+rule "grpc: nobody listens" unhealthy "refused" grpc "$dead"
+rule "grpcs: SERVING" healthy "" grpcs "${ca[@]}" "127.0.0.1:$port_grpc_tls"
+rule "grpcs: NOT_SERVING" unhealthy "NOT_SERVING" grpcs "${ca[@]}" --service drained "127.0.0.1:$port_grpc_tls"
+rule "grpcs: nobody vouches for it" unhealthy "vouch" grpcs "127.0.0.1:$port_grpc_tls"
+
+# ---- Redis, memcached ----
+
+server_redis() { # name of the port's variable, further arguments
+    local port_variable=$1
+    mkdir -p "$scratch/$port_variable"
+    start "$port_variable" redis-server --port "${!port_variable}" --bind 127.0.0.1 --appendonly no --save "" \
+        --dir "$scratch/$port_variable" "${@:2}"
+}
+# A snapshot that takes a while to load.
+fill_redis() { # port, directory
+    (exec 3<>"/dev/tcp/127.0.0.1/$1" && printf 'DEBUG POPULATE 20000\r\nSAVE\r\n' >&3 && head -n 2 <&3 >/dev/null)
+    mv "$2/dump.rdb" "$3"
+}
+server_redis port_redis --enable-debug-command yes
+server_redis port_redis_secret --requirepass secret
+server_redis port_redis_replica --replicaof 127.0.0.1 "$port_dead" --replica-serve-stale-data no
+mkdir -p "$scratch/port_redis_loading"
+fill_redis "$port_redis" "$scratch/port_redis" "$scratch/port_redis_loading"
+server_redis port_redis_loading --key-load-delay 500 --loading-process-events-interval-bytes 1024
+redis=127.0.0.1:$port_redis
+rule "redis: PONG" healthy "" redis "$redis"
+rule "redis: while it loads" unhealthy "LOADING" redis "127.0.0.1:$port_redis_loading"
+rule "redis: a password is asked for" unhealthy "NOAUTH" redis "127.0.0.1:$port_redis_secret"
+rule "redis: a replica that has lost its master" unhealthy "MASTERDOWN" redis "127.0.0.1:$port_redis_replica"
+rule "redis: another protocol" unhealthy "[a-z]" redis "$http"
+rule "redis: no answer" unhealthy "longer than" redis "$silent" --timeout 200
+rule "redis: nobody listens" unhealthy "refused" redis "$dead"
+
+start port_memcached memcached -l 127.0.0.1 -p "$port_memcached" -U 0 -u nobody
+rule "memcached: its version" healthy "" memcached "127.0.0.1:$port_memcached"
+rule "memcached: another protocol" unhealthy "[a-z]" memcached "$redis"
+rule "memcached: nobody listens" unhealthy "refused" memcached "$dead"
+
+# ---- send and expect ----
+
+rule "expect: an answer that begins as it should" healthy "" expect "$redis" --send 'PING\r\n' --prefix '+PONG'
+rule "expect: one that does not, and what came instead" unhealthy "PONG" expect "$redis" --send 'PING\r\n' --prefix '+YES'
+rule "expect: a text in the answer" healthy "" expect "$redis" --send 'INFO server\r\n' --substring 'redis_version:'
+rule "expect: two steps" healthy "" expect "$redis" --send 'ECHO one\r\n' --prefix '$3\r\none\r\n' \
+    --send 'ECHO two\r\n' --exact '$3\r\ntwo\r\n'
+rule "expect: bytes by number" healthy "" expect "127.0.0.1:$port_mysql" --prefix '\x36\0\0\0\x0a'
+rule "expect: over TLS" healthy "" expect --tls "${ca[@]}" "$https" --send 'GET / HTTP/1.0\r\n\r\n' \
+    --prefix 'HTTP/1.1 200'
+
+# ---- greetings of mail and databases ----
+
+rule "smtp: 220 and 250" healthy "" smtp "127.0.0.1:$port_smtp"
+rule "smtp: 421" unhealthy "421" smtp "127.0.0.1:$port_smtp_busy"
+rule "mysql: a greeting" healthy "" mysql "127.0.0.1:$port_mysql"
+rule "mysql: an error, in its words" unhealthy "Too many connections" mysql "127.0.0.1:$port_mysql_error"
+rule "postgres: with TLS" healthy "" postgres "127.0.0.1:$port_postgres"
+rule "postgres: without" healthy "" postgres "127.0.0.1:$port_postgres_plain"
+rule "postgres: an error" unhealthy "[a-z]" postgres "127.0.0.1:$port_postgres_error"
+for kind in smtp mysql postgres; do
+    rule "$kind: garbage" unhealthy "[a-z]" $kind "$garbage"
+    rule "$kind: no answer" unhealthy "longer than" $kind "$silent" --timeout 200
+    rule "$kind: nobody listens" unhealthy "refused" $kind "$dead"
+done
+
+# ---- down and up again ----
+
+flips() { sed -nE 's/^.*  is ((un)?healthy)$/\1/p' "$scratch/flips" | paste -sd ' '; }
+flips_are() { [ "$(flips)" = "$1" ] || { cat "$scratch/flips"; false; }; }
+$probe http "$http" --count 0 --every 50 --metrics >"$scratch/flips" 2>&1 &
+pid_probe=$!
+pids+=("$pid_probe")
+rule "a running prober finds nginx healthy" wait_until 5 flips_are "healthy"
+end TERM "$pid_nginx"
+rule "then down" wait_until 5 flips_are "healthy unhealthy"
+nginx_start
+rule "then up again" wait_until 5 flips_are "healthy unhealthy healthy"
+kill -TERM "$pid_probe"
+wait "$pid_probe"
+rule "interrupted, it exits by how things are" test $? = 0
+rule "--metrics prints them at the end" contains "$scratch/flips" "^plb_.*$http"
 report
