@@ -29,6 +29,28 @@ static const char usage[] =
     "KIND\n"
     "  tcp                   a connection is enough\n"
     "  tls                   a TLS handshake is enough\n"
+    "  http, https           an answer of HTTP/1.1\n"
+    "  redis, memcached      an answer to PING, or to version\n"
+    "  smtp                  the greeting, and an answer to EHLO\n"
+    "  mysql, postgres       the greeting, or an answer to SSLRequest\n"
+    "  expect                what --send and the like say\n"
+    "  agent                 a line of HAProxy's agent-check\n"
+    "\n"
+    "WHAT (http, https)\n"
+    "  --method METHOD       (GET)\n"
+    "  --path PATH           (/)\n"
+    "  --host HOST           whom to ask for (the host of the address)\n"
+    "  --header LINE         one more header line; may come again\n"
+    "  --status LIST         what is a success, such as 200-299,404 (200)\n"
+    "  --contains TEXT       the body must contain it\n"
+    "  --keep                keep the connection for the next probe\n"
+    "WHAT (expect), in steps; TEXT may have \\r \\n \\t \\0 \\\\ and \\xHH\n"
+    "  --send TEXT           first send this, then\n"
+    "  --prefix TEXT         expect an answer that begins so;\n"
+    "  --substring TEXT      or has this in it;\n"
+    "  --exact TEXT          or is this; each of them ends a step, and another may follow\n"
+    "WHAT (agent)\n"
+    "  --send TEXT           first send this\n"
     "\n"
     "WHEN\n"
     "  --count N             probes of each address; 0: until it is interrupted (1)\n"
@@ -110,7 +132,13 @@ struct options {
     const kind *kind;
     uint32_t count, every_ms, timeout_ms, rise, fall, port;
     const char *source, *ca, *cert, *key, *name;
-    bool tls, any_chain, any_name, metrics;
+    const char *method, *path, *host, *status, *contains;
+    char *headers;
+    plb_expect_step *steps;
+    size_t step_count; /* those that are whole */
+    const char *send;  /* of the step that is not */
+    size_t send_size;
+    bool tls, any_chain, any_name, metrics, keep;
     plb_backend *backends;
     size_t backend_count;
 };
@@ -121,9 +149,81 @@ static plb_check make_tcp(options *o, const plb_connect_desc *connect)
     return plb_tcp_check(connect);
 }
 
+static plb_check make_http(options *o, const plb_connect_desc *connect)
+{
+    static plb_http_check_desc desc; /* plb_create reads it */
+    desc.connect = *connect;
+    desc.answer_ms = o->timeout_ms;
+    desc.method = o->method;
+    desc.path = o->path;
+    desc.host = o->host;
+    desc.headers = o->headers;
+    desc.statuses = o->status;
+    desc.contains = o->contains;
+    desc.reuse_connection = o->keep;
+    return plb_http_check(&desc);
+}
+
+static plb_check make_redis(options *o, const plb_connect_desc *connect)
+{
+    (void)o;
+    return plb_redis_check(connect);
+}
+
+static plb_check make_memcached(options *o, const plb_connect_desc *connect)
+{
+    (void)o;
+    return plb_memcached_check(connect);
+}
+
+static plb_check make_smtp(options *o, const plb_connect_desc *connect)
+{
+    (void)o;
+    return plb_smtp_check(connect);
+}
+
+static plb_check make_mysql(options *o, const plb_connect_desc *connect)
+{
+    (void)o;
+    return plb_mysql_check(connect);
+}
+
+static plb_check make_postgres(options *o, const plb_connect_desc *connect)
+{
+    (void)o;
+    return plb_postgres_check(connect);
+}
+
+static plb_check make_expect(options *o, const plb_connect_desc *connect)
+{
+    static plb_expect_check_desc desc; /* plb_create reads it */
+    if (o->step_count == 0 || o->send != NULL)
+        reject("expect: what is to come? --prefix, --substring or --exact says so%s",
+               o->send != NULL ? ", after --send too" : "");
+    desc.connect = *connect;
+    desc.answer_ms = o->timeout_ms;
+    desc.steps = o->steps;
+    desc.step_count = o->step_count;
+    return plb_expect_check(&desc);
+}
+
+static plb_check make_agent(options *o, const plb_connect_desc *connect)
+{
+    static plb_agent_check_desc desc; /* plb_create reads it */
+    desc.connect = *connect;
+    desc.answer_ms = o->timeout_ms;
+    desc.send = o->send;
+    desc.must_answer = true; /* what does not answer is not healthy here */
+    return plb_agent_check(&desc);
+}
+
 static const kind kinds[] = {
-    {"tcp", false, NULL, make_tcp},
-    {"tls", true, NULL, make_tcp},
+    {"tcp", false, NULL, make_tcp},           {"tls", true, NULL, make_tcp},
+    {"http", false, NULL, make_http},         {"https", true, "http/1.1", make_http},
+    {"redis", false, NULL, make_redis},       {"memcached", false, NULL, make_memcached},
+    {"smtp", false, NULL, make_smtp},         {"mysql", false, NULL, make_mysql},
+    {"postgres", false, NULL, make_postgres}, {"expect", false, NULL, make_expect},
+    {"agent", false, NULL, make_agent},
 };
 
 static const kind *find_kind(const char *name)
@@ -134,12 +234,20 @@ static const kind *find_kind(const char *name)
     return NULL;
 }
 
-typedef enum option_type { OPTION_FLAG, OPTION_TEXT, OPTION_NUMBER } option_type;
+/* The last ones are collected. */
+typedef enum option_type {
+    OPTION_FLAG,
+    OPTION_TEXT,
+    OPTION_NUMBER,
+    OPTION_HEADER,
+    OPTION_SEND,
+    OPTION_EXPECT
+} option_type;
 
 typedef struct option {
     const char *name;
     option_type type;
-    size_t at;         /* the member of options that it sets */
+    size_t at;         /* the member of options that it sets; OPTION_EXPECT: a plb_expect_kind */
     uint32_t min, max; /* of a number */
     const char *kinds; /* that it goes with, between spaces; NULL: all */
 } option;
@@ -156,6 +264,8 @@ typedef struct option {
     {                                                                                                                  \
         name, OPTION_NUMBER, offsetof(options, member), min, max, kinds                                                \
     }
+
+#define HTTP_KINDS "http https"
 
 enum { MS_MAX = 86400000 };
 
@@ -175,6 +285,17 @@ static const option known_options[] = {
     TAKES_FLAG("--any-chain", any_chain, NULL),
     TAKES_FLAG("--any-name", any_name, NULL),
     TAKES_FLAG("--metrics", metrics, NULL),
+    TAKES_TEXT("--method", method, HTTP_KINDS),
+    TAKES_TEXT("--path", path, HTTP_KINDS),
+    TAKES_TEXT("--host", host, HTTP_KINDS),
+    TAKES_TEXT("--status", status, HTTP_KINDS),
+    TAKES_TEXT("--contains", contains, HTTP_KINDS),
+    TAKES_FLAG("--keep", keep, HTTP_KINDS),
+    {"--header", OPTION_HEADER, 0, 0, 0, HTTP_KINDS},
+    {"--send", OPTION_SEND, 0, 0, 0, "expect agent"},
+    {"--prefix", OPTION_EXPECT, PLB_EXPECT_PREFIX, 0, 0, "expect"},
+    {"--substring", OPTION_EXPECT, PLB_EXPECT_SUBSTRING, 0, 0, "expect"},
+    {"--exact", OPTION_EXPECT, PLB_EXPECT_EXACT, 0, 0, "expect"},
 };
 
 static const option *find_option(const char *name)
@@ -205,23 +326,99 @@ static bool has_word(const char *list, const char *word)
     return false;
 }
 
+static int hex_digit(char c)
+{
+    static const char digits[] = "0123456789abcdef0123456789ABCDEF";
+    const char *at = c != '\0' ? strchr(digits, c) : NULL;
+    return at != NULL ? (int)((at - digits) % 16) : -1;
+}
+
+/* What stands behind a backslash; *text is moved past it. */
+static char unescape(const char *name, const char *whole, const char **text)
+{
+    static const char names[] = "rnt0\\", bytes[] = "\r\n\t\0\\";
+    char c = *(*text)++;
+    const char *at = c != '\0' ? strchr(names, c) : NULL;
+    if (at != NULL)
+        return bytes[at - names];
+    if (c != 'x' || hex_digit((*text)[0]) < 0 || hex_digit((*text)[1]) < 0)
+        reject("%s: in '%s' only \\r \\n \\t \\0 \\\\ and \\xHH may stand behind a backslash", name, whole);
+    *text += 2;
+    return (char)(hex_digit((*text)[-2]) * 16 + hex_digit((*text)[-1]));
+}
+
+/* A copy with what the backslashes stand for, and a NUL at the end. */
+static char *parse_bytes(const char *name, const char *text, size_t *size)
+{
+    char *bytes = (char *)allocate(NULL, strlen(text) + 1), *end = bytes;
+    for (const char *at = text; *at != '\0';) {
+        char c = *at++;
+        *end++ = c != '\\' ? c : unescape(name, text, &at);
+    }
+    *end = '\0';
+    *size = (size_t)(end - bytes);
+    if (*size == 0)
+        reject("%s: the text is empty", name);
+    return bytes;
+}
+
+static void add_header(options *o, const char *line)
+{
+    size_t before = o->headers != NULL ? strlen(o->headers) : 0;
+    o->headers = (char *)allocate(o->headers, before + strlen(line) + 3);
+    sprintf(o->headers + before, "%s\r\n", line);
+}
+
+static void add_send(options *o, const char *name, const char *value)
+{
+    if (o->send != NULL)
+        reject("%s: what is to come before the next one is sent? --prefix, --substring or --exact says so", name);
+    o->send = parse_bytes(name, value, &o->send_size);
+}
+
+/* Ends a step. */
+static void add_expect(options *o, const option *what, const char *value)
+{
+    plb_expect_step *step;
+    o->steps = (plb_expect_step *)allocate(o->steps, (o->step_count + 1) * sizeof *o->steps);
+    step = &o->steps[o->step_count++];
+    memset(step, 0, sizeof *step);
+    step->send = o->send;
+    step->send_size = o->send_size;
+    step->kind = (plb_expect_kind)what->at;
+    step->expect = parse_bytes(what->name, value, &step->expect_size);
+    o->send = NULL;
+    o->send_size = 0;
+}
+
+static void parse_value(options *o, const option *what, const char *value)
+{
+    void *member = (char *)o + what->at;
+    if (what->type == OPTION_NUMBER)
+        *(uint32_t *)member = parse_number(what, value);
+    else if (what->type == OPTION_TEXT)
+        *(const char **)member = value;
+    else if (what->type == OPTION_HEADER)
+        add_header(o, value);
+    else if (what->type == OPTION_SEND)
+        add_send(o, what->name, value);
+    else
+        add_expect(o, what, value);
+}
+
 /* Reads one option; returns how many arguments it has taken. */
 static int parse_option(options *o, const char *name, const char *value)
 {
     const option *what = find_option(name);
-    char *member = (char *)o + what->at;
     if (what->kinds != NULL && !has_word(what->kinds, o->kind->name))
         reject("%s goes with %s, not with %s", name, what->kinds, o->kind->name);
     if (what->type == OPTION_FLAG) {
-        *(bool *)member = true;
+        *(bool *)(void *)((char *)o + what->at) = true;
         return 1;
     }
     if (value == NULL)
         reject("%s needs a value", name);
-    if (what->type == OPTION_NUMBER)
-        *(uint32_t *)(void *)member = parse_number(what, value);
-    else
-        *(const char **)(void *)member = value;
+    parse_value(o, what, value);
     return 2;
 }
 
@@ -306,6 +503,13 @@ static void free_options(options *o)
 {
     for (size_t i = 0; i < o->backend_count; i++)
         free((void *)(uintptr_t)o->backends[i].name);
+    for (size_t i = 0; i < o->step_count; i++) {
+        free((void *)(uintptr_t)o->steps[i].send);
+        free((void *)(uintptr_t)o->steps[i].expect);
+    }
+    free(o->steps);
+    free((void *)(uintptr_t)o->send);
+    free(o->headers);
     free(o->backends);
 }
 
@@ -521,6 +725,16 @@ static void probe_all(prober *p)
     plb_posix_remove(p->px, plb_balancer_task(p->lb));
 }
 
+static void print_metrics(plb_balancer *lb)
+{
+    size_t size = plb_metrics(lb, NULL, 0) + 1;
+    char *text = (char *)allocate(NULL, size);
+    plb_metrics(lb, text, size);
+    fputs(text, stdout);
+    check_output();
+    free(text);
+}
+
 int main(int argc, char **argv)
 {
     prober p;
@@ -538,6 +752,8 @@ int main(int argc, char **argv)
         tls = tls_open(&p);
     probe_all(&p);
     end = count_backends(&p);
+    if (p.o.metrics)
+        print_metrics(p.lb);
     plb_destroy(p.lb);
     plb_mbedtls_destroy(tls);
     plb_posix_destroy(p.px);
