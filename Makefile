@@ -95,7 +95,7 @@ test-build: test-needs
 
 test: test-build
 	@bash tests/run.sh $(TEST_PROGRAMS) tests/test_build.sh $(FUZZERS:%=build/fuzz/%) tests/test_plb_pick.sh \
-		tests/test_system.sh
+		tests/test_system.sh tests/test_peers.sh
 
 # ---- figures ----
 

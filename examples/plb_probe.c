@@ -55,7 +55,8 @@ static const char usage[] =
     "WHEN\n"
     "  --count N             probes of each address; 0: until it is interrupted (1)\n"
     "  --every MS            from one probe of an address to the next (1000)\n"
-    "  --timeout MS          for the connection, and once more for the answer (1000)\n"
+    "  --timeout MS          for the connection, and once more for the answer (1000; the answer of redis, memcached,\n"
+    "                        smtp, mysql and postgres has a second always)\n"
     "  --rise N, --fall N    probes in a row that make an address healthy, or unhealthy (1)\n"
     "  --metrics             at the end, all figures as Prometheus text\n"
     "\n"
@@ -75,7 +76,8 @@ static const char usage[] =
     "  -h, --help            this text\n"
     "\n"
     "ADDRESS is 1.2.3.4:80, [::1]:80, unix:/path or HOST:80; a host may have several addresses.\n"
-    "Exits with 0 if all of them are healthy at the end, 1 if not, 2 if an argument makes no sense.\n";
+    "Exits with 0 if all of them may be used at the end: healthy, and no agent against it; 1 if not; 2 if an argument\n"
+    "makes no sense.\n";
 
 /* ==== FAILURES ==================================================================================================== */
 
@@ -545,14 +547,14 @@ static void check_output(void)
 
 typedef struct census {
     prober *p;
-    bool all_probed, all_healthy, any;
+    bool all_probed, all_ready, any;
 } census;
 
 static bool count_backend(void *user, const plb_backend_info *info)
 {
     census *c = (census *)user;
     c->any = true;
-    c->all_healthy = c->all_healthy && info->healthy;
+    c->all_ready = c->all_ready && info->ready;
     c->all_probed = c->all_probed && *rounds_of(c->p, info->slot) >= c->p->o.count;
     return true;
 }
@@ -759,5 +761,5 @@ int main(int argc, char **argv)
     plb_posix_destroy(p.px);
     free_options(&p.o);
     free(p.rounds);
-    return end.any && end.all_healthy && !p.troubled ? 0 : 1;
+    return end.any && end.all_ready && !p.troubled ? 0 : 1;
 }
