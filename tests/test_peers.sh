@@ -436,7 +436,7 @@ greeting_peers() {
 
 agent_peers() {
     rule "agent: up" healthy "" agent "127.0.0.1:$port_agent"
-    rule "agent: its share is 75 %" bash -c "$probe agent 127.0.0.1:$port_agent --metrics | grep -qE '^plb_.*share.* 0.75'"
+    rule "agent: its share is 75 %" bash -c "$probe agent 127.0.0.1:$port_agent --metrics | grep -qE '^plb_.*share.* 0\.7[45]'"
     rule "agent: drain is no failure, but no health either" says 1 " ok " agent "127.0.0.1:$port_agent_drain"
     rule "agent: down, and why" unhealthy "disk is full" agent "127.0.0.1:$port_agent_down"
     rule "agent: one that says nothing that is known" unhealthy "[a-z]" agent "127.0.0.1:$port_agent_odd"
