@@ -50,6 +50,7 @@
      HTTP CHECK          a request and what its answer must be
      SEND AND EXPECT     checks that say something and look at the answer: Redis, SMTP, MySQL, PostgreSQL, memcached
      AGENT CHECK         a backend's agent says how much it can take
+     GRPC CHECK          asks a gRPC server's health service
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
      OUTLIER DETECTION   which backends are taken out for what their requests met with
      BALANCER            create, poll, destroy, observe
@@ -65,7 +66,8 @@
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
      OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
-     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK, OUTLIER DETECTION
+     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK, HTTP/2 CHECK, GRPC CHECK,
+     OUTLIER DETECTION
      BALANCER, METRICS, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
@@ -175,7 +177,8 @@
    a probe in flight (TCP)     180 bytes and the port's stream
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
-   constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES)
+   an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
+   constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
    as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
    there before goes on, and the balancer tries again after a second.
@@ -365,7 +368,7 @@ typedef struct plb_handler {
 typedef struct plb_credentials plb_credentials; /* whom to trust, who one is: a TLS port's own, made by it */
 
 /* What a TLS session needs. Zero members: the port's credentials, every check made, no ALPN. Read during connect or
-   listen only, but for the credentials, which must outlive the streams. TLS 1.2 or later, always. */
+   listen only; when credentials may be given back their port says. TLS 1.2 or later, always. */
 typedef struct plb_tls {
     const char *name;                   /* client: sent as SNI (RFC 6066; not where it is an IP address), and what the
                                      certificate must be for. Needed unless any_name */
@@ -389,7 +392,7 @@ typedef struct plb_listen_desc {
     plb_addr addr;      /* its port may be 0: the system's choice, which info tells */
     uint32_t backlog;   /* connections waiting to be accepted; 0: 512 */
     bool reuse_port;    /* several listeners may share the address (SO_REUSEPORT) */
-    const plb_tls *tls; /* as plb_peer's. What is accepted shakes hands while it is read and written */
+    const plb_tls *tls; /* as plb_peer's. What is accepted shakes hands by itself; read and write tell if that fails */
 } plb_listen_desc;
 
 #define PLB_CHUNK_CONSTANT 1u /* the bytes never change nor go away (static data): a port need not copy them */
@@ -421,15 +424,15 @@ typedef struct plb_io {
 
     /* Begins a connection. PLB_AGAIN: *out is the stream and PLB_EVENT_CONNECT is armed. PLB_OK: *out is connected
        already. Else nothing was made: PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (a family, or TLS, that the
-       port lacks), PLB_ERR_ARGUMENT (TLS without a name, say),
-       PLB_ERR_ADDRESS (the source is not an address of this machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE,
-       PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO. */
+       port lacks), PLB_ERR_ARGUMENT (TLS without a name, say), PLB_ERR_ADDRESS (the source is not an address of this
+       machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE, PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO; what read returns, if
+       a handshake fails so soon. */
     plb_status (*connect)(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out);
 
     /* Reads what is there into the caller's buffer. PLB_OK: 1 to capacity bytes in *got. PLB_AGAIN: nothing yet;
        PLB_EVENT_READ is armed. PLB_END: the peer ended its side; writing may go on. PLB_ERR_RESET, PLB_ERR_TIMEOUT,
-       PLB_ERR_UNREACHABLE, PLB_ERR_TRUNCATED, PLB_ERR_TLS, PLB_ERR_CERTIFICATE, PLB_ERR_IO: the stream is broken;
-       close it. capacity is above 0. */
+       PLB_ERR_UNREACHABLE, PLB_ERR_TRUNCATED, PLB_ERR_TLS, PLB_ERR_CERTIFICATE, PLB_ERR_MEMORY (of a TLS library),
+       PLB_ERR_IO: the stream is broken; close it. capacity is above 0. */
     plb_status (*read)(void *self, plb_stream *stream, void *buffer, size_t capacity, size_t *got);
 
     /* Offers `count` chunks (1 to PLB_CHUNKS_MAX), in order. PLB_OK: the first *taken bytes (1 or more) are the port's
@@ -447,12 +450,12 @@ typedef struct plb_io {
     /* Gives the stream back, listener or connection. Cannot fail. */
     void (*close)(void *self, plb_stream *stream, plb_close_how how);
 
-    /* What is known about a stream. PLB_OK, or PLB_ERR_IO; *out is zeroed first. */
+    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed first. */
     plb_status (*info)(void *self, plb_stream *stream, plb_stream_info *out);
 
     /* Listens; PLB_EVENT_ACCEPT is not armed yet. PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_LIMIT, PLB_ERR_MEMORY,
-       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_UNSUPPORTED, PLB_ERR_IO. A Unix path that nobody
-       listens on any more is replaced. */
+       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_UNSUPPORTED, PLB_ERR_ARGUMENT (TLS without a
+       certificate to show, say), PLB_ERR_IO. A Unix path that nobody listens on any more is replaced. */
     plb_status (*listen)(void *self, const plb_listen_desc *desc, plb_handler handler, plb_stream **out);
 
     /* Takes one waiting connection; `handler` is the new stream's. PLB_AGAIN: none; PLB_EVENT_ACCEPT is armed. A port
@@ -891,6 +894,12 @@ typedef struct plb_http_check_desc {
    makes no sense: what is no token, line, path or list of statuses, a text in a HEAD's body or past body_limit. Any
    thread. */
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
+
+/* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
+   list), without TLS by prior knowledge. `validate` sees the first 64 headers, names in small letters, cut where they
+   have more than 4096 bytes together. PLB_ERR_ARGUMENT also for headers that HTTP/2 does not know (RFC 9113 section
+   8.2.2) or that do not fit PLB_HTTP2_MEMORY. Any thread. */
+PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
 /* ==== SEND AND EXPECT ================================================================================================
    Checks in steps: each sends some bytes, or none, and looks at the answer. What makes the answer wrong ends the probe
    as soon as it is seen, with PLB_ERR_ANSWER, the number of the step (from 1) as the report's code, and a text such as
@@ -912,7 +921,8 @@ typedef struct plb_expect_step {
     const void *send; /* NULL: nothing */
     size_t send_size;
     plb_expect_kind kind;
-    const void *expect; /* what is to come, 1 byte or more */
+    const void *expect; /* what is to come. NULL, in a last step that is not the first: nothing; what is sent is a
+                           farewell, offered once before the connection is closed */
     size_t expect_size;
     const void *until; /* the answer goes on to the end of these bytes, the end of a line for one; what follows is the
                           next step's. NULL: it ends with what was expected */
@@ -993,6 +1003,24 @@ typedef struct plb_agent_check_desc {
 
 /* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
 PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
+
+/* ==== GRPC CHECK =====================================================================================================
+   The health service that gRPC servers have (grpc.health.v1.Health/Check), over HTTP/2: with TLS by ALPN, without by
+   prior knowledge. SERVING is the success. Else the report says which: PLB_ERR_ANSWER with the text "NOT_SERVING",
+   "SERVICE_UNKNOWN", "UNKNOWN" and the number of that status as its code, or "gRPC status UNIMPLEMENTED" and the like
+   with that one's. Source: "GRPC Health Checking Protocol" of the gRPC project. */
+
+/* Zero members: the default. Read in plb_create, and copied. */
+typedef struct plb_grpc_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms;    /* from the connection to the end of the answer; 0: 1000 */
+    const char *service;   /* at most 256 bytes; NULL: the server as a whole */
+    const char *host;      /* :authority, as plb_http_check_desc's host */
+    bool reuse_connection; /* as plb_http_check_desc's */
+} plb_grpc_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
+PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc);
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -1726,7 +1754,7 @@ typedef struct plb_http2 {
     /* the frame and the header block that are being read */
     uint32_t frame_stream, frame_left, block_size, list_size;
     uint8_t frame_type, frame_flags, frame_padding, phase, continuations, collected;
-    bool block_open, block_ends_stream, block_has_regular;
+    bool block_open, block_ends_stream;
     uint8_t bytes[9];
     /* the answer */
     uint64_t content_left;
@@ -2253,25 +2281,25 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
     return 4;
 }
 
-/* Any bytes between quotes, in printable ASCII; where there are more than `room` characters, three dots stand for what
-   is missing. */
+/* Any bytes between quotes, in printable ASCII; where that takes more than `room` characters, 3 or more, three dots stand
+   for the end. */
 static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
-    size_t i, j, length, dots;
+    size_t i, j, length = 0, shown;
     char escaped[4];
+    bool cut;
+    for (i = 0; i < size && length <= room; i++)
+        length += plb__escape((uint8_t)bytes[i], escaped);
+    cut = length > room;
     plb__put_char(text, '"');
-    for (i = 0; i < size; i++) {
-        length = plb__escape((uint8_t)bytes[i], escaped);
-        dots = i + 1 < size ? 3 : 0;
-        if (length + dots > room) {
-            plb__put(text, "...");
+    for (i = 0, length = 0; i < size; i++, length += shown) {
+        shown = plb__escape((uint8_t)bytes[i], escaped);
+        if (cut && length + shown + 3 > room)
             break;
-        }
-        room -= length;
-        for (j = 0; j < length; j++)
+        for (j = 0; j < shown; j++)
             plb__put_char(text, escaped[j]);
     }
-    plb__put_char(text, '"');
+    plb__put(text, cut ? "...\"" : "\"");
 }
 
 /* ==== ADDRESS ========================================================================================================
@@ -3691,11 +3719,12 @@ typedef struct plb__op {
     uint32_t check;
     plb_report report; /* its status is a discovery's too */
     char text[PLB_REPORT_TEXT];
+    bool unread; /* its exchange has more to read, in another turn */
 } plb__op;
 
 #define PLB__OP_SIZE ((sizeof(plb__op) + 15) / 16 * 16)
 
-enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u };
+enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u, PLB__WANT_READ = 4u };
 
 struct plb_balancer {
     /* hot: any thread */
@@ -7915,6 +7944,7 @@ static bool plb__op_start(plb_balancer *lb, plb__op *op)
     op->started_ms = lb->timers.now_ms;
     memset(&op->report, 0, sizeof op->report);
     op->text[0] = '\0';
+    op->unread = false;
     PLB__STORE(&ticket->state,
                (PLB__LOAD_RELAXED(&ticket->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
     return true;
@@ -9742,10 +9772,12 @@ typedef struct plb__result {
     const char *why; /* what the probe said, or what its status means */
 } plb__result;
 
-/* An agent speaks for its backend. */
+/* What the report advises, if it does. */
 static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 {
     const plb_report *report = &r->op->report;
+    if (!report->has_share && report->enablement == PLB_ENABLEMENT_KEEP)
+        return;
     if (report->has_share)
         r->vital->share = report->share;
     if (report->enablement != PLB_ENABLEMENT_KEEP)
@@ -9932,8 +9964,10 @@ static void plb__probe_timeout(void *user)
 PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms)
 {
     plb__op *op = plb__op_running(token);
-    if (op != NULL)
-        plb__op_deadline(token.balancer, op, plb__probe_timeout, delay_ms);
+    if (op == NULL || op->lb->port.clock == NULL)
+        return;
+    plb_timers_update(&op->lb->timers, op->lb->port.clock); /* the port's callbacks come long after the last poll */
+    plb__op_deadline(op->lb, op, plb__probe_timeout, delay_ms);
 }
 
 /* An op for the next probe: the one that was kept, or a new one; NULL: no memory. */
@@ -10151,14 +10185,39 @@ static void plb__exchange_over(plb_exchange *x, plb_status status)
     plb_check_done(x->token, status);
 }
 
+/* Takes so many bytes off what is to be sent. */
+static void plb__exchange_taken(plb_exchange *x, size_t taken)
+{
+    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
+        taken -= x->chunks[0].size;
+        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
+    }
+    if (taken > 0) {
+        x->chunks[0].data = (const char *)x->chunks[0].data + taken;
+        x->chunks[0].size -= taken;
+    }
+}
+
+/* Offers what is to be sent to the port, and tells the protocol once all of it is taken. */
+static plb_status plb__exchange_offer(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    size_t taken = 0;
+    plb_status status = io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
+    if (status != PLB_OK)
+        return status;
+    plb__exchange_taken(x, taken);
+    if (x->chunk_count == 0 && x->ops->sent != NULL)
+        x->ops->sent(x);
+    return PLB_OK;
+}
+
 /* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
    at once. */
 static void plb__exchange_end(plb_exchange *x, plb_status status)
 {
-    const plb_io *io = x->check->env->port.io;
-    size_t taken;
     if (x->chunk_count > 0)
-        io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
+        plb__exchange_offer(x);
     if (status != PLB_OK || !plb__exchange_rest_idle(x))
         plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     plb_check_done(x->token, status);
@@ -10240,37 +10299,16 @@ PLB_API void plb_exchange_send(plb_exchange *x, const plb_chunk *chunks, size_t 
             x->chunks[x->chunk_count++] = chunks[i];
 }
 
-/* Takes so many bytes off what is to be sent. */
-static void plb__exchange_taken(plb_exchange *x, size_t taken)
-{
-    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
-        taken -= x->chunks[0].size;
-        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
-    }
-    if (taken > 0) {
-        x->chunks[0].data = (const char *)x->chunks[0].data + taken;
-        x->chunks[0].size -= taken;
-    }
-}
-
 /* Sends what there is to send; false: the probe is over. */
 static bool plb__exchange_write(plb_exchange *x)
 {
-    const plb_io *io = x->check->env->port.io;
-    while (x->chunk_count > 0) {
-        size_t taken = 0;
-        plb_status status = io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
-        if (status == PLB_AGAIN)
-            return true;
-        if (status != PLB_OK) {
-            plb__exchange_broke(x, status);
-            return false;
-        }
-        plb__exchange_taken(x, taken);
-        if (x->chunk_count == 0 && x->ops->sent != NULL)
-            x->ops->sent(x);
-    }
-    return true;
+    plb_status status = PLB_OK;
+    while (x->chunk_count > 0 && status == PLB_OK)
+        status = plb__exchange_offer(x);
+    if (status == PLB_OK || status == PLB_AGAIN)
+        return true;
+    plb__exchange_broke(x, status);
+    return false;
 }
 
 /* The buffer that all exchanges of a balancer share, or NULL. */
@@ -10342,8 +10380,18 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
     return PLB_END;
 }
 
-/* Reads bounded by what a peer may send before others get their turn. */
-#define PLB__EXCHANGE_READS 256
+/* The rest is for the next poll, so that a peer that never stops leaves a turn to others, and to its deadline. */
+static void plb__exchange_put_off(plb_exchange *x)
+{
+    plb__op *op = plb__op_running(x->token);
+    if (op == NULL)
+        return;
+    op->unread = true;
+    plb__fetch_or(&op->lb->wanted, PLB__WANT_READ);
+    plb__wake(op->lb);
+}
+
+#define PLB__EXCHANGE_READS 64 /* in one turn */
 
 static void plb__exchange_read(plb_exchange *x)
 {
@@ -10358,7 +10406,21 @@ static void plb__exchange_read(plb_exchange *x)
             status = io->watch(io->self, x->stream, PLB_EVENT_READ);
     }
     if (status == PLB_OK)
-        plb__exchange_over(x, PLB_ERR_PROTOCOL); /* it never stops */
+        plb__exchange_put_off(x);
+}
+
+/* Reads on where it was put off. */
+static void plb__exchanges_go_on(plb_balancer *lb)
+{
+    plb__op *op;
+    for (op = lb->running; op != NULL; op = op->next_running) {
+        plb_exchange *x = (plb_exchange *)plb__op_probe(op);
+        if (!op->unread)
+            continue;
+        op->unread = false;
+        if (x->stream != NULL && !x->idle)
+            plb__exchange_read(x);
+    }
 }
 
 /* Is called anew for a connection that was kept. */
@@ -10371,9 +10433,9 @@ static void plb__exchange_connected(plb_exchange *x)
         plb_check_deadline(x->token, x->check->answer_ms);
         status = x->ops->connected(x);
     }
-    if (status != PLB_AGAIN)
+    if (status != PLB_AGAIN && (status == PLB_OK || !plb__exchange_renew(x)))
         plb__exchange_end(x, status);
-    else if (plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
+    else if (status == PLB_AGAIN && plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
         plb__exchange_read(x);
 }
 
@@ -11086,11 +11148,11 @@ static size_t plb__expect_size(const void *bytes, size_t size)
     return bytes == NULL ? 0 : size > 0 ? size : strlen((const char *)bytes);
 }
 
-static bool plb__expect_makes_sense(const plb_expect_step *step, size_t limit)
+static bool plb__expect_makes_sense(const plb_expect_step *step, size_t limit, bool may_be_farewell)
 {
     size_t expect = plb__expect_size(step->expect, step->expect_size);
     size_t until = plb__expect_size(step->until, step->until_size);
-    if (step->judge != NULL)
+    if (step->judge != NULL || (expect == 0 && may_be_farewell))
         return expect == 0 && until == 0;
     return expect > 0 && expect <= limit && until <= limit - expect &&
            (step->kind == PLB_EXPECT_PREFIX || step->kind == PLB_EXPECT_SUBSTRING ||
@@ -11144,7 +11206,7 @@ static plb_status plb__expect_open_with(plb__expect_check *check, const plb_conn
     if (desc->steps == NULL || desc->step_count == 0 || check->limit >= PLB_EXCHANGE_SIZE)
         return PLB_ERR_ARGUMENT;
     for (i = 0; i < desc->step_count; i++)
-        if (!plb__expect_makes_sense(&desc->steps[i], check->limit))
+        if (!plb__expect_makes_sense(&desc->steps[i], check->limit, i > 0 && i + 1 == desc->step_count))
             return PLB_ERR_ARGUMENT;
     return plb__expect_copy(check, desc->steps, desc->step_count);
 }
@@ -11306,6 +11368,8 @@ static plb_status plb__expect_received(plb_exchange *x, const char *bytes, size_
             return plb__expect_fail(probe, PLB_ERR_PROTOCOL, NULL, 0, false, "answered before all was sent");
         probe->step++;
         plb__expect_send(probe);
+        if (check->steps[probe->step].judge == NULL && check->steps[probe->step].expect_size == 0)
+            return PLB_OK;
     }
     return PLB_AGAIN;
 }
@@ -11664,6 +11728,502 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
     return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
 }
 
+/* ==== HTTP/2 CHECK ===================================================================================================
+   One request at a time over HTTP/2: a page, or gRPC's health service. */
+
+typedef struct plb__http2_probe plb__http2_probe;
+
+typedef struct plb__http2_check {
+    plb__http_check http;
+    plb_status (*request)(plb__http2_probe *probe, plb_text authority);
+    plb_status (*event)(plb__http2_probe *probe, const plb_http2_event *event); /* PLB_AGAIN: the next one */
+    char *service;                                                              /* gRPC: the request's body */
+    size_t service_size;
+} plb__http2_check;
+
+/* Headers of an answer, for a validator. */
+typedef struct plb__http2_fields {
+    plb_http1_header headers[PLB__HTTP_HEADERS];
+    size_t count, used;
+    char text[4096];
+} plb__http2_fields;
+
+struct plb__http2_probe {
+    plb__http_probe http;
+    plb_http2 connection;
+    size_t offered; /* bytes of output that the exchange was given */
+    plb_grpc_health health;
+    uint32_t grpc_status;
+    bool has_grpc_status, has_health;
+    char memory[PLB_HTTP2_MEMORY];
+};
+
+/* A probe whose check has a validator. */
+typedef struct plb__http2_fields_probe {
+    plb__http2_probe probe;
+    plb__http2_fields fields;
+} plb__http2_fields_probe;
+
+static const plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
+{
+    return (const plb__http2_check *)(const void *)probe->http.exchange.check;
+}
+
+/* Bytes that the exchange has sent of the codec's output are the codec's no more; what is left is taken back, for the
+   codec may move it. */
+static void plb__http2_take_back(plb__http2_probe *probe)
+{
+    plb_exchange *x = &probe->http.exchange;
+    size_t left = x->chunk_count > 0 ? x->chunks[0].size : 0;
+    plb_http2_sent(&probe->connection, probe->offered - left);
+    plb_exchange_send(x, NULL, 0);
+    probe->offered = 0;
+}
+
+static void plb__http2_offer(plb__http2_probe *probe)
+{
+    plb_text out = plb_http2_output(&probe->connection);
+    plb_chunk chunk;
+    chunk.data = out.data;
+    chunk.size = out.size;
+    chunk.flags = 0;
+    probe->offered = out.size;
+    plb_exchange_send(&probe->http.exchange, &chunk, 1);
+}
+
+static void plb__http2_probe_sent(plb_exchange *x)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    plb__http2_take_back(probe);
+    plb__http2_offer(probe);
+}
+
+/* Over TLS the two sides must have agreed. */
+static bool plb__http2_is_spoken(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb_stream_info info;
+    if (x->check->connect.tls == NULL)
+        return true;
+    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && strcmp(info.alpn, "h2") == 0;
+}
+
+#define PLB__HTTP2_AUTHORITY 320
+
+static plb_status plb__http2_probe_connected(plb_exchange *x)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    char authority[PLB__HTTP2_AUTHORITY];
+    plb__text text = plb__text_in(authority, sizeof authority);
+    plb_text host;
+    plb_status status;
+    plb__http_await(&probe->http);
+    memset(&probe->health, 0, sizeof probe->health);
+    probe->has_grpc_status = probe->has_health = false;
+    probe->offered = 0;
+    if (!plb__http2_is_spoken(x))
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The server does not agree to HTTP/2 (ALPN h2).");
+    if (!x->resumed)
+        plb_http2_open(&probe->connection, probe->memory, sizeof probe->memory);
+    plb__put(&text, probe->http.target.host);
+    plb__put(&text, probe->http.authority);
+    host.data = authority;
+    host.size = text.length;
+    status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
+    if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
+        return PLB_ERR_RESET;
+    if (status != PLB_OK)
+        return status;
+    plb__http2_offer(probe);
+    x->keep = plb__http2_check_of(probe)->http.desc.reuse_connection;
+    return PLB_AGAIN;
+}
+
+/* "WORDS NUMBER" as the report's text. */
+static plb_status plb__http2_say_code(plb__http2_probe *probe, plb_status status, const char *words, uint32_t code)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb__put(&text, words);
+    plb__put_number(&text, code, 10);
+    return plb__http_say(&probe->http, status, line);
+}
+
+/* What ends an answer of any kind too early. PLB_AGAIN: nothing of that. */
+static plb_status plb__http2_judge_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    if (event->kind == PLB_HTTP2_RESET && event->ours)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer is not well-formed HTTP/2.");
+    if (event->kind == PLB_HTTP2_RESET)
+        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server reset the stream: HTTP/2 error ", event->code);
+    if (event->kind == PLB_HTTP2_GOAWAY)
+        probe->http.exchange.keep = false;
+    if (event->kind == PLB_HTTP2_GOAWAY && !event->covered)
+        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server goes away: HTTP/2 error ", event->code);
+    return plb__http2_check_of(probe)->event(probe, event);
+}
+
+/* The codec has given up the connection, and said so to the peer. */
+static plb_status plb__http2_give_up(plb__http2_probe *probe, plb_status status, uint32_t code)
+{
+    if (status == PLB_ERR_LIMIT)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's headers are longer than allowed.");
+    return plb__http2_say_code(probe, PLB_ERR_PROTOCOL, "The server breaks HTTP/2's rules: error ", code);
+}
+
+static plb_status plb__http2_probe_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    plb_status result = PLB_AGAIN;
+    if (size == 0)
+        return plb__http_say(&probe->http, PLB_ERR_RESET, "The connection ended before the answer was complete.");
+    plb__http2_take_back(probe);
+    while (result == PLB_AGAIN) {
+        plb_http2_event event;
+        size_t taken = 0;
+        plb_status status = plb_http2_next(&probe->connection, bytes + *used, size - *used, &taken, &event);
+        *used += taken;
+        if (status == PLB_AGAIN)
+            break;
+        result =
+            status == PLB_OK ? plb__http2_judge_event(probe, &event) : plb__http2_give_up(probe, status, event.code);
+    }
+    if (*used < size)
+        x->keep = false;
+    if (result != PLB_AGAIN && !x->keep)
+        plb_http2_close(&probe->connection);
+    plb__http2_offer(probe);
+    return result;
+}
+
+static plb_status plb__http2_probe_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__http2_probe_connected, plb__http2_probe_received, plb__http2_probe_sent};
+    return plb__http_start((const plb__http_check *)state, (plb__http_probe *)probe, &ops, target, token);
+}
+
+static void plb__http2_check_close(void *state)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    if (check->service != NULL)
+        plb__delete(&check->http.exchange.env->allocator, check->service, check->service_size);
+    plb__http_check_close(state);
+}
+
+/* Opens the part that both kinds have, with "h2" as what TLS asks for unless the program has something else. */
+static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_check_desc *desc, const plb_env *env)
+{
+    static const char *const alpn[] = {"h2", NULL};
+    plb_http_check_desc with;
+    plb_tls tls;
+    memset(&with, 0, sizeof with);
+    if (desc != NULL)
+        with = *desc;
+    if (with.connect.tls != NULL) {
+        tls = *with.connect.tls;
+        if (tls.alpn == NULL)
+            tls.alpn = alpn;
+        with.connect.tls = &tls;
+    }
+    return plb__http_check_open(&check->http, &with, env);
+}
+
+/* ---- a page ---- */
+
+#define PLB__HTTP2_EXTRA 32 /* headers of the program's */
+
+/* desc.headers as HTTP/2 has them, after those that each request has. */
+static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http2_header *headers, size_t *count)
+{
+    static const char agent[] = "user-agent", version[] = "pingora_lb/" PLB_VERSION;
+    const char *at = check->desc.headers;
+    plb_http1_header line;
+    bool has_agent = false;
+    size_t first = *count;
+    while (plb__http_next_header(&at, &line) == PLB_AGAIN) {
+        if (*count - first == PLB__HTTP2_EXTRA)
+            return PLB_ERR_ARGUMENT;
+        has_agent = has_agent || plb_text_is(line.name, agent);
+        headers[*count].name = line.name;
+        headers[(*count)++].value = line.value;
+    }
+    if (!has_agent) {
+        headers[*count].name.data = agent;
+        headers[*count].name.size = sizeof agent - 1;
+        headers[*count].value.data = version;
+        headers[(*count)++].value.size = sizeof version - 1;
+    }
+    return PLB_OK;
+}
+
+static void plb__http2_put_header(plb_http2_header *headers, size_t *count, const char *name, const char *value)
+{
+    headers[*count].name.data = name;
+    headers[*count].name.size = strlen(name);
+    headers[*count].value.data = value;
+    headers[(*count)++].value.size = strlen(value);
+}
+
+static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 *connection, const char *path,
+                                        plb_text authority)
+{
+    plb_http2_header headers[4 + PLB__HTTP2_EXTRA + 1];
+    plb_text no_body;
+    plb_status status;
+    size_t count = 0;
+    memset(&no_body, 0, sizeof no_body);
+    plb__http2_put_header(headers, &count, ":method", check->desc.method);
+    plb__http2_put_header(headers, &count, ":scheme", check->exchange.connect.tls != NULL ? "https" : "http");
+    plb__http2_put_header(headers, &count, ":path", path);
+    plb__http2_put_header(headers, &count, ":authority", "");
+    headers[count - 1].value = authority;
+    status = plb__http2_page_headers(check, headers, &count);
+    return status == PLB_OK ? plb_http2_request(connection, headers, count, no_body) : status;
+}
+
+static plb__http2_fields *plb__http2_fields_of(plb__http2_probe *probe)
+{
+    if (plb__http2_check_of(probe)->http.desc.validate == NULL)
+        return NULL;
+    return &((plb__http2_fields_probe *)(void *)probe)->fields;
+}
+
+static plb_status plb__http2_page_request(plb__http2_probe *probe, plb_text authority)
+{
+    const plb__http_check *check = &plb__http2_check_of(probe)->http;
+    return plb__http2_page_queue(check, &probe->connection, probe->http.target.path, authority);
+}
+
+/* Keeps a header for the validator, as far as there is room. */
+static void plb__http2_keep_field(plb__http2_fields *fields, const plb_http2_event *event)
+{
+    plb_http1_header *header;
+    if (fields->count == PLB__HTTP_HEADERS || event->name.size + event->value.size > sizeof fields->text - fields->used)
+        return;
+    header = &fields->headers[fields->count++];
+    header->name.data = fields->text + fields->used;
+    header->name.size = event->name.size;
+    memcpy(fields->text + fields->used, event->name.data, event->name.size);
+    fields->used += event->name.size;
+    header->value.data = fields->text + fields->used;
+    header->value.size = event->value.size;
+    memcpy(fields->text + fields->used, event->value.data, event->value.size);
+    fields->used += event->value.size;
+}
+
+static plb_status plb__http2_page_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    plb__http2_fields *fields = plb__http2_fields_of(probe);
+    switch (event->kind) {
+    case PLB_HTTP2_STATUS:
+        if (fields != NULL)
+            fields->count = fields->used = 0;
+        return PLB_AGAIN;
+    case PLB_HTTP2_HEADER:
+        if (fields != NULL)
+            plb__http2_keep_field(fields, event);
+        return PLB_AGAIN;
+    case PLB_HTTP2_HEADERS_END:
+        if (event->status < 200 && event->status != 101)
+            return PLB_AGAIN;
+        return plb__http_judge_head(&probe->http, event->status, fields != NULL ? fields->headers : NULL,
+                                    fields != NULL ? fields->count : 0);
+    case PLB_HTTP2_DATA:
+        return plb__http_judge_body(&probe->http, event->data.data, event->data.size);
+    case PLB_HTTP2_END:
+        return plb__http_judge_end(&probe->http);
+    default:
+        return PLB_AGAIN;
+    }
+}
+
+/* Names in small letters, as HTTP/2 has them (RFC 9113 section 8.2.1): in the check's own copy. */
+static void plb__http2_lower_names(plb__http_check *check)
+{
+    char *at = check->memory + (check->desc.headers - check->memory);
+    bool in_name = true;
+    for (; *at != '\0'; at++) {
+        in_name = in_name && *at != ':';
+        if (in_name && *at >= 'A' && *at <= 'Z')
+            *at = (char)(*at + 'a' - 'A');
+        in_name = in_name || *at == '\n';
+    }
+}
+
+/* A request on trial, so that what HTTP/2 cannot carry fails plb_create and not each probe. */
+static plb_status plb__http2_page_try(const plb__http_check *check)
+{
+    char memory[PLB_HTTP2_MEMORY];
+    plb_http2 connection;
+    plb_text authority;
+    plb_status status;
+    authority.data = check->desc.host != NULL ? check->desc.host : "a";
+    authority.size = strlen(authority.data);
+    plb_http2_open(&connection, memory, sizeof memory);
+    status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
+    return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
+}
+
+static plb_status plb__http2_page_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    plb_status status = plb__http2_open_check(check, (const plb_http_check_desc *)desc, env);
+    if (status != PLB_OK)
+        return status;
+    check->request = plb__http2_page_request;
+    check->event = plb__http2_page_event;
+    plb__http2_lower_names(&check->http);
+    return plb__http2_page_try(&check->http);
+}
+
+PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
+{
+    static const plb_check_ops plain = {"http2",
+                                        sizeof(plb__http2_check),
+                                        sizeof(plb__http2_probe),
+                                        plb__http2_page_open,
+                                        plb__http2_check_close,
+                                        plb__http2_probe_start,
+                                        plb_exchange_cancel};
+    static const plb_check_ops with_fields = {"http2",
+                                              sizeof(plb__http2_check),
+                                              sizeof(plb__http2_fields_probe),
+                                              plb__http2_page_open,
+                                              plb__http2_check_close,
+                                              plb__http2_probe_start,
+                                              plb_exchange_cancel};
+    bool validates = desc != NULL && desc->validate != NULL;
+    return plb__check_of(validates ? &with_fields : &plain, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== GRPC CHECK =====================================================================================================
+   A call of grpc.health.v1.Health/Check. */
+
+#define PLB__GRPC_SERVICE_MAX 256
+
+static plb_status plb__grpc_request(plb__http2_probe *probe, plb_text authority)
+{
+    const plb__http2_check *check = plb__http2_check_of(probe);
+    plb_http2_header headers[PLB_GRPC_HEADERS];
+    plb_text body;
+    body.data = check->service;
+    body.size = check->service_size;
+    plb_grpc_health_headers(headers, authority, check->http.exchange.connect.tls != NULL);
+    return plb_http2_request(&probe->connection, headers, PLB_GRPC_HEADERS, body);
+}
+
+/* "gRPC status UNAVAILABLE", or what the health service says. */
+static plb_status plb__grpc_say(plb__http2_probe *probe, uint32_t code, const char *words, const char *name)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb_report report;
+    plb__put(&text, words);
+    plb__put(&text, name);
+    memset(&report, 0, sizeof report);
+    report.code = code < UINT16_MAX ? code : UINT16_MAX;
+    report.text = line;
+    plb_exchange_say(&probe->http.exchange, &report);
+    return PLB_ERR_ANSWER;
+}
+
+static plb_status plb__grpc_judge(plb__http2_probe *probe)
+{
+    uint32_t serving = probe->health.serving;
+    if (!probe->has_grpc_status)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer has no grpc-status.");
+    if (probe->grpc_status != 0)
+        return plb__grpc_say(probe, probe->grpc_status, "gRPC status ", plb_grpc_status_name(probe->grpc_status));
+    if (!probe->has_health)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer has no message.");
+    if (serving != PLB_GRPC_SERVING)
+        return plb__grpc_say(probe, serving, "", plb_grpc_serving_name(serving));
+    return PLB_OK;
+}
+
+static plb_status plb__grpc_field(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    if (!plb_text_is(event->name, "grpc-status"))
+        return PLB_AGAIN;
+    if (plb_grpc_status(event->value, &probe->grpc_status) != PLB_OK)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's grpc-status is no number.");
+    probe->has_grpc_status = true;
+    return PLB_AGAIN;
+}
+
+static plb_status plb__grpc_data(plb__http2_probe *probe, plb_text data)
+{
+    plb_status status = plb_grpc_health_next(&probe->health, data.data, data.size);
+    if (status != PLB_OK && status != PLB_AGAIN)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL,
+                             "The answer's message is malformed, compressed or too long.");
+    probe->has_health = probe->has_health || status == PLB_OK;
+    return PLB_AGAIN;
+}
+
+static plb_status plb__grpc_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    switch (event->kind) {
+    case PLB_HTTP2_HEADER:
+    case PLB_HTTP2_TRAILER:
+        return plb__grpc_field(probe, event);
+    case PLB_HTTP2_HEADERS_END:
+        if (event->status < 200)
+            return PLB_AGAIN;
+        probe->http.status = event->status;
+        return event->status == 200 ? PLB_AGAIN : plb__http_say_status(&probe->http, "HTTP status ");
+    case PLB_HTTP2_DATA:
+        return plb__grpc_data(probe, event->data);
+    case PLB_HTTP2_END:
+        return plb__grpc_judge(probe);
+    default:
+        return PLB_AGAIN;
+    }
+}
+
+static plb_status plb__grpc_open(void *state, const void *opaque_desc, const plb_env *env)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    const plb_grpc_check_desc *desc = (const plb_grpc_check_desc *)opaque_desc;
+    plb_http_check_desc http;
+    plb_text service;
+    plb_status status;
+    memset(&http, 0, sizeof http);
+    service.data = desc != NULL && desc->service != NULL ? desc->service : "";
+    service.size = strlen(service.data);
+    if (desc != NULL) {
+        http.connect = desc->connect;
+        http.answer_ms = desc->answer_ms;
+        http.host = desc->host;
+        http.reuse_connection = desc->reuse_connection;
+    }
+    status = plb__http2_open_check(check, &http, env);
+    if (status == PLB_OK && service.size > PLB__GRPC_SERVICE_MAX)
+        status = PLB_ERR_ARGUMENT;
+    if (status != PLB_OK)
+        return status;
+    check->request = plb__grpc_request;
+    check->event = plb__grpc_event;
+    check->service_size = plb_grpc_health_request(NULL, 0, service);
+    check->service = (char *)plb__new(&env->allocator, check->service_size);
+    if (check->service == NULL)
+        return PLB_ERR_MEMORY;
+    plb_grpc_health_request(check->service, check->service_size, service);
+    return PLB_OK;
+}
+
+PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc)
+{
+    static const plb_check_ops ops = {"grpc",
+                                      sizeof(plb__http2_check),
+                                      sizeof(plb__http2_probe),
+                                      plb__grpc_open,
+                                      plb__http2_check_close,
+                                      plb__http2_probe_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
 /* ==== OUTLIER DETECTION ==============================================================================================
    What is made of the records: who is ejected, for how long, and who comes back. */
 
@@ -11851,7 +12411,7 @@ static uint64_t plb__outlier_limit(const plb__rates *rates, uint32_t stdev_facto
 
 static void plb__put_percent(plb__text *text, uint64_t rate)
 {
-    plb__put_number(text, rate * 100 / PLB_SUCCESS_RATE_ONE, 10);
+    plb__put_number(text, (rate * 100 + PLB_SUCCESS_RATE_ONE / 2) / PLB_SUCCESS_RATE_ONE, 10);
     plb__put_char(text, '%');
 }
 
@@ -11882,6 +12442,7 @@ static void plb__outlier_interval(void *user)
     plb__rates rates;
     uint32_t i;
     plb_timer_set(&lb->timers, &lb->interval_timer, desc->interval_ms);
+    plb__outlier_returns(lb); /* whose time is over at this very moment is not ejected any more */
     memset(&rates, 0, sizeof rates);
     for (i = 0; set != NULL && i < set->count; i++)
         if (PLB__LOAD_RELAXED(&set->slots[i]->index) == i) /* duplicates share a slot */
@@ -12034,6 +12595,8 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
         plb_timers_update(&lb->timers, lb->port.clock);
         plb_timers_run(&lb->timers);
     }
+    if ((wanted & PLB__WANT_READ) != 0)
+        plb__exchanges_go_on(lb);
     lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
     plb__mail_read(lb);
     if ((wanted & PLB__WANT_CHECK) != 0)
@@ -14344,7 +14907,6 @@ static void plb__http2_begin_block(plb_http2 *h)
 {
     h->block_open = true;
     h->block_ends_stream = (h->frame_flags & PLB__FLAG_END_STREAM) != 0;
-    h->block_has_regular = false;
     h->block_size = h->list_size = 0;
     h->continuations = 0;
     if (h->exchange == PLB__EXCHANGE_HEAD)
@@ -14433,13 +14995,14 @@ static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_h
 
 /* ---- header blocks ---- */
 
-/* Sections 8.3.2 and 8.6: one :status, three digits, and never 101. False: malformed. */
+/* Sections 8.3.2 and 8.6: one :status, before all fields (none is taken before it), three digits, and never 101. False:
+   malformed. */
 static bool plb__http2_read_status(plb_http2 *h, const plb_hpack_field *field)
 {
     const char *digits = field->value.data;
-    if (h->exchange != PLB__EXCHANGE_HEAD || h->block_has_regular || h->answer_status != 0 ||
-        !plb__text_equals(field->name, ":status") || field->value.size != 3 || digits[0] < '1' || digits[0] > '9' ||
-        !plb__http1_is_digit(digits[1]) || !plb__http1_is_digit(digits[2]))
+    if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status != 0 || !plb__text_equals(field->name, ":status") ||
+        field->value.size != 3 || digits[0] < '1' || digits[0] > '9' || !plb__http1_is_digit(digits[1]) ||
+        !plb__http1_is_digit(digits[2]))
         return false;
     h->answer_status = (uint16_t)((digits[0] - '0') * 100 + (digits[1] - '0') * 10 + (digits[2] - '0'));
     return h->answer_status != 101;
@@ -14472,7 +15035,6 @@ static plb_status plb__http2_on_field(plb_http2 *h, const plb_hpack_field *field
         event->status = h->answer_status;
         return PLB_OK;
     }
-    h->block_has_regular = true;
     if (h->answer_status == 0 || !plb__http2_is_field(field->name, field->value, field->cut) ||
         !plb__http2_read_length(h, field))
         return plb__http2_malformed(h, event);

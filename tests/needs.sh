@@ -29,6 +29,9 @@ if ! command -v clang >/dev/null 2>&1 || ! clang -fsanitize=address,fuzzer "$pro
     missing="$missing libclang-rt-dev"
 fi
 
+printf '#include <mbedtls/ssl.h>\nint main(void) { return 0; }\n' >"$probe/t.c"
+"${CC:-cc}" -fsyntax-only "$probe/t.c" 2>/dev/null || missing="$missing libmbedtls-dev"
+
 [ -z "$missing" ] && exit 0
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
