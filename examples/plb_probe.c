@@ -125,9 +125,10 @@ typedef struct options options;
 /* One way to probe. */
 typedef struct kind {
     const char *name;
-    bool tls;         /* always */
-    const char *alpn; /* the protocol to agree on, where there is TLS; NULL: none */
-    plb_check (*make)(options *o, const plb_connect_desc *connect);
+    bool tls;                                            /* always */
+    const char *alpn;                                    /* the protocol to agree on, where there is TLS; NULL: none */
+    plb_check (*plain)(const plb_connect_desc *connect); /* one that has no options of its own; or else */
+    plb_check (*make)(const options *o, const plb_connect_desc *connect);
 } kind;
 
 struct options {
@@ -145,13 +146,7 @@ struct options {
     size_t backend_count;
 };
 
-static plb_check make_tcp(options *o, const plb_connect_desc *connect)
-{
-    (void)o;
-    return plb_tcp_check(connect);
-}
-
-static plb_check make_http(options *o, const plb_connect_desc *connect)
+static plb_check make_http(const options *o, const plb_connect_desc *connect)
 {
     static plb_http_check_desc desc; /* plb_create reads it */
     desc.connect = *connect;
@@ -166,37 +161,7 @@ static plb_check make_http(options *o, const plb_connect_desc *connect)
     return plb_http_check(&desc);
 }
 
-static plb_check make_redis(options *o, const plb_connect_desc *connect)
-{
-    (void)o;
-    return plb_redis_check(connect);
-}
-
-static plb_check make_memcached(options *o, const plb_connect_desc *connect)
-{
-    (void)o;
-    return plb_memcached_check(connect);
-}
-
-static plb_check make_smtp(options *o, const plb_connect_desc *connect)
-{
-    (void)o;
-    return plb_smtp_check(connect);
-}
-
-static plb_check make_mysql(options *o, const plb_connect_desc *connect)
-{
-    (void)o;
-    return plb_mysql_check(connect);
-}
-
-static plb_check make_postgres(options *o, const plb_connect_desc *connect)
-{
-    (void)o;
-    return plb_postgres_check(connect);
-}
-
-static plb_check make_expect(options *o, const plb_connect_desc *connect)
+static plb_check make_expect(const options *o, const plb_connect_desc *connect)
 {
     static plb_expect_check_desc desc; /* plb_create reads it */
     if (o->step_count == 0 || o->send != NULL)
@@ -209,7 +174,7 @@ static plb_check make_expect(options *o, const plb_connect_desc *connect)
     return plb_expect_check(&desc);
 }
 
-static plb_check make_agent(options *o, const plb_connect_desc *connect)
+static plb_check make_agent(const options *o, const plb_connect_desc *connect)
 {
     static plb_agent_check_desc desc; /* plb_create reads it */
     desc.connect = *connect;
@@ -220,12 +185,17 @@ static plb_check make_agent(options *o, const plb_connect_desc *connect)
 }
 
 static const kind kinds[] = {
-    {"tcp", false, NULL, make_tcp},           {"tls", true, NULL, make_tcp},
-    {"http", false, NULL, make_http},         {"https", true, "http/1.1", make_http},
-    {"redis", false, NULL, make_redis},       {"memcached", false, NULL, make_memcached},
-    {"smtp", false, NULL, make_smtp},         {"mysql", false, NULL, make_mysql},
-    {"postgres", false, NULL, make_postgres}, {"expect", false, NULL, make_expect},
-    {"agent", false, NULL, make_agent},
+    {"tcp", false, NULL, plb_tcp_check, NULL},
+    {"tls", true, NULL, plb_tcp_check, NULL},
+    {"http", false, NULL, NULL, make_http},
+    {"https", true, "http/1.1", NULL, make_http},
+    {"redis", false, NULL, plb_redis_check, NULL},
+    {"memcached", false, NULL, plb_memcached_check, NULL},
+    {"smtp", false, NULL, plb_smtp_check, NULL},
+    {"mysql", false, NULL, plb_mysql_check, NULL},
+    {"postgres", false, NULL, plb_postgres_check, NULL},
+    {"expect", false, NULL, NULL, make_expect},
+    {"agent", false, NULL, NULL, make_agent},
 };
 
 static const kind *find_kind(const char *name)
@@ -716,7 +686,7 @@ static void probe_all(prober *p)
     if (o->source != NULL)
         connect.source = parse_source(o->source);
     desc.discovery = plb_static(&list);
-    desc.check = o->kind->make(o, &connect);
+    desc.check = o->kind->plain != NULL ? o->kind->plain(&connect) : o->kind->make(o, &connect);
     desc.check.consecutive_success = o->rise;
     desc.check.consecutive_failure = o->fall;
     desc.check_every_ms = o->count == 1 ? 0 : o->every_ms;
