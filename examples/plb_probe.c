@@ -69,7 +69,7 @@ static const char usage[] =
     "  --ca FILE             trust these authorities instead of the system's\n"
     "  --cert FILE           show this certificate when the server asks for one\n"
     "  --key FILE            its key\n"
-    "  --name NAME           the certificate must be for this name (that of the address)\n"
+    "  --name NAME           the certificate must be for this name (--host, the host of the address, or its IP)\n"
     "  --any-chain           take a certificate that nobody vouches for, or that is out of date\n"
     "  --any-name            take a certificate that is for somebody else\n"
     "\n"
@@ -203,6 +203,7 @@ static const kind *find_kind(const char *name)
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (strcmp(kinds[i].name, name) == 0)
             return &kinds[i];
+    reject("'%s' is not a kind of probe; the first argument is one", name);
     return NULL;
 }
 
@@ -409,22 +410,6 @@ static void parse_backend(options *o, const char *text)
         backend->name = copy_text(backend->name);
 }
 
-/* What a certificate must be for where only an IP address is known: that. */
-static void name_backend(options *o, plb_backend *backend)
-{
-    char text[PLB_ADDR_TEXT_MAX], *end;
-    if (backend->name != NULL || o->name != NULL || o->any_name)
-        return;
-    if (backend->addr.family == PLB_FAMILY_UNIX)
-        reject("a Unix socket has no name that its certificate could be for: --name or --any-name is needed");
-    plb_addr_format(&backend->addr, text, sizeof text);
-    end = strrchr(text, ':');
-    if (end[-1] == ']')
-        end--;
-    *end = '\0';
-    backend->name = copy_text(text[0] == '[' ? text + 1 : text);
-}
-
 /* What can only be seen once all arguments are read. */
 static void check_options(options *o)
 {
@@ -441,8 +426,10 @@ static void check_options(options *o)
         reject("%s: this program was built without TLS; it needs mbedTLS (Debian: libmbedtls-dev)",
                o->kind->tls ? o->kind->name : "--tls");
 #endif
-    for (size_t i = 0; o->tls && i < o->backend_count; i++)
-        name_backend(o, &o->backends[i]);
+    for (size_t i = 0; i < o->backend_count; i++)
+        if (o->tls && !o->any_name && o->name == NULL && o->host == NULL &&
+            o->backends[i].addr.family == PLB_FAMILY_UNIX)
+            reject("a Unix socket has no name that its certificate could be for: --name or --any-name is needed");
 }
 
 static void parse_options(options *o, int argc, char **argv)
@@ -456,11 +443,9 @@ static void parse_options(options *o, int argc, char **argv)
             exit(fflush(stdout) == 0 ? 0 : 1);
         }
     }
-    o->kind = argc > 1 ? find_kind(argv[1]) : NULL;
     if (argc <= 1)
         reject("no kind of probe: the first argument says how, such as tcp or https");
-    if (o->kind == NULL)
-        reject("'%s' is not a kind of probe; the first argument is one", argv[1]);
+    o->kind = find_kind(argv[1]);
     o->backends = (plb_backend *)allocate(NULL, (size_t)argc * sizeof *o->backends);
     for (int i = 2; i < argc;) {
         if (argv[i][0] == '-')
@@ -663,6 +648,23 @@ static plb_addr parse_source(const char *text)
     return addr;
 }
 
+/* One of the options that the check was given is wrong; these are they. */
+static void reject_check(const options *o)
+{
+    char given[512] = "";
+    for (size_t i = 0; i < sizeof known_options / sizeof *known_options; i++) {
+        const option *what = &known_options[i];
+        const char *value = o->headers;
+        size_t length = strlen(given);
+        if (what->type == OPTION_TEXT)
+            value = *(const char *const *)(const void *)((const char *)o + what->at);
+        if ((what->type == OPTION_TEXT || what->type == OPTION_HEADER) && what->kinds != NULL && value != NULL)
+            snprintf(given + length, sizeof given - length, "%s%s '%.*s'", length > 0 ? ", " : "", what->name,
+                     (int)strcspn(value, "\r"), value);
+    }
+    reject("%s makes no sense of what it was given: %s", o->kind->name, given);
+}
+
 /* Makes the balancer and probes until it is over. */
 static void probe_all(prober *p)
 {
@@ -679,6 +681,7 @@ static void probe_all(prober *p)
                               .on_first_update = on_first_update,
                               .log = log_line,
                               .log_level = PLB_LOG_WARN};
+    plb_status status;
     if (o->kind->alpn != NULL)
         tls.alpn = alpn;
     if (o->tls)
@@ -690,8 +693,11 @@ static void probe_all(prober *p)
     desc.check.consecutive_success = o->rise;
     desc.check.consecutive_failure = o->fall;
     desc.check_every_ms = o->count == 1 ? 0 : o->every_ms;
-    if (plb_create(&desc, &p->lb) != PLB_OK)
-        exit(2); /* the log has said why */
+    status = plb_create(&desc, &p->lb);
+    if (status == PLB_ERR_ARGUMENT)
+        reject_check(o);
+    if (status != PLB_OK)
+        give_up("%s", plb_status_text(status));
     plb_posix_add(p->px, plb_balancer_task(p->lb));
     plb_posix_run(p->px);
     plb_posix_remove(p->px, plb_balancer_task(p->lb));

@@ -288,6 +288,9 @@ over_http() { # kind, address, further arguments: what holds for each version of
 
 http_peers() {
     over_http http "$http"
+    rule "http: a path that is none" wrong "http makes no sense of .*--path 'health'" http "$http" --path health
+    rule "http: a header that is none" wrong "http makes no sense of .*--header 'X'" http "$http" --header X
+    rule "http: statuses that are none" wrong "http makes no sense of .*--path '/', --status '2xx'" http "$http" --status 2xx --path /
     rule "http: the wrong host" says 1 " failed +421 " http "$http" --host unknown.test
     rule "http: by path" healthy "" http "unix:$scratch/nginx/socket"
     rule "http: a server of TLS" unhealthy "[a-z]" http "$https"
