@@ -759,7 +759,8 @@ typedef struct plb_connect_desc {
     uint32_t timeout_ms; /* for the connection, and TLS where there is; 0: 1000 */
     uint16_t port;       /* other than the backend's; 0: that */
     plb_addr source;     /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
-    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend */
+    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
+                            else its IP address */
 } plb_connect_desc;
 
 /* TCP check: a connection that is established is a success; it is closed at once. With `tls`: a whole handshake. Zero
@@ -829,8 +830,8 @@ PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connec
 PLB_API void plb_exchange_close(plb_exchange_check *check);
 
 /* For start: connects to where the check and the target say, or goes on with what was kept. tls_name: the name that
-   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name. What it
-   returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
+   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name, or else its
+   IP address. What it returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
 PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange_ops *ops,
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
@@ -10282,12 +10283,32 @@ static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t por
     return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
 }
 
+/* An IP address as certificates have it: without port and zone. NULL: it is none. */
+static const char *plb__ip_text(const plb_addr *addr, char *text)
+{
+    plb_addr plain;
+    char *colon;
+    if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
+        return NULL;
+    plb__addr_copy(&plain, addr);
+    plain.scope = 0;
+    plb_addr_format(&plain, text, PLB_ADDR_TEXT_MAX);
+    colon = strrchr(text, ':');
+    if (text[0] != '[') {
+        *colon = '\0';
+        return text;
+    }
+    colon[-1] = '\0';
+    return text + 1;
+}
+
 /* Connects. What it returns is start's to return. */
 static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
 {
     const plb_connect_desc *connect = &x->check->connect;
     const plb_io *io = x->check->env->port.io;
     plb_handler handler;
+    char ip[PLB_ADDR_TEXT_MAX];
     plb_peer peer;
     plb_tls tls;
     memset(&peer, 0, sizeof peer);
@@ -10299,6 +10320,8 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
         tls = *connect->tls;
         if (tls.name == NULL)
             tls.name = x->tls_name != NULL ? x->tls_name : target->name;
+        if (tls.name == NULL)
+            tls.name = plb__ip_text(&target->addr, ip);
         peer.tls = &tls;
     }
     handler.fn = plb__exchange_event;

@@ -264,6 +264,7 @@ TEST tls_is_asked_for_the_host(const char *own, const char *host, const char *ba
     g.http.connect.tls = &tls;
     g.http.host = host;
     sim_name_set(g.r.s, "a.example", &at, 1);
+    plb_addr_parse(&at, backend, PLB_ZSTRING); /* the same, if it is that name */
     sim_serve(g.r.s, &at, serve, &g);
     ASSERT_EQ(PLB_OK, create(&g, backend));
     rig_run(&g.r, 100);
@@ -1013,7 +1014,9 @@ SUITE(http_check)
     RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "a.example:443", "a.example", "a.example");
     RUN_TESTp(tls_is_asked_for_the_host, NULL, "b.example", "a.example:443", "b.example", "b.example");
     RUN_TESTp(tls_is_asked_for_the_host, "c.example", "b.example:1", "a.example:443", "c.example", "b.example:1");
-    RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "10.0.0.1:443", "no name", "10.0.0.1");
+    RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "10.0.0.1:443", "10.0.0.1", "10.0.0.1");
+    RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "[fe80::1%3]:443", "fe80::1", "[fe80::1]");
+    RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "unix:/a", "no name", "localhost");
     for (i = 0; i < EXAMPLES; i++) {
         RUN_TESTp(each_answer_means_the_same_however_it_comes, i, 0, false);
         RUN_TESTp(each_answer_means_the_same_however_it_comes, i, 1, false);
