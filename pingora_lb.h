@@ -47,18 +47,28 @@
      DISCOVERY           where sets come from; the static list
      HEALTH CHECK        how health is found out, and when; the TCP check
      EXCHANGE            probes over streams, for checks of all kinds
+     HTTP CHECK          a request and what its answer must be
+     SEND AND EXPECT     checks that say something and look at the answer: Redis, SMTP, MySQL, PostgreSQL, memcached
+     AGENT CHECK         a backend's agent says how much it can take
+     GRPC CHECK          asks a gRPC server's health service
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
      OUTLIER DETECTION   which backends are taken out for what their requests met with
      BALANCER            create, poll, destroy, observe
      PICKING             select, begin and end, handles, walk
+     METRICS             all of it as Prometheus text
      HTTP/1              the wire codec that probes and proxies use
+     HPACK               header compression of HTTP/2
+     HTTP/2              the client's side of a connection, for probes: bytes in, events and bytes out
+     GRPC                the health checking protocol of gRPC as bytes
    Implementation:
      COMPILER, VERSION AND STATUS, MEMORY, TEXT, ADDRESS, TIMER, RANDOM NUMBERS
      SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, OUTLIER RECORDS, PICKING
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
-     OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY, HEALTH CHECK, EXCHANGE, TCP CHECK, OUTLIER DETECTION,
-     BALANCER, HTTP/1
+     OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
+     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK, HTTP/2 CHECK, GRPC CHECK,
+     OUTLIER DETECTION
+     BALANCER, METRICS, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
    backend     an address, a weight, and what the program hangs on it (id, ext)
@@ -164,20 +174,21 @@
    smooth round robin          4.1 bytes a backend and 20 for each distinct weight
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
-   a probe in flight (TCP)     180 bytes and the port's stream
+   a probe in flight           496 bytes (TCP), 632 (HTTP, and what came of an answer's head), and the port's stream
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
-   constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES)
+   an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
+   constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
    as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
    there before goes on, and the balancer tries again after a second.
 
    TIME
    Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
-   steps back stands still. plb_poll starts 64 probes at most before it returns. Building a set runs to its end inside
-   plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less than an eighth of the weights changes,
-   the ring is made from the old one, in 1.5 ms. A loop that cannot spare that runs plb_poll on the port's background
-   thread.
+   steps back stands still. plb_poll starts 64 probes at most, and sees to some hundreds that end, before it returns.
+   Building a set runs to its end inside plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less
+   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. A loop that cannot spare that
+   runs plb_poll on the port's background thread.
 
    FORK
    After fork the child has a copy of the balancer, frozen: it may select from it (its random numbers go on as the
@@ -357,7 +368,7 @@ typedef struct plb_handler {
 typedef struct plb_credentials plb_credentials; /* whom to trust, who one is: a TLS port's own, made by it */
 
 /* What a TLS session needs. Zero members: the port's credentials, every check made, no ALPN. Read during connect or
-   listen only, but for the credentials, which must outlive the streams. TLS 1.2 or later, always. */
+   listen only; when credentials may be given back their port says. TLS 1.2 or later, always. */
 typedef struct plb_tls {
     const char *name;                   /* client: sent as SNI (RFC 6066; not where it is an IP address), and what the
                                      certificate must be for. Needed unless any_name */
@@ -381,7 +392,7 @@ typedef struct plb_listen_desc {
     plb_addr addr;      /* its port may be 0: the system's choice, which info tells */
     uint32_t backlog;   /* connections waiting to be accepted; 0: 512 */
     bool reuse_port;    /* several listeners may share the address (SO_REUSEPORT) */
-    const plb_tls *tls; /* as plb_peer's. What is accepted shakes hands while it is read and written */
+    const plb_tls *tls; /* as plb_peer's. What is accepted shakes hands by itself; read and write tell if that fails */
 } plb_listen_desc;
 
 #define PLB_CHUNK_CONSTANT 1u /* the bytes never change nor go away (static data): a port need not copy them */
@@ -413,15 +424,15 @@ typedef struct plb_io {
 
     /* Begins a connection. PLB_AGAIN: *out is the stream and PLB_EVENT_CONNECT is armed. PLB_OK: *out is connected
        already. Else nothing was made: PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (a family, or TLS, that the
-       port lacks), PLB_ERR_ARGUMENT (TLS without a name, say),
-       PLB_ERR_ADDRESS (the source is not an address of this machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE,
-       PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO. */
+       port lacks), PLB_ERR_ARGUMENT (TLS without a name, say), PLB_ERR_ADDRESS (the source is not an address of this
+       machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE, PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO; what read returns, if
+       a handshake fails so soon. */
     plb_status (*connect)(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out);
 
     /* Reads what is there into the caller's buffer. PLB_OK: 1 to capacity bytes in *got. PLB_AGAIN: nothing yet;
        PLB_EVENT_READ is armed. PLB_END: the peer ended its side; writing may go on. PLB_ERR_RESET, PLB_ERR_TIMEOUT,
-       PLB_ERR_UNREACHABLE, PLB_ERR_TRUNCATED, PLB_ERR_TLS, PLB_ERR_CERTIFICATE, PLB_ERR_IO: the stream is broken;
-       close it. capacity is above 0. */
+       PLB_ERR_UNREACHABLE, PLB_ERR_TRUNCATED, PLB_ERR_TLS, PLB_ERR_CERTIFICATE, PLB_ERR_MEMORY (of a TLS library),
+       PLB_ERR_IO: the stream is broken; close it. capacity is above 0. */
     plb_status (*read)(void *self, plb_stream *stream, void *buffer, size_t capacity, size_t *got);
 
     /* Offers `count` chunks (1 to PLB_CHUNKS_MAX), in order. PLB_OK: the first *taken bytes (1 or more) are the port's
@@ -439,12 +450,12 @@ typedef struct plb_io {
     /* Gives the stream back, listener or connection. Cannot fail. */
     void (*close)(void *self, plb_stream *stream, plb_close_how how);
 
-    /* What is known about a stream. PLB_OK, or PLB_ERR_IO; *out is zeroed first. */
+    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed first. */
     plb_status (*info)(void *self, plb_stream *stream, plb_stream_info *out);
 
     /* Listens; PLB_EVENT_ACCEPT is not armed yet. PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_LIMIT, PLB_ERR_MEMORY,
-       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_UNSUPPORTED, PLB_ERR_IO. A Unix path that nobody
-       listens on any more is replaced. */
+       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_UNSUPPORTED, PLB_ERR_ARGUMENT (TLS without a
+       certificate to show, say), PLB_ERR_IO. A Unix path that nobody listens on any more is replaced. */
     plb_status (*listen)(void *self, const plb_listen_desc *desc, plb_handler handler, plb_stream **out);
 
     /* Takes one waiting connection; `handler` is the new stream's. PLB_AGAIN: none; PLB_EVENT_ACCEPT is armed. A port
@@ -573,7 +584,8 @@ typedef struct plb_backend {
     plb_enablement enablement; /* from a discovery: switch it on or off with this update */
     uint32_t checks; /* which of the balancer's checks it has, a bit each, the first one's is 1; 0: all but those
                                 that are by_name */
-    uint32_t check_every_ms; /* instead of each check's every_ms; 0: as there */
+    uint32_t check_every_ms; /* instead of each check's every_ms; 0: as there. One that an update changes holds from
+                                the next probe on */
     const char *name;        /* the host name it came from, or NULL. Copied. The first name of an address stays */
     void *ext;               /* the program's own */
     void (*ext_release)(void *ext); /* called once when nothing reaches ext any more, or NULL */
@@ -693,8 +705,9 @@ typedef struct plb_check_ops {
     size_t probe_size; /* zeroed bytes handed to each start as `probe`; the balancer's */
     plb_status (*open)(void *state, const void *desc, const plb_env *env); /* may be NULL; an error fails plb_create */
     void (*close)(void *state);                                            /* may be NULL; also after a failed open */
-    /* Begins one probe. `target` and its name are valid until start returns; ext until the probe is over. After a
-       report with `keep`, the backend's next start gets the same bytes as they were left. */
+    /* Begins one probe. `target` is valid until start returns; its name and ext until the probe is over. After a
+       report with `keep`, the backend's next start gets the same bytes as they were left; a start that fails then must
+       have let go of what is open in there. */
     plb_status (*start)(void *state, void *probe, const plb_backend *target, plb_token token);
     /* Ends a probe, or what was kept of one: the bytes go when it returns. */
     void (*cancel)(void *state, void *probe, plb_token token);
@@ -722,15 +735,19 @@ typedef struct plb_report {
     uint32_t code;     /* the protocol's own number (HTTP status, ...), up to 65535; 0: none */
     const char *text;  /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it
                         */
-    bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open */
-    bool advises;      /* `share` and `off` are meant: an agent speaks for its backend */
-    uint8_t share;     /* requests that it wants, in 255ths of its weight */
-    bool off;          /* it wants no new requests at all, whatever its health */
+    bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open. When it is
+                          reported while plb_destroy runs, no cancel follows: close gives it back */
+    bool neutral;      /* it says nothing of the backend's health: written down, but no success and no failure. Only
+                          where start_unhealthy waits for a first result, it is a success */
+    bool has_share;    /* `share` is meant, until another report has one */
+    uint8_t share;     /* requests that the backend wants, in 255ths of its weight; 0: no new ones */
+    plb_enablement enablement; /* does it want new requests at all, whatever its health? Holds until another report
+                                  says something else than PLB_ENABLEMENT_KEEP */
 } plb_report;
 
 #define PLB_REPORT_TEXT 80
 
-/* Complete a probe. Any thread. */
+/* Complete a probe. PLB_AGAIN is no result: it counts as PLB_ERR_ARGUMENT. Any thread. */
 PLB_API void plb_check_done(plb_token token, plb_status status);
 PLB_API void plb_check_report(plb_token token, const plb_report *report);
 
@@ -742,7 +759,8 @@ typedef struct plb_connect_desc {
     uint32_t timeout_ms; /* for the connection, and TLS where there is; 0: 1000 */
     uint16_t port;       /* other than the backend's; 0: that */
     plb_addr source;     /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
-    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend */
+    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
+                            else its IP address */
 } plb_connect_desc;
 
 /* TCP check: a connection that is established is a success; it is closed at once. With `tls`: a whole handshake. Zero
@@ -786,7 +804,7 @@ typedef struct plb_exchange_check {
     size_t memory_size;
 } plb_exchange_check;
 
-#define PLB_EXCHANGE_CHUNKS 4
+#define PLB_EXCHANGE_CHUNKS 6
 
 /* The part of a probe. */
 struct plb_exchange {
@@ -795,11 +813,12 @@ struct plb_exchange {
     plb_stream *stream;
     bool resumed;         /* this start goes on with a connection that was kept */
     bool keep;            /* writable: after a success, keep the connection for the next start */
+    uint16_t port;        /* writable before start: another port than the check's; 0: that */
     bool connected, idle; /* private, like the rest */
     uint8_t chunk_count;
     plb_token token;
     const char *tls_name;
-    char *rest;
+    char *rest; /* readable when the peer has ended its side: what was lent and not used. NULL: nothing */
     size_t rest_size;
     plb_chunk chunks[PLB_EXCHANGE_CHUNKS];
 };
@@ -811,8 +830,8 @@ PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connec
 PLB_API void plb_exchange_close(plb_exchange_check *check);
 
 /* For start: connects to where the check and the target say, or goes on with what was kept. tls_name: the name that
-   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name. What it
-   returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
+   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name, or else its
+   IP address. What it returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
 PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange_ops *ops,
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
@@ -827,6 +846,185 @@ PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
 
 /* plb_check_ops.cancel. */
 PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
+
+/* ==== HTTP CHECK =====================================================================================================
+   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's HttpHealthCheck: GET /,
+   a second to connect and a second for the answer, status 200 and no other, the body read to its end, a connection of
+   its own each time. Interim answers (1xx) are skipped. What failed is told by the report: PLB_ERR_ANSWER when the answer
+   is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP, PLB_ERR_RESET when it ended too early, each
+   with words, and the HTTP status as its code once there is one. */
+
+struct plb_http1_header;
+
+/* Is the answer a good one? Header names in any case; their texts are lent. From the polling thread. */
+typedef bool (*plb_http_validate_fn)(void *user, uint32_t status, const struct plb_http1_header *headers, size_t count);
+
+/* Where one probe goes and what it asks for. The texts must live until the probe is over. */
+typedef struct plb_http_target {
+    uint16_t port;    /* 0: the check's, else the backend's */
+    const char *path; /* as plb_http_check_desc's */
+    const char *host; /* the same */
+} plb_http_target;
+
+/* Called at each start with the check's values in `target`, to change them for this backend: its ext knows how. One
+   that makes no sense means that the backend cannot be probed (PLB_ERR_ARGUMENT). From the polling thread. */
+typedef void (*plb_http_target_fn)(void *user, const plb_backend *backend, plb_http_target *target);
+
+/* Zero members: the default. Read in plb_create, and copied. */
+typedef struct plb_http_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms; /* from the connection to the end of the answer; 0: 1000 */
+    const char *method; /* any but CONNECT; NULL: "GET" */
+    const char *path;   /* with its query; begins with '/', or is "*"; NULL: "/" */
+    const char *host;   /* Host as it is sent, and, where connect.tls has no name, TLS's: then without a port. NULL: the
+                           backend's name or else its address, with the port unless that is 80 (443 with TLS);
+                           "localhost" for a Unix path */
+    const char *headers;   /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no
+                              body is sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL:
+                              none */
+    const char *statuses;  /* what is accepted: "200-299,301", from 200 to 999; NULL: "200" */
+    const char *contains;  /* the body must contain these bytes, at most 65535; NULL: any body */
+    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by
+                              these, and the connection closed. 0: 65536 */
+    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was
+                              closed meanwhile is made anew, which is no failure */
+    plb_http_validate_fn validate; /* instead of `statuses`; asked for final answers, from status 200 on */
+    void *validate_user;
+    plb_http_target_fn target; /* NULL: all backends alike */
+    void *target_user;
+} plb_http_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. plb_create returns PLB_ERR_ARGUMENT for a descriptor that
+   makes no sense: what is no token, line, path or list of statuses, a text in a HEAD's body or past body_limit. Any
+   thread. */
+PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
+
+/* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
+   list), without TLS by prior knowledge. `validate` sees the first 64 headers, names in small letters, cut where they
+   have more than 4096 bytes together. PLB_ERR_ARGUMENT also for headers that HTTP/2 does not know (RFC 9113 section
+   8.2.2) or that do not fit PLB_HTTP2_MEMORY. Any thread. */
+PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
+/* ==== SEND AND EXPECT ================================================================================================
+   Checks in steps: each sends some bytes, or none, and looks at the answer. What makes the answer wrong ends the probe
+   as soon as it is seen, with PLB_ERR_ANSWER, the number of the step (from 1) as the report's code, and a text such as
+   `step 2: expected "+PONG", got "-NOAUTH Authentication required.\r\n"`. */
+
+typedef enum plb_expect_kind {
+    PLB_EXPECT_PREFIX = 0, /* the answer begins with these bytes */
+    PLB_EXPECT_SUBSTRING,  /* they are somewhere in it */
+    PLB_EXPECT_EXACT       /* they are all of it: when the last of them has come, nothing has come behind it */
+} plb_expect_kind;
+
+/* Judges an answer, of which `size` bytes have come so far (1 or more, at most receive_limit). PLB_OK: the first *used
+   of them are the answer. PLB_AGAIN: more are needed; the same bytes come again, with more. Any other status is the
+   probe's, and what was written to `why` (PLB_REPORT_TEXT bytes, an empty text) takes the place of what was got. */
+typedef plb_status (*plb_expect_fn)(const char *bytes, size_t size, size_t *used, char *why);
+
+/* A size of 0 means that the text ends at its NUL. */
+typedef struct plb_expect_step {
+    const void *send; /* NULL: nothing */
+    size_t send_size;
+    plb_expect_kind kind;
+    const void *expect; /* what is to come. NULL, in a last step that is not the first: nothing; what is sent is a
+                           farewell, offered once before the connection is closed */
+    size_t expect_size;
+    const void *until; /* the answer goes on to the end of these bytes, the end of a line for one; what follows is the
+                          next step's. NULL: it ends with what was expected */
+    size_t until_size;
+    plb_expect_fn judge; /* instead of kind, expect and until */
+} plb_expect_step;
+
+typedef struct plb_expect_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms;           /* for all steps together, from the connection on; 0: 1000 */
+    const plb_expect_step *steps; /* with all that they point to: copied by plb_create */
+    size_t step_count;            /* 1 or more */
+    uint32_t receive_limit;       /* bytes of each answer that are looked at, below PLB_EXCHANGE_SIZE; 0: 4096 */
+} plb_expect_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. plb_create reports PLB_ERR_ARGUMENT where a step expects nothing, more than
+   receive_limit, or two things (`judge` with another, `until` after PLB_EXPECT_EXACT). A step that is to send while the
+   last one's bytes are not all sent, for its answer came first, ends the probe with PLB_ERR_PROTOCOL. Any thread. */
+PLB_API plb_check plb_expect_check(const plb_expect_check_desc *desc);
+
+/* Ready-made ones. NULL: all defaults. Any thread.
+   Redis: PING, +PONG. As in HAProxy's redis-check a server that asks for a password (-NOAUTH), loads its data
+   (-LOADING) or has lost its master (-MASTERDOWN) fails, and the text says which. To log in, have a first step that
+   sends AUTH and expects +OK. */
+PLB_API plb_check plb_redis_check(const plb_connect_desc *connect);
+
+/* SMTP (RFC 5321): a greeting, EHLO localhost, QUIT, each of which has to be answered with a code of 200 to 299. */
+PLB_API plb_check plb_smtp_check(const plb_connect_desc *connect);
+
+/* MySQL and MariaDB: the server's first packet is a handshake of protocol version 10. Of an error packet (too many
+   connections, host is blocked) the text tells number and message. As nobody logs in, a server that counts
+   interrupted connections (max_connect_errors) blocks this host in the end, unless others on it log in meanwhile. */
+PLB_API plb_check plb_mysql_check(const plb_connect_desc *connect);
+
+/* PostgreSQL: an SSLRequest, answered with `S` or `N`; needs no role and leaves no session behind. A server that has
+   TLS switched on (`S`) logs a line that no handshake followed; one without it logs nothing. */
+PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect);
+
+/* memcached's text protocol: version, VERSION. */
+PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect);
+
+/* ==== AGENT CHECK ====================================================================================================
+   A program beside the backend says how it is: HAProxy's agent-check. It is connected to, may be sent a text, and
+   answers with one line, which ends with a CR, an LF or the stream. Its words stand between spaces, tabs or commas, in
+   any order and letter case; of two that speak of the same thing the last one counts:
+       75%                            the share of its weight that the backend wants; above 100 is 100; 0%: no new
+                                      requests
+       ready, drain, maint            it wants new requests; it wants none (both)
+       up, down, fail(ed), stopped    the check passes; it fails (all three)
+       maxconn:30                     known, without effect: plb_backend.max_conns is the program's
+       #text                          why; the rest of the line, for people
+   Other words are passed over. What a line does not speak of stays as it was, so only the agent takes back what the
+   agent said. No set is rebuilt. Several agents combine: the least share holds, and one that wants no requests is
+   enough.
+   An agent that is not there, does not answer in time or says nothing that is known is no failure (the backend's other
+   checks find out about the backend): the result is written down, but is neutral, as is an answer without a word of
+   the last group but one. */
+
+typedef enum plb_agent_verdict { PLB_AGENT_SILENT = 0, PLB_AGENT_UP, PLB_AGENT_DOWN } plb_agent_verdict;
+
+typedef struct plb_agent_answer {
+    plb_agent_verdict verdict;
+    plb_enablement enablement; /* PLB_ENABLEMENT_KEEP: the line does not say */
+    bool has_share;
+    uint8_t share; /* in 255ths; above 0 unless the line says 0% */
+} plb_agent_answer;
+
+/* Reads a line, up to the first CR or LF if there is one. PLB_ERR_ANSWER: no word of it is known. Any thread. */
+PLB_API plb_status plb_agent_parse(plb_agent_answer *out, const char *line, size_t size);
+
+typedef struct plb_agent_check_desc {
+    plb_connect_desc connect; /* its port is the agent's; 0: the backend's own */
+    uint32_t answer_ms;       /* from the connection to the line's end; 0: 1000 */
+    const char *send;         /* sent first, as it is; copied by plb_create; NULL: nothing (HAProxy's agent-send) */
+    bool must_answer;         /* an agent that is not there, or says nothing that is known, is a failure; any answer but
+                                 down, fail and stopped is then a success */
+} plb_agent_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
+PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
+
+/* ==== GRPC CHECK =====================================================================================================
+   The health service that gRPC servers have (grpc.health.v1.Health/Check), over HTTP/2: with TLS by ALPN, without by
+   prior knowledge. SERVING is the success. Else the report says which: PLB_ERR_ANSWER with the text "NOT_SERVING",
+   "SERVICE_UNKNOWN", "UNKNOWN" and the number of that status as its code, or "gRPC status UNIMPLEMENTED" and the like
+   with that one's. Source: "GRPC Health Checking Protocol" of the gRPC project. */
+
+/* Zero members: the default. Read in plb_create, and copied. */
+typedef struct plb_grpc_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms;    /* from the connection to the end of the answer; 0: 1000 */
+    const char *service;   /* at most 256 bytes; NULL: the server as a whole */
+    const char *host;      /* :authority, as plb_http_check_desc's host */
+    bool reuse_connection; /* as plb_http_check_desc's */
+} plb_grpc_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
+PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc);
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -1099,7 +1297,7 @@ typedef struct plb_backend_info {
     plb_backend backend;
     uint32_t slot;      /* as plb_pick.slot */
     uint32_t in_flight; /* plb_begin without plb_end yet */
-    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly */
+    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
     bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
                            panics, an unhealthy one too */
     bool healthy;
@@ -1115,7 +1313,7 @@ typedef struct plb_probe_info {
     plb_status status;       /* of the last one; PLB_AGAIN: none is over yet */
     uint32_t code;           /* of the last one: plb_report.code */
     uint32_t latency_us;     /* of the last one, from its start */
-    uint32_t passed, failed; /* how many; failures of this side are neither */
+    uint32_t passed, failed; /* how many; neutral ones (plb_report) and failures of this side are neither */
     bool passing;            /* the check's state */
     const char *text; /* in on_probe: what the probe said, or what its status means. Else what the status means */
 } plb_probe_info;
@@ -1126,6 +1324,7 @@ typedef struct plb_update_info {
     uint64_t build_us;     /* comparing, building, publishing */
     uint64_t updates;      /* answers applied, those that changed nothing too */
     uint64_t changes;      /* sets published */
+    uint64_t failures;     /* discoveries that failed, and answers that were refused */
     uint32_t backends;     /* in the current set */
 } plb_update_info;
 
@@ -1136,6 +1335,7 @@ typedef struct plb_update_info {
 typedef struct plb_balancer_desc {
     plb_port port;
     plb_allocator allocator;
+    const char *name; /* of this balancer, in plb_metrics; copied. NULL: none */
     plb_strategy strategy;
     plb_discovery discovery;
     plb_check check;         /* of every backend; its ops are NULL: none */
@@ -1302,6 +1502,23 @@ PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *
 PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info);
 PLB_API void plb_walk_end(plb_walk *walk);
 
+/* ==== METRICS ========================================================================================================
+   What is known of balancers, backends and checks, in the text format that Prometheus reads: version 0.0.4, to be
+   served as "text/plain; version=0.0.4; charset=utf-8". Names begin with plb_; counters end in _total, times are in
+   seconds, shares are ratios. Labels: balancer (plb_balancer_desc.name, where there is one), address, id (unless 0),
+   name (where there is one); priority for weight and readiness, of which an address may have several; check (its
+   number) and kind (plb_check_ops.name). Bytes that may not stand in a label's value are written as \xNN. The HELP
+   lines say what each metric is. */
+
+/* Writes the metrics of `lb` as snprintf would: returns the length of the whole text, writes what fits, and a NUL when
+   capacity is above 0. A text that is cut ends with a whole line. With one check, 1 KiB and 5 us a backend.
+   Allocates nothing. From the polling thread. */
+PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity);
+
+/* The same for several balancers in one text, in which the format wants the samples of a metric to stand together.
+   They are told apart by their names, which must differ. From the thread that polls all of them. */
+PLB_API size_t plb_metrics_of(plb_balancer *const *balancers, size_t count, char *text, size_t capacity);
+
 /* ==== HTTP/1 =========================================================================================================
    The wire format of HTTP/1.0 and HTTP/1.1 (RFC 9112): bytes in, slices of those bytes out. Nothing is copied, kept or
    allocated, and nothing is read past the size given. Strict where two readers of the same bytes might disagree, for
@@ -1409,6 +1626,229 @@ typedef struct plb_http1_chunked {
    PLB_HTTP1_EXTRA_MAX. *data is empty for all but PLB_OK. */
 PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char *bytes, size_t size, size_t *used,
                                           plb_text *data);
+
+/* ==== HPACK ==========================================================================================================
+   Header compression for HTTP/2 (RFC 7541): reads header blocks as their bytes come, one field at a time, and writes
+   fields that need no memory on this side (static table, literals without indexing, no Huffman coding). Any thread, one
+   at a time for each plb_hpack. */
+
+typedef struct plb_hpack_field {
+    plb_text name, value; /* live until the next call with the same plb_hpack, or in constants */
+    size_t size;          /* as RFC 7541 section 4.1 counts: the bytes of both as sent, and 32 */
+    bool cut;             /* longer than the room for it: these are its first bytes, and nobody looked at the rest */
+} plb_hpack_field;
+
+/* The reading side of one connection. */
+typedef struct plb_hpack {
+    uint32_t table_size; /* what to announce as SETTINGS_HEADER_TABLE_SIZE; the rest is private */
+    uint32_t room_size;
+    char *table, *room;
+    uint32_t stored, counted, entries;            /* the dynamic table: bytes here, bytes as the RFC counts, fields */
+    uint32_t peer_size, peer_limit;               /* of the peer's table: now, and at most */
+    uint32_t name_size, value_size;               /* of the field that is being read, as sent */
+    uint32_t integer, left;                       /* the last integer; bytes of the string to come */
+    uint32_t huffman_code, huffman_at;            /* see plb__huffman_bit */
+    uint8_t huffman_bits, state, kind, continued; /* continued: bytes of an integer that is not whole */
+    bool huffman, huffman_ones, at_start;
+} plb_hpack;
+
+/* Prepares it over `size` bytes at `memory` (any alignment), which must stay until it is used no more. Half of them,
+   and at most 65535, are the dynamic table, the rest is room for one field. PLB_ERR_ARGUMENT: fewer than 64 bytes. */
+PLB_API plb_status plb_hpack_open(plb_hpack *hpack, void *memory, size_t size);
+
+/* The peer has acknowledged table_size. Until then it may use 4096 bytes (RFC 9113 section 6.5.2): what does not fit
+   the memory is forgotten from its old end, so that a field that needs it is a fault and never a wrong field. */
+PLB_API void plb_hpack_acknowledged(plb_hpack *hpack);
+
+/* Reads on from the next `size` bytes at `bytes` of a header block. *used: how many it consumed. PLB_OK: *field is the
+   next one; call again with what is left. PLB_AGAIN: all consumed; more bytes are needed, or the block ends here.
+   PLB_ERR_PROTOCOL: not HPACK; nothing more can be read on this connection. */
+PLB_API plb_status plb_hpack_next(plb_hpack *hpack, const char *bytes, size_t size, size_t *used,
+                                  plb_hpack_field *field);
+
+/* The block has ended. PLB_OK: the next one may begin. PLB_ERR_PROTOCOL: it ended in the midst of a field. */
+PLB_API plb_status plb_hpack_end(plb_hpack *hpack);
+
+/* Writes one field of a block and returns its length; only counts when capacity is less than that. */
+PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value);
+
+/* ==== HTTP/2 =========================================================================================================
+   The client's side of an HTTP/2 connection (RFC 9113), for one request after another: bytes in, events and bytes out.
+   It opens no socket, asks no clock and allocates nothing. The bytes may travel over TLS (ALPN "h2") or in the clear
+   where the server is known to speak HTTP/2.
+
+       plb_http2_open(&h, memory, sizeof memory);
+       plb_http2_request(&h, headers, header_count, body);
+       for each turn of the loop:
+           while ((out = plb_http2_output(&h)).size > 0) { n = send(out.data, out.size); plb_http2_sent(&h, n); }
+           n = receive(bytes);
+           while ((status = plb_http2_next(&h, bytes + at, n - at, &used, &event)) == PLB_OK) { at += used; ... }
+
+   Events of an answer come in this order: PLB_HTTP2_STATUS, PLB_HTTP2_HEADER for each, PLB_HTTP2_HEADERS_END (all of
+   this once more for each interim answer, status 100 to 199), PLB_HTTP2_DATA, PLB_HTTP2_TRAILER, PLB_HTTP2_END. It may
+   end early by PLB_HTTP2_RESET, or by PLB_HTTP2_GOAWAY that does not cover it. Data is handed on at once and the flow
+   control windows (65535 bytes) are opened again as it is; who wants less of it reads less. Peers are kept from wearing
+   this side down: PLB_HTTP2_HEADER_LIST_MAX for a header block, 64 CONTINUATION frames in it, 1000 frames between two
+   requests, pieces of data or of the request's body, and no more answers to PING and SETTINGS than there is room for.
+   Memory: sizeof(plb_http2), 240 bytes, and what plb_http2_open is given. Any thread, one at a time for each plb_http2.
+   The end of the stream is for the caller to judge: before PLB_HTTP2_END, the answer is not whole. */
+
+#define PLB_HTTP2_MEMORY_MIN      512   /* enough for a probe with short names */
+#define PLB_HTTP2_MEMORY          1024  /* recommended: request headers of 420 bytes, response headers of 256 each */
+#define PLB_HTTP2_HEADER_LIST_MAX 16384 /* bytes of one header block, packed and unpacked (RFC 9113 section 10.5.1) */
+
+/* RFC 9113 section 7. */
+typedef enum plb_http2_code {
+    PLB_HTTP2_NO_ERROR = 0,
+    PLB_HTTP2_PROTOCOL_ERROR,
+    PLB_HTTP2_INTERNAL_ERROR,
+    PLB_HTTP2_FLOW_CONTROL_ERROR,
+    PLB_HTTP2_SETTINGS_TIMEOUT,
+    PLB_HTTP2_STREAM_CLOSED,
+    PLB_HTTP2_FRAME_SIZE_ERROR,
+    PLB_HTTP2_REFUSED_STREAM,
+    PLB_HTTP2_CANCEL,
+    PLB_HTTP2_COMPRESSION_ERROR,
+    PLB_HTTP2_CONNECT_ERROR,
+    PLB_HTTP2_ENHANCE_YOUR_CALM,
+    PLB_HTTP2_INADEQUATE_SECURITY,
+    PLB_HTTP2_HTTP_1_1_REQUIRED
+} plb_http2_code;
+
+typedef struct plb_http2_header {
+    plb_text name;  /* no capitals */
+    plb_text value; /* without white space around it; may be empty */
+} plb_http2_header;
+
+typedef enum plb_http2_event_kind {
+    PLB_HTTP2_NONE = 0,    /* with any status but PLB_OK */
+    PLB_HTTP2_STATUS,      /* an answer begins: status */
+    PLB_HTTP2_HEADER,      /* name, value, cut */
+    PLB_HTTP2_HEADERS_END, /* status; below 200 another answer follows */
+    PLB_HTTP2_DATA,        /* data: 1 byte or more */
+    PLB_HTTP2_TRAILER,     /* name, value, cut */
+    PLB_HTTP2_END,         /* the answer is whole; the next request may begin */
+    PLB_HTTP2_RESET,       /* the answer will not be whole: code, ours */
+    PLB_HTTP2_GOAWAY       /* the peer takes no further request: code, covered */
+} plb_http2_event_kind;
+
+typedef struct plb_http2_event {
+    plb_http2_event_kind kind;
+    uint16_t status;      /* 100 to 999 */
+    bool cut;             /* the field is longer than the room for it: these are its first bytes */
+    bool ours;            /* this side ended the stream, since the answer was malformed (RFC 9113 section 8.1.1) */
+    bool covered;         /* the request in flight, if any, is still being answered; if not, it was not acted upon */
+    uint32_t code;        /* a plb_http2_code, or one that is not known; also with PLB_ERR_PROTOCOL and PLB_ERR_LIMIT */
+    plb_text name, value; /* live until the next call */
+    plb_text data;        /* within the bytes that were fed */
+} plb_http2_event;
+
+/* A connection. All members are private. */
+typedef struct plb_http2 {
+    plb_hpack hpack;
+    /* output: queued bytes, out_before_body of which precede the body_framed bytes of the body */
+    char *out;
+    uint32_t out_capacity, out_at, out_end, out_before_body;
+    plb_text body;
+    size_t body_framed;
+    /* streams: the next, the one in flight, the last one that this side ended; their windows */
+    uint32_t next_stream, stream, reset_stream;
+    int32_t send_window, stream_send_window, receive_window, stream_receive_window;
+    uint32_t peer_window, peer_frame_size;
+    /* the frame and the header block that are being read */
+    uint32_t frame_stream, frame_left, block_size, list_size;
+    uint8_t frame_type, frame_flags, frame_padding, phase, continuations, collected;
+    bool block_open, block_ends_stream;
+    uint8_t bytes[9];
+    /* the answer */
+    uint64_t content_left;
+    uint16_t answer_status;
+    uint8_t exchange;
+    bool content_known, to_head;
+    /* the connection */
+    uint8_t failed; /* a plb_status */
+    uint16_t frames;
+    uint32_t code;
+    bool settings_seen, streams_allowed, going_away, goaway_sent, hpack_began;
+} plb_http2;
+
+/* Prepares a connection over `size` bytes at `memory` (any alignment), which must stay until it is used no more, and
+   queues the connection preface and SETTINGS. A half is for the dynamic table and one field, as plb_hpack_open has it,
+   a half for output. PLB_ERR_ARGUMENT: less than PLB_HTTP2_MEMORY_MIN. */
+PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size);
+
+/* Queues a request: pseudo-header fields first (":method", ":scheme", ":path", ":authority"), as RFC 9113 section 8.3.1
+   asks; a content-length is the caller's to add. Headers are copied; the body's bytes must stay as they are until the
+   next request is accepted or the connection is given up. PLB_OK. PLB_AGAIN: not now: the last answer is not over,
+   output is waiting, or the peer allows no stream at present. PLB_END: not on this connection: the peer or this side
+   said GOAWAY, or 2^30 requests were made. PLB_ERR_ARGUMENT: a field that may not be in a request. PLB_ERR_LIMIT: the
+   headers do not fit the memory. After a fault: its status. */
+PLB_API plb_status plb_http2_request(plb_http2 *h, const plb_http2_header *headers, size_t header_count, plb_text body);
+
+/* The next bytes to send; size 0: none now. They live until the next call. */
+PLB_API plb_text plb_http2_output(plb_http2 *h);
+
+/* The first `size` of those bytes were sent. */
+PLB_API void plb_http2_sent(plb_http2 *h, size_t size);
+
+/* Reads on from the next `size` bytes at `bytes`. *used: how many it consumed. PLB_OK: *event tells what came; call
+   again, even if no byte is left, until it is PLB_AGAIN: all consumed, more bytes are needed. PLB_ERR_PROTOCOL: the
+   peer breaks the rules or floods; PLB_ERR_LIMIT: a header block above PLB_HTTP2_HEADER_LIST_MAX. After these two the
+   connection is over; event->code tells the fault, and output has a GOAWAY that says so. */
+PLB_API plb_status plb_http2_next(plb_http2 *h, const char *bytes, size_t size, size_t *used, plb_http2_event *event);
+
+/* Gives up the request in flight, if there is one; no event comes of it any more. The next one may follow. */
+PLB_API void plb_http2_cancel(plb_http2 *h);
+
+/* Queues a GOAWAY, as is polite before the stream is closed; no further request. */
+PLB_API void plb_http2_close(plb_http2 *h);
+
+/* ==== GRPC ===========================================================================================================
+   The health checking protocol of gRPC (grpc.health.v1.Health/Check) as bytes: what goes into the request of
+   plb_http2_request, and what the answer's data and its grpc-status say. Source: "gRPC over HTTP2" and "GRPC Health
+   Checking Protocol" of the gRPC project, "Encoding" of Protocol Buffers. Any thread. */
+
+#define PLB_GRPC_MESSAGE_MAX 4096 /* bytes of an answer's message; it is read as it comes and none of it is kept */
+#define PLB_GRPC_GROUP_MAX   8    /* groups inside of groups, in fields that are not known */
+#define PLB_GRPC_HEADERS     6
+
+typedef enum plb_grpc_serving {
+    PLB_GRPC_UNKNOWN = 0,
+    PLB_GRPC_SERVING,
+    PLB_GRPC_NOT_SERVING,
+    PLB_GRPC_SERVICE_UNKNOWN
+} plb_grpc_serving;
+
+/* "SERVING" and so on; "UNKNOWN" for any other number. Static. */
+PLB_API const char *plb_grpc_serving_name(uint32_t serving);
+
+/* The header fields of the request. `authority` must stay until it was queued. */
+PLB_API void plb_grpc_health_headers(plb_http2_header headers[PLB_GRPC_HEADERS], plb_text authority, bool tls);
+
+/* Writes the request's body: a message that asks for `service` (may be empty: the server as a whole). Returns its
+   length, which is at most 15 more than the service's; only counts when capacity is less than that. */
+PLB_API size_t plb_grpc_health_request(char *out, size_t capacity, plb_text service);
+
+/* Reads the answer's body. All zero: ready for the first byte. */
+typedef struct plb_grpc_health {
+    uint32_t serving; /* after PLB_OK: a plb_grpc_serving, or a number that is not known; the rest is private */
+    uint32_t left;    /* bytes of the message still to come */
+    uint64_t varint;
+    uint32_t skip, field;
+    uint32_t groups[PLB_GRPC_GROUP_MAX];
+    uint8_t state, wire_type, shift, depth, prefix_read;
+} plb_grpc_health;
+
+/* Reads on from the next `size` bytes at `bytes`, and consumes all of them. PLB_OK: the message is whole. PLB_AGAIN:
+   more bytes are needed. PLB_ERR_PROTOCOL: malformed, more than one message, or compressed, which nobody offered.
+   PLB_ERR_LIMIT: above PLB_GRPC_MESSAGE_MAX or PLB_GRPC_GROUP_MAX. */
+PLB_API plb_status plb_grpc_health_next(plb_grpc_health *reader, const char *bytes, size_t size);
+
+/* Reads the value of grpc-status, a header or a trailer: PLB_OK, or PLB_ERR_PROTOCOL: not a number below 2^32. */
+PLB_API plb_status plb_grpc_status(plb_text value, uint32_t *out);
+
+/* "OK", "CANCELLED" to "UNAUTHENTICATED"; "UNKNOWN" for any number that is not one of the 17. Static. */
+PLB_API const char *plb_grpc_status_name(uint32_t status);
 
 #endif /* PINGORA_LB_H */
 
@@ -1826,6 +2266,46 @@ static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
         plb__put_char(text, digits[--n]);
 }
 
+/* A byte as it may stand between quotes: itself, or the escape that C has for it. Returns the length. */
+static size_t plb__escape(uint8_t byte, char escaped[4])
+{
+    static const char digits[] = "0123456789abcdef";
+    escaped[0] = '\\';
+    if (byte == '\r' || byte == '\n' || byte == '"' || byte == '\\') {
+        escaped[1] = byte == '\r' ? 'r' : byte == '\n' ? 'n' : (char)byte;
+        return 2;
+    }
+    if (byte >= 0x20 && byte < 0x7f) {
+        escaped[0] = (char)byte;
+        return 1;
+    }
+    escaped[1] = 'x';
+    escaped[2] = digits[byte >> 4];
+    escaped[3] = digits[byte & 15];
+    return 4;
+}
+
+/* Any bytes between quotes, in printable ASCII; where that takes more than `room` (3 or more) characters, three dots
+   stand for the end. */
+static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
+{
+    size_t i, j, length = 0, shown;
+    char escaped[4];
+    bool cut;
+    for (i = 0; i < size && length <= room; i++)
+        length += plb__escape((uint8_t)bytes[i], escaped);
+    cut = length > room;
+    plb__put_char(text, '"');
+    for (i = 0, length = 0; i < size; i++, length += shown) {
+        shown = plb__escape((uint8_t)bytes[i], escaped);
+        if (cut && length + shown + 3 > room)
+            break;
+        for (j = 0; j < shown; j++)
+            plb__put_char(text, escaped[j]);
+    }
+    plb__put(text, cut ? "...\"" : "\"");
+}
+
 /* ==== ADDRESS ========================================================================================================
    Text to address and back. Reading is all or nothing: a scan moves on only over what it understood. */
 
@@ -2228,14 +2708,20 @@ PLB_API void plb_timer_set(plb_timers *timers, plb_timer *timer, uint32_t delay_
     timers->root->prev = timers->root;
 }
 
-PLB_API void plb_timers_run(plb_timers *timers)
+/* So many at most; the next ones stay due. */
+static void plb__timers_run_some(plb_timers *timers, size_t most)
 {
     uint64_t now_ms = timers->now_ms; /* a callback may update it */
-    while (timers->root != NULL && timers->root->at_ms <= now_ms) {
+    for (; most > 0 && timers->root != NULL && timers->root->at_ms <= now_ms; most--) {
         plb_timer *timer = timers->root;
         plb_timer_stop(timers, timer);
         timer->fn(timer->user);
     }
+}
+
+PLB_API void plb_timers_run(plb_timers *timers)
+{
+    plb__timers_run_some(timers, SIZE_MAX);
 }
 
 PLB_API uint32_t plb_timers_delay(const plb_timers *timers)
@@ -2331,8 +2817,8 @@ typedef struct plb__vital {
     uint16_t streak; /* results in a row that speak against the state */
     uint8_t status;  /* of the last probe */
     uint8_t stage;
-    uint8_t share;    /* that an agent advises */
-    bool advised_off; /* the same */
+    uint8_t share;    /* that an agent advises; 0: no new requests */
+    bool advised_off; /* the agent wants no new requests, whatever its share */
     bool absent;      /* the backend does not have this check */
     bool again;       /* once more as soon as the one that runs is over */
 } plb__vital;
@@ -3243,11 +3729,12 @@ typedef struct plb__op {
     uint32_t check;
     plb_report report; /* its status is a discovery's too */
     char text[PLB_REPORT_TEXT];
+    bool unread; /* its exchange has more to read, in another turn */
 } plb__op;
 
 #define PLB__OP_SIZE ((sizeof(plb__op) + 15) / 16 * 16)
 
-enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u };
+enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u, PLB__WANT_READ = 4u };
 
 struct plb_balancer {
     /* hot: any thread */
@@ -3280,6 +3767,7 @@ struct plb_balancer {
     uint32_t *free_numbers; /* of slots; holds numbers_capacity */
     uint32_t free_number_count, next_number, numbers_capacity;
     plb__op *running;
+    plb__mail *completions, **completions_end; /* of those, in order */
     plb__ticket *free_tickets;
     plb__tickets *tickets;
     void *scratch; /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
@@ -7467,6 +7955,7 @@ static bool plb__op_start(plb_balancer *lb, plb__op *op)
     op->started_ms = lb->timers.now_ms;
     memset(&op->report, 0, sizeof op->report);
     op->text[0] = '\0';
+    op->unread = false;
     PLB__STORE(&ticket->state,
                (PLB__LOAD_RELAXED(&ticket->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
     return true;
@@ -7500,17 +7989,20 @@ static plb_token plb__op_token(const plb__op *op)
 /* Whoever moves a running op on has its completion: a done call, a cancellation, or a start that failed. Else NULL. */
 static plb__op *plb__op_claim(plb_token token)
 {
-    plb__ticket *ticket = (plb__ticket *)token.op;
+    plb__ticket *ticket = (plb__ticket *)token.op; /* NULL where nothing runs: what was kept is cancelled */
     uint32_t base = token.generation * PLB__OP_PHASES;
-    bool claimed = plb__cas32(&ticket->state, base + PLB__OP_RUNNING, base + PLB__OP_COMPLETED);
-    return claimed ? ticket->u.op : NULL;
+    if (ticket == NULL || !plb__cas32(&ticket->state, base + PLB__OP_RUNNING, base + PLB__OP_COMPLETED))
+        return NULL;
+    return ticket->u.op;
 }
 
 /* The op while it is running, for the polling thread; or NULL. */
 static plb__op *plb__op_running(plb_token token)
 {
     plb__ticket *ticket = (plb__ticket *)token.op;
-    return PLB__LOAD(&ticket->state) == token.generation * PLB__OP_PHASES + PLB__OP_RUNNING ? ticket->u.op : NULL;
+    if (ticket == NULL || PLB__LOAD(&ticket->state) != token.generation * PLB__OP_PHASES + PLB__OP_RUNNING)
+        return NULL;
+    return ticket->u.op;
 }
 
 static void plb__op_complete(plb__op *op, plb_status status)
@@ -7733,6 +8225,14 @@ static void plb__schedule_sink(const plb_balancer *lb, uint32_t at)
     heap[at] = key;
 }
 
+/* Makes a heap of it again. */
+static void plb__schedule_order(const plb_balancer *lb)
+{
+    uint32_t i;
+    for (i = lb->scheduled / 2; i-- > 0;)
+        plb__schedule_sink(lb, i);
+}
+
 /* Takes the first task. */
 static uint32_t plb__schedule_take(plb_balancer *lb)
 {
@@ -7743,15 +8243,16 @@ static uint32_t plb__schedule_take(plb_balancer *lb)
     return task;
 }
 
-/* Makes sure that a set of `count` backends has room. */
+/* Makes sure that a set of `count` backends has room, and the current one too, which stays should the update fail. */
 static plb_status plb__schedule_reserve(plb_balancer *lb, uint32_t count)
 {
     const plb_allocator *a = &lb->env.allocator;
+    const plb__set *current = (const plb__set *)lb->current;
     uint64_t wanted = (uint64_t)count * lb->check_count, *heap;
     if (wanted > PLB__TASKS_MAX)
         return PLB_ERR_LIMIT;
-    if (wanted < lb->scheduled)
-        wanted = lb->scheduled;
+    if (current != NULL && count < current->count)
+        wanted = (uint64_t)current->count * lb->check_count;
     if (wanted == 0 || (wanted <= lb->schedule_capacity && wanted >= lb->schedule_capacity / 2))
         return PLB_OK;
     heap = (uint64_t *)plb__new(a, (size_t)wanted * sizeof *heap);
@@ -7778,22 +8279,26 @@ static void plb__vital_due(plb_balancer *lb, plb__slot *slot, uint32_t check, ui
     plb__schedule_add(lb, due_ms, PLB__LOAD_RELAXED(&slot->index) * lb->check_count + check);
 }
 
-/* Gives back what probes of a slot have left open. */
-static void plb__slot_drop_kept(plb_balancer *lb, plb__slot *slot)
+/* Gives back what the last probe of a check has left open. */
+static void plb__vital_drop_kept(plb_balancer *lb, plb__vital *vital, uint32_t check)
 {
+    plb__op *op = vital->kept;
+    const plb_check_ops *ops = lb->checks[check].what.ops;
     plb_token nothing;
-    uint32_t c;
+    if (op == NULL)
+        return;
     memset(&nothing, 0, sizeof nothing);
     nothing.balancer = lb;
-    for (c = 0; c < lb->check_count; c++) {
-        plb__op *op = plb__slot_vitals(slot)[c].kept;
-        const plb_check_ops *ops = lb->checks[c].what.ops;
-        if (op == NULL)
-            continue;
-        plb__slot_vitals(slot)[c].kept = NULL;
-        ops->cancel(lb->checks[c].state, plb__op_probe(op), nothing);
-        plb__op_delete(lb, op, ops->probe_size);
-    }
+    vital->kept = NULL;
+    ops->cancel(lb->checks[check].state, plb__op_probe(op), nothing);
+    plb__op_delete(lb, op, ops->probe_size);
+}
+
+static void plb__slot_drop_kept(plb_balancer *lb, plb__slot *slot)
+{
+    uint32_t c;
+    for (c = 0; c < lb->check_count; c++)
+        plb__vital_drop_kept(lb, &plb__slot_vitals(slot)[c], c);
 }
 
 /* Newcomers are due at once. */
@@ -7827,20 +8332,25 @@ static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
             lb->schedule[left++] = lb->schedule[i] - task + PLB__LOAD_RELAXED(&slot->index) * count + task % count;
     }
     lb->scheduled = left;
-    for (i = left / 2; i-- > 0;)
-        plb__schedule_sink(lb, i);
+    plb__schedule_order(lb);
     for (i = 0; old != NULL && i < old->count; i++)
         if (!plb__set_has_slot(set, old->slots[i]))
             plb__slot_drop_kept(lb, old->slots[i]);
     plb__schedule_newcomers(lb, set);
 }
 
-/* Everything is due now; what is in flight, once more afterwards. */
+/* Everything is due now; what is in flight, once more afterwards. What is overdue keeps its place, so that no number of
+   calls keeps the last ones waiting. */
 static void plb__schedule_all(plb_balancer *lb)
 {
     const plb__set *set = (const plb__set *)lb->current;
     uint32_t i, c;
-    lb->scheduled = 0;
+    for (i = 0; i < lb->scheduled; i++) {
+        uint64_t now = plb__task_key(lb, lb->timers.now_ms, (uint32_t)(lb->schedule[i] % PLB__TASKS_MAX));
+        if (lb->schedule[i] > now)
+            lb->schedule[i] = now;
+    }
+    plb__schedule_order(lb);
     for (i = 0; set != NULL && i < set->count; i++) {
         if (PLB__LOAD_RELAXED(&set->slots[i]->index) != i)
             continue;
@@ -7848,11 +8358,16 @@ static void plb__schedule_all(plb_balancer *lb)
             plb__vital *vital = &plb__slot_vitals(set->slots[i])[c];
             if (vital->stage == PLB__VITAL_RUNNING)
                 vital->again = true;
-            else if (!vital->absent)
+            else if (!vital->absent && vital->stage != PLB__VITAL_WAITING)
                 plb__vital_due(lb, set->slots[i], c, lb->timers.now_ms);
         }
     }
 }
+
+/* Section HEALTH CHECK. */
+static void plb__slot_advise(plb_balancer *lb, plb__slot *slot);
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why);
 
 /* Is a check for backends with these plb_backend.checks? */
 static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
@@ -7867,9 +8382,12 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
     vital->absent = absent;
     if (absent) {
         lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
+        plb__vital_drop_kept(lb, vital, check);
         vital->share = PLB__SHARE_ALL;
         vital->advised_off = false;
-        plb__slot_flag(lb, slot, plb__failing(check), false);
+        plb__slot_advise(lb, slot);
+        if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
+            plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
     } else {
         vital->status = PLB_AGAIN;
         vital->streak = 0;
@@ -7883,15 +8401,20 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
 static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend)
 {
     plb__care *care = plb__slot_care(slot);
+    bool changes;
     uint32_t c;
     if (care == NULL)
         return;
+    changes = care->every_ms != backend->check_every_ms;
     PLB__STORE_RELAXED(&care->every_ms, backend->check_every_ms);
     PLB__STORE_RELAXED(&care->checks, backend->checks);
     for (c = 0; c < lb->check_count; c++) {
         bool absent = !plb__check_is_for(lb, c, backend->checks);
-        if (absent != plb__slot_vitals(slot)[c].absent)
+        plb__vital *vital = &plb__slot_vitals(slot)[c];
+        if (absent != vital->absent)
             plb__vital_switch(lb, slot, c, absent);
+        if (changes && !absent && vital->stage == PLB__VITAL_DONE)
+            plb__vital_due(lb, slot, c, lb->timers.now_ms); /* nothing more was due */
     }
 }
 
@@ -8407,6 +8930,7 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
     lb->update.status = status;
     lb->update.updates += status == PLB_OK;
     lb->update.changes += changed;
+    lb->update.failures += status != PLB_OK;
     lb->update.backends = current != NULL ? current->count : 0;
     if (lb->desc.discovery.ops->applied != NULL)
         lb->desc.discovery.ops->applied(lb->discovery_state, status);
@@ -9242,6 +9766,18 @@ static void plb__share_update(plb_balancer *lb, plb__slot *slot)
         plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
 }
 
+/* Makes a slot what its agents want together: the least of the shares, nothing where one of them wants nothing. */
+static void plb__slot_advise(plb_balancer *lb, plb__slot *slot)
+{
+    bool off = false;
+    uint32_t c;
+    for (c = 0; c < lb->check_count; c++)
+        off = off || plb__slot_vitals(slot)[c].advised_off || plb__slot_vitals(slot)[c].share == 0;
+    plb__share_update(lb, slot);
+    if (off != ((PLB__LOAD(&slot->flags) & PLB__ADVISED_OFF) != 0))
+        plb__slot_flag(lb, slot, PLB__ADVISED_OFF, off);
+}
+
 /* The slot is about to become healthy. The share comes first, so that nobody sees it healthy with all of it. */
 static void plb__ramp_start(plb_balancer *lb, plb__slot *slot)
 {
@@ -9278,27 +9814,26 @@ typedef struct plb__result {
     const char *why; /* what the probe said, or what its status means */
 } plb__result;
 
-/* An agent speaks for its backend. */
+/* What the report advises, if it does. */
 static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 {
     const plb_report *report = &r->op->report;
-    bool off = false;
-    uint32_t c;
-    r->vital->share = report->share > 0 ? report->share : PLB__SHARE_ALL;
-    r->vital->advised_off = report->off || report->share == 0;
-    for (c = 0; c < lb->check_count; c++)
-        off = off || plb__slot_vitals(r->slot)[c].advised_off;
-    plb__share_update(lb, r->slot);
-    if (off != ((PLB__LOAD(&r->slot->flags) & PLB__ADVISED_OFF) != 0))
-        plb__slot_flag(lb, r->slot, PLB__ADVISED_OFF, off);
+    if (!report->has_share && report->enablement == PLB_ENABLEMENT_KEEP)
+        return;
+    if (report->has_share)
+        r->vital->share = report->share;
+    if (report->enablement != PLB_ENABLEMENT_KEEP)
+        r->vital->advised_off = report->enablement == PLB_ENABLEMENT_OFF;
+    plb__slot_advise(lb, r->slot);
 }
 
 /* One check flips; the backend with it, unless another check fails. */
-static void plb__health_flip(plb_balancer *lb, const plb__result *r, bool success)
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why)
 {
-    plb__slot *slot = r->slot;
-    uint32_t bit = plb__failing(r->op->check), failing = PLB__LOAD(&slot->flags) & PLB__UNHEALTHY;
+    uint32_t bit = plb__failing(check), failing = PLB__LOAD(&slot->flags) & PLB__UNHEALTHY, index;
     bool flips = (failing & ~bit) == 0;
+    const plb__tier *tier = NULL;
     plb_backend_info info;
     if (success && flips)
         plb__ramp_start(lb, slot);
@@ -9306,19 +9841,22 @@ static void plb__health_flip(plb_balancer *lb, const plb__result *r, bool succes
     plb__slot_flag(lb, slot, bit, !success);
     if (!flips)
         return;
-    plb__fill_info(r->tier, r->index, &info);
+    index = plb__set_find_slot((const plb__set *)lb->current, slot, &tier);
+    plb__fill_info(tier, index, &info);
     plb__log_backend(lb, success ? PLB_LOG_INFO : PLB_LOG_WARN,
-                     success ? "healthy again:" : "unhealthy:", &info.backend, success ? NULL : r->why);
+                     success ? "healthy again:" : "unhealthy:", &info.backend, why);
     if (lb->desc.on_flip != NULL)
-        lb->desc.on_flip(lb->desc.user, &info, r->op->report.status);
+        lb->desc.on_flip(lb->desc.user, &info, status);
 }
 
 /* The state machine of pingora-load-balancing's Health::observe_health. */
 static void plb__health_observe(plb_balancer *lb, const plb__result *r)
 {
     const plb_check *check = &lb->checks[r->op->check].what;
-    bool success = r->op->report.status == PLB_OK;
+    bool success = r->op->report.status == PLB_OK || r->op->report.neutral;
     bool passing = (PLB__LOAD(&r->slot->flags) & plb__failing(r->op->check)) == 0;
+    if (r->op->report.neutral && r->vital->passed + r->vital->failed > 0)
+        return;
     if (success == passing) {
         r->vital->streak = 0;
         return;
@@ -9326,7 +9864,7 @@ static void plb__health_observe(plb_balancer *lb, const plb__result *r)
     if (++r->vital->streak < (success ? check->consecutive_success : check->consecutive_failure))
         return;
     r->vital->streak = 0;
-    plb__health_flip(lb, r, success);
+    plb__vital_flip(lb, r->slot, r->op->check, success, r->op->report.status, success ? NULL : r->why);
 }
 
 /* Writes a result down. */
@@ -9337,8 +9875,8 @@ static void plb__vital_record(plb_balancer *lb, const plb__result *r)
     vital->status = (uint8_t)r->op->report.status;
     vital->code = (uint16_t)r->op->report.code;
     vital->latency_us = r->op->latency_us < UINT32_MAX ? (uint32_t)r->op->latency_us : UINT32_MAX;
-    vital->passed += vital->status == PLB_OK;
-    vital->failed += vital->status != PLB_OK;
+    vital->passed += vital->status == PLB_OK && !r->op->report.neutral;
+    vital->failed += vital->status != PLB_OK && !r->op->report.neutral;
 }
 
 static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint32_t check, plb_probe_info *out)
@@ -9376,10 +9914,13 @@ static void plb__probe_impossible(plb_balancer *lb, plb__slot *slot, uint32_t ch
     plb_backend backend;
     plb__fill_backend(slot, 0, &backend);
     plb__log_backend(lb, PLB_LOG_WARN, "could not probe", &backend, why);
-    if (lb->port.clock != NULL)
+    if (vital->again)
+        plb__vital_due(lb, slot, check, lb->timers.now_ms);
+    else if (lb->port.clock != NULL)
         plb__vital_due(lb, slot, check, lb->timers.now_ms + PLB__RETRY_MS);
     else
         vital->stage = PLB__VITAL_DONE;
+    vital->again = false;
 }
 
 /* From the start of a check's last probe to the next; 0: there is none. */
@@ -9404,7 +9945,7 @@ static void plb__probe_again(plb_balancer *lb, const plb__result *r)
     uint64_t due_ms = r->op->started_ms + interval;
     if (r->vital->again || due_ms < lb->timers.now_ms)
         due_ms = lb->timers.now_ms;
-    if (r->vital->again || interval > 0)
+    if (r->vital->again || (interval > 0 && lb->port.clock != NULL))
         plb__vital_due(lb, r->slot, r->op->check, due_ms);
     r->vital->again = false;
 }
@@ -9414,7 +9955,8 @@ static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r);
 /* The op is over, and the backend still there with that check. */
 static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
 {
-    bool local = plb_status_is_local(r->op->report.status);
+    const plb_report *report = &r->op->report;
+    bool local = plb_status_is_local(report->status);
     if (!local)
         plb__vital_record(lb, r);
     plb__probe_tell(lb, r);
@@ -9422,8 +9964,7 @@ static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
         plb__probe_impossible(lb, r->slot, r->op->check, r->why);
         return;
     }
-    if (r->op->report.advises)
-        plb__health_advise(lb, r);
+    plb__health_advise(lb, r);
     plb__health_observe(lb, r);
     plb__outlier_absolve(lb, r);
     plb__probe_again(lb, r);
@@ -9433,11 +9974,12 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
 {
     size_t probe_size = lb->checks[op->check].what.ops->probe_size;
     plb__result r;
-    op->report.status = status;
+    bool senseless = status == PLB_AGAIN || (uint32_t)status >= PLB_STATUS_COUNT; /* as a result */
+    op->report.status = senseless ? PLB_ERR_ARGUMENT : status;
     r.op = op;
     r.slot = op->slot;
     r.vital = &plb__slot_vitals(op->slot)[op->check];
-    r.why = op->text[0] != '\0' ? op->text : plb_status_text(status);
+    r.why = op->text[0] != '\0' ? op->text : plb_status_text(op->report.status);
     r.tier = NULL;
     r.index = plb__set_find_slot((const plb__set *)lb->current, op->slot, &r.tier);
     lb->probes--;
@@ -9471,8 +10013,10 @@ static void plb__probe_timeout(void *user)
 PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms)
 {
     plb__op *op = plb__op_running(token);
-    if (op != NULL)
-        plb__op_deadline(token.balancer, op, plb__probe_timeout, delay_ms);
+    if (op == NULL || op->lb->port.clock == NULL)
+        return;
+    plb_timers_update(&op->lb->timers, op->lb->port.clock); /* the port's callbacks come long after the last poll */
+    plb__op_deadline(op->lb, op, plb__probe_timeout, delay_ms);
 }
 
 /* An op for the next probe: the one that was kept, or a new one; NULL: no memory. */
@@ -9574,7 +10118,8 @@ static size_t plb__tls_size(const plb_tls *tls, size_t *protocols)
     return size + (i + 1) * sizeof(char *);
 }
 
-static const char *plb__tls_put(char **at, const char *text)
+/* Copies a text to *at, which moves on. NULL stays NULL. */
+static const char *plb__copy_text(char **at, const char *text)
 {
     size_t size = plb__name_size(text);
     char *copy = *at;
@@ -9598,10 +10143,10 @@ static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t
     *copy = *tls;
     alpn = (const char **)(void *)(copy + 1);
     at = (char *)(alpn + protocols + 1);
-    copy->name = plb__tls_put(&at, tls->name);
-    copy->alternative_name = plb__tls_put(&at, tls->alternative_name);
+    copy->name = plb__copy_text(&at, tls->name);
+    copy->alternative_name = plb__copy_text(&at, tls->alternative_name);
     for (i = 0; i < protocols; i++)
-        alpn[i] = plb__tls_put(&at, tls->alpn[i]);
+        alpn[i] = plb__copy_text(&at, tls->alpn[i]);
     copy->alpn = protocols > 0 ? alpn : NULL;
     return copy;
 }
@@ -9659,13 +10204,25 @@ PLB_API void plb_exchange_say(plb_exchange *x, const plb_report *report)
     op->report.keep = keep;
 }
 
+/* Says why, and leaves the rest of the report as it is. */
+static void plb__exchange_explain(plb_exchange *x, const char *why)
+{
+    plb__op *op = plb__op_running(x->token);
+    plb__text text;
+    if (op == NULL)
+        return;
+    text = plb__text_in(op->text, sizeof op->text);
+    plb__put(&text, why);
+}
+
 /* Leaves the connection open for the next start. What comes on it meanwhile can only be its end. */
 static bool plb__exchange_rest_idle(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb__op *op = plb__op_running(x->token);
-    if (!x->keep || op == NULL || x->rest_size > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
+    if (!x->keep || op == NULL || x->chunk_count > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
         return false;
+    plb__exchange_forget_rest(x);
     op->report.keep = true;
     x->idle = true;
     return true;
@@ -9678,14 +10235,39 @@ static void plb__exchange_over(plb_exchange *x, plb_status status)
     plb_check_done(x->token, status);
 }
 
+/* Takes so many bytes off what is to be sent. */
+static void plb__exchange_taken(plb_exchange *x, size_t taken)
+{
+    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
+        taken -= x->chunks[0].size;
+        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
+    }
+    if (taken > 0) {
+        x->chunks[0].data = (const char *)x->chunks[0].data + taken;
+        x->chunks[0].size -= taken;
+    }
+}
+
+/* Offers what is to be sent to the port, and tells the protocol once all of it is taken. */
+static plb_status plb__exchange_offer(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    size_t taken = 0;
+    plb_status status = io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
+    if (status != PLB_OK)
+        return status;
+    plb__exchange_taken(x, taken);
+    if (x->chunk_count == 0 && x->ops->sent != NULL)
+        x->ops->sent(x);
+    return PLB_OK;
+}
+
 /* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
    at once. */
 static void plb__exchange_end(plb_exchange *x, plb_status status)
 {
-    const plb_io *io = x->check->env->port.io;
-    size_t taken;
     if (x->chunk_count > 0)
-        io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
+        plb__exchange_offer(x);
     if (status != PLB_OK || !plb__exchange_rest_idle(x))
         plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     plb_check_done(x->token, status);
@@ -9693,24 +10275,53 @@ static void plb__exchange_end(plb_exchange *x, plb_status status)
 
 static void plb__exchange_event(void *user, plb_stream *stream, plb_event event, plb_status status);
 
+/* The port that a probe connects to; `port`: plb_exchange's. */
+static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t port, const plb_backend *target)
+{
+    if (target->addr.family == PLB_FAMILY_UNIX)
+        return 0;
+    return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
+}
+
+/* An IP address as certificates have it: without port and zone. NULL: it is none. */
+static const char *plb__ip_text(const plb_addr *addr, char *text)
+{
+    plb_addr plain;
+    char *colon;
+    if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
+        return NULL;
+    plb__addr_copy(&plain, addr);
+    plain.scope = 0;
+    plb_addr_format(&plain, text, PLB_ADDR_TEXT_MAX);
+    colon = strrchr(text, ':');
+    if (text[0] != '[') {
+        *colon = '\0';
+        return text;
+    }
+    colon[-1] = '\0';
+    return text + 1;
+}
+
 /* Connects. What it returns is start's to return. */
 static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
 {
     const plb_connect_desc *connect = &x->check->connect;
     const plb_io *io = x->check->env->port.io;
     plb_handler handler;
+    char ip[PLB_ADDR_TEXT_MAX];
     plb_peer peer;
     plb_tls tls;
     memset(&peer, 0, sizeof peer);
     plb__addr_copy(&peer.addr, &target->addr);
-    if (connect->port != 0 && peer.addr.family != PLB_FAMILY_UNIX)
-        peer.addr.port = connect->port;
+    peer.addr.port = plb__exchange_port(x->check, x->port, target);
     if (connect->source.family == target->addr.family)
         peer.source = connect->source;
     if (connect->tls != NULL) {
         tls = *connect->tls;
         if (tls.name == NULL)
             tls.name = x->tls_name != NULL ? x->tls_name : target->name;
+        if (tls.name == NULL)
+            tls.name = plb__ip_text(&target->addr, ip);
         peer.tls = &tls;
     }
     handler.fn = plb__exchange_event;
@@ -9744,14 +10355,10 @@ static void plb__exchange_broke(plb_exchange *x, plb_status status)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
-    plb_report report;
     if (plb__exchange_renew(x))
         return;
-    if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL) {
-        memset(&report, 0, sizeof report);
-        report.text = info.tls_reason;
-        plb_exchange_say(x, &report);
-    }
+    if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL)
+        plb__exchange_explain(x, info.tls_reason);
     plb__exchange_over(x, status);
 }
 
@@ -9764,37 +10371,16 @@ PLB_API void plb_exchange_send(plb_exchange *x, const plb_chunk *chunks, size_t 
             x->chunks[x->chunk_count++] = chunks[i];
 }
 
-/* Takes so many bytes off what is to be sent. */
-static void plb__exchange_taken(plb_exchange *x, size_t taken)
-{
-    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
-        taken -= x->chunks[0].size;
-        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
-    }
-    if (taken > 0) {
-        x->chunks[0].data = (const char *)x->chunks[0].data + taken;
-        x->chunks[0].size -= taken;
-    }
-}
-
 /* Sends what there is to send; false: the probe is over. */
 static bool plb__exchange_write(plb_exchange *x)
 {
-    const plb_io *io = x->check->env->port.io;
-    while (x->chunk_count > 0) {
-        size_t taken = 0;
-        plb_status status = io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
-        if (status == PLB_AGAIN)
-            return true;
-        if (status != PLB_OK) {
-            plb__exchange_broke(x, status);
-            return false;
-        }
-        plb__exchange_taken(x, taken);
-        if (x->chunk_count == 0 && x->ops->sent != NULL)
-            x->ops->sent(x);
-    }
-    return true;
+    plb_status status = PLB_OK;
+    while (x->chunk_count > 0 && status == PLB_OK)
+        status = plb__exchange_offer(x);
+    if (status == PLB_OK || status == PLB_AGAIN)
+        return true;
+    plb__exchange_broke(x, status);
+    return false;
 }
 
 /* The buffer that all exchanges of a balancer share, or NULL. */
@@ -9808,13 +10394,9 @@ static char *plb__exchange_scratch(plb_balancer *lb)
 /* Keeps what was not used for the next time. */
 static plb_status plb__exchange_keep_rest(plb_exchange *x, const char *bytes, size_t size)
 {
-    static const char too_long[] = "The answer is longer than there is room for (PLB_EXCHANGE_SIZE).";
-    plb_report report;
     plb__exchange_forget_rest(x);
     if (size == PLB_EXCHANGE_SIZE) {
-        memset(&report, 0, sizeof report);
-        report.text = too_long;
-        plb_exchange_say(x, &report);
+        plb__exchange_explain(x, "The answer is longer than there is room for (PLB_EXCHANGE_SIZE).");
         return PLB_ERR_PROTOCOL;
     }
     if (size == 0)
@@ -9832,6 +10414,7 @@ static plb_status plb__exchange_hand_on(plb_exchange *x, const char *bytes, size
 {
     size_t used = 0;
     plb_status status = x->ops->received(x, bytes, size, &used);
+    x->keep = x->keep && (status == PLB_AGAIN || used == size); /* else the next answer would begin in the middle */
     if (status != PLB_AGAIN)
         return status;
     if (size == 0)
@@ -9869,8 +10452,18 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
     return PLB_END;
 }
 
-/* Reads bounded by what a peer may send before others get their turn. */
-#define PLB__EXCHANGE_READS 256
+/* The rest is for the next poll, so that a peer that never stops leaves a turn to others, and to its deadline. */
+static void plb__exchange_put_off(plb_exchange *x)
+{
+    plb__op *op = plb__op_running(x->token);
+    if (op == NULL)
+        return;
+    op->unread = true;
+    plb__fetch_or(&op->lb->wanted, PLB__WANT_READ);
+    plb__wake(op->lb);
+}
+
+#define PLB__EXCHANGE_READS 64 /* in one turn */
 
 static void plb__exchange_read(plb_exchange *x)
 {
@@ -9885,7 +10478,21 @@ static void plb__exchange_read(plb_exchange *x)
             status = io->watch(io->self, x->stream, PLB_EVENT_READ);
     }
     if (status == PLB_OK)
-        plb__exchange_over(x, PLB_ERR_PROTOCOL); /* it never stops */
+        plb__exchange_put_off(x);
+}
+
+/* Reads on where it was put off. */
+static void plb__exchanges_go_on(plb_balancer *lb)
+{
+    plb__op *op;
+    for (op = lb->running; op != NULL; op = op->next_running) {
+        plb_exchange *x = (plb_exchange *)plb__op_probe(op);
+        if (!op->unread)
+            continue;
+        op->unread = false;
+        if (x->stream != NULL && !x->idle)
+            plb__exchange_read(x);
+    }
 }
 
 /* Is called anew for a connection that was kept. */
@@ -9898,9 +10505,9 @@ static void plb__exchange_connected(plb_exchange *x)
         plb_check_deadline(x->token, x->check->answer_ms);
         status = x->ops->connected(x);
     }
-    if (status != PLB_AGAIN)
+    if (status != PLB_AGAIN && (status == PLB_OK || !plb__exchange_renew(x)))
         plb__exchange_end(x, status);
-    else if (plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
+    else if (status == PLB_AGAIN && plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
         plb__exchange_read(x);
 }
 
@@ -9991,6 +10598,1707 @@ static plb_check plb__check_of(const plb_check_ops *ops, const void *desc, const
 PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
 {
     return plb__check_of(&plb__tcp_check_ops, desc, desc);
+}
+
+/* ==== HTTP CHECK =====================================================================================================
+   What a request says and how its answer is judged, whatever version carries them; then HTTP/1.1. */
+
+#define PLB__HTTP_STATUSES 1000
+#define PLB__HTTP_HEADERS  64 /* of an answer */
+#define PLB__HTTP_PORT     80
+#define PLB__HTTPS_PORT    443
+
+typedef struct plb__http_check {
+    plb_exchange_check exchange;
+    plb_http_check_desc desc; /* defaults filled in; its texts are in `memory`, like what follows */
+    uint32_t accepted[(PLB__HTTP_STATUSES + 31) / 32];
+    size_t contains_size;
+    uint16_t *fallbacks; /* of desc.contains, see plb__http_find */
+    plb_text begin;      /* "GET /path HTTP/1.1 CR LF Host: " */
+    plb_text rest;       /* what follows the host */
+    char *memory;
+    size_t memory_size;
+} plb__http_check;
+
+/* Room for an IPv6 address in brackets, or for what follows a name, with a port. */
+#define PLB__HTTP_AUTHORITY 48
+
+/* What a probe of any version begins with. */
+typedef struct plb__http_probe {
+    plb_exchange exchange;
+    plb_http_target target;
+    char authority[PLB__HTTP_AUTHORITY]; /* the part of the host that is the probe's own, after target.host */
+    uint64_t peer;      /* tells whether a connection that was kept leads where the next one is to go */
+    uint32_t body_size; /* bytes of the answer's body that were looked at */
+    uint32_t matched;   /* bytes of desc.contains that the body ends in so far */
+    uint16_t status;    /* 0: none yet */
+    bool found;         /* desc.contains, somewhere in the body */
+} plb__http_probe;
+
+static const plb__http_check *plb__http_check_of(const plb__http_probe *probe)
+{
+    return (const plb__http_check *)(const void *)probe->exchange.check;
+}
+
+/* Words for the report; returns the status, for the probe to end with. */
+static plb_status plb__http_say(plb__http_probe *probe, plb_status status, const char *words)
+{
+    plb_report report;
+    memset(&report, 0, sizeof report);
+    report.code = probe->status;
+    report.text = words;
+    plb_exchange_say(&probe->exchange, &report);
+    return status;
+}
+
+/* The same, with the answer's status behind the words. */
+static plb_status plb__http_say_status(plb__http_probe *probe, const char *words)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb__put(&text, words);
+    plb__put_number(&text, probe->status, 10);
+    return plb__http_say(probe, PLB_ERR_ANSWER, line);
+}
+
+/* Another answer is awaited. */
+static void plb__http_await(plb__http_probe *probe)
+{
+    probe->body_size = probe->matched = 0;
+    probe->status = 0;
+    probe->found = plb__http_check_of(probe)->contains_size == 0;
+}
+
+/* The head of a final answer, or 101, which nobody asked for. PLB_AGAIN: now its body. */
+static plb_status plb__http_judge_head(plb__http_probe *probe, uint32_t status, const plb_http1_header *headers,
+                                       size_t count)
+{
+    const plb__http_check *check = plb__http_check_of(probe);
+    probe->status = (uint16_t)status;
+    if (status < 200)
+        return plb__http_say_status(probe, "HTTP status ");
+    if (check->desc.validate != NULL && !check->desc.validate(check->desc.validate_user, status, headers, count))
+        return plb__http_say_status(probe, "The program does not accept the answer with HTTP status ");
+    if (check->desc.validate == NULL && (check->accepted[status / 32] >> (status % 32) & 1) == 0)
+        return plb__http_say_status(probe, "HTTP status ");
+    return plb__http_say(probe, PLB_AGAIN, NULL);
+}
+
+/* Looks for desc.contains across pieces by Knuth, Morris and Pratt's algorithm ("Fast pattern matching in strings",
+   1977): all that is kept of earlier pieces is how much of the text they end in. */
+static void plb__http_find(plb__http_probe *probe, const char *bytes, size_t size)
+{
+    const plb__http_check *check = plb__http_check_of(probe);
+    const char *text = check->desc.contains, *end = bytes + size;
+    size_t matched = probe->matched;
+    while (bytes < end && matched < check->contains_size) {
+        if (matched == 0) {
+            bytes = (const char *)memchr(bytes, text[0], (size_t)(end - bytes));
+            if (bytes == NULL)
+                break;
+        }
+        if (*bytes == text[matched]) {
+            matched++;
+            bytes++;
+        } else {
+            matched = check->fallbacks[matched - 1];
+        }
+    }
+    probe->matched = (uint32_t)matched;
+    probe->found = matched == check->contains_size;
+}
+
+/* The body has ended. */
+static plb_status plb__http_judge_end(plb__http_probe *probe)
+{
+    return probe->found ? PLB_OK
+                        : plb__http_say(probe, PLB_ERR_ANSWER, "The body lacks the text that it must contain.");
+}
+
+/* A piece of the body. PLB_AGAIN: the next one, or the end; else that was enough. */
+static plb_status plb__http_judge_body(plb__http_probe *probe, const char *bytes, size_t size)
+{
+    uint32_t left = plb__http_check_of(probe)->desc.body_limit - probe->body_size;
+    bool over = size > left;
+    if (over)
+        size = left;
+    probe->body_size += (uint32_t)size;
+    if (!probe->found)
+        plb__http_find(probe, bytes, size);
+    if (!over)
+        return PLB_AGAIN;
+    probe->exchange.keep = false;
+    if (probe->found)
+        return PLB_OK;
+    return plb__http_say(probe, PLB_ERR_ANSWER, "What was read of the body (body_limit) lacks the text.");
+}
+
+static bool plb__http_is_visible(const char *text)
+{
+    for (; *text != '\0'; text++)
+        if ((unsigned char)*text <= ' ' || *text == 0x7f)
+            return false;
+    return true;
+}
+
+static bool plb__http_is_path(const char *path)
+{
+    return (path[0] == '/' || strcmp(path, "*") == 0) && plb__http_is_visible(path);
+}
+
+/* NULL: it is the backend's. TLS's name has no port. */
+static bool plb__http_is_host(const plb__http_check *check, const char *host)
+{
+    const plb_tls *tls = check->exchange.connect.tls;
+    if (host == NULL)
+        return true;
+    return *host != '\0' && plb__http_is_visible(host) &&
+           (tls == NULL || tls->name != NULL || memchr(host, ':', strlen(host)) == NULL);
+}
+
+/* Walks the lines of desc.headers. PLB_AGAIN: *out is the next one; PLB_END: there is none; else PLB_ERR_ARGUMENT. */
+static plb_status plb__http_next_header(const char **at, plb_http1_header *out)
+{
+    const char *line = *at, *end = (const char *)memchr(line, '\n', strlen(line)), *colon;
+    if (*line == '\0')
+        return PLB_END;
+    if (end == NULL || end == line || end[-1] != '\r')
+        return PLB_ERR_ARGUMENT;
+    colon = (const char *)memchr(line, ':', (size_t)(end - line));
+    if (colon == NULL)
+        return PLB_ERR_ARGUMENT;
+    *at = end-- + 1;
+    out->name.data = line;
+    out->name.size = (size_t)(colon++ - line);
+    while (colon < end && (*colon == ' ' || *colon == '\t'))
+        colon++;
+    while (end > colon && (end[-1] == ' ' || end[-1] == '\t'))
+        end--;
+    out->value.data = colon;
+    out->value.size = (size_t)(end - colon);
+    return plb_http1_is_token(out->name) && plb_http1_is_value(out->value) ? PLB_AGAIN : PLB_ERR_ARGUMENT;
+}
+
+/* May a program send this header? What frames the message, and what says for whom it is, is the library's. */
+static bool plb__http_is_extra(const plb_http1_header *header)
+{
+    if (plb_text_is(header->name, "content-length"))
+        return plb_text_is(header->value, "0");
+    return !plb_text_is(header->name, "host") && !plb_text_is(header->name, "connection") &&
+           !plb_text_is(header->name, "transfer-encoding");
+}
+
+/* Are they all fit to be sent? Notes whether one is of that name. */
+static bool plb__http_headers_fit(const char *headers, const char *lower, bool *has)
+{
+    plb_http1_header header;
+    plb_status status;
+    *has = false;
+    while ((status = plb__http_next_header(&headers, &header)) == PLB_AGAIN) {
+        if (!plb__http_is_extra(&header))
+            return false;
+        *has = *has || plb_text_is(header.name, lower);
+    }
+    return status == PLB_END;
+}
+
+/* "200" or "200-299" */
+static bool plb__http_accept(plb__http_check *check, plb_text range)
+{
+    plb__scan scan;
+    uint32_t from = 0, to;
+    scan.at = range.data;
+    scan.end = range.data + range.size;
+    if (!plb__scan_decimal(&scan, PLB__HTTP_STATUSES - 1, &from))
+        return false;
+    to = from;
+    if (plb__scan_char(&scan, '-') && !plb__scan_decimal(&scan, PLB__HTTP_STATUSES - 1, &to))
+        return false;
+    if (scan.at != scan.end || from < 200 || from > to)
+        return false;
+    for (; from <= to; from++)
+        check->accepted[from / 32] |= UINT32_C(1) << (from % 32);
+    return true;
+}
+
+static bool plb__http_accept_all(plb__http_check *check, const char *statuses)
+{
+    plb_text list, range;
+    size_t at = 0;
+    list.data = statuses;
+    list.size = strlen(statuses);
+    if (!plb_http1_list_next(list, &at, &range))
+        return false;
+    do {
+        if (!plb__http_accept(check, range))
+            return false;
+    } while (plb_http1_list_next(list, &at, &range));
+    return true;
+}
+
+/* The descriptor with its defaults. PLB_ERR_ARGUMENT: it makes no sense. */
+static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
+{
+    plb_http_check_desc *desc = &check->desc;
+    plb_text method;
+    desc->method = desc->method != NULL ? desc->method : "GET";
+    desc->path = desc->path != NULL ? desc->path : "/";
+    desc->headers = desc->headers != NULL ? desc->headers : "";
+    desc->statuses = desc->statuses != NULL ? desc->statuses : "200";
+    desc->contains = desc->contains != NULL ? desc->contains : "";
+    desc->body_limit = desc->body_limit > 0 ? desc->body_limit : 65536;
+    check->contains_size = strlen(desc->contains);
+    method.data = desc->method;
+    method.size = strlen(desc->method);
+    if (!plb_http1_is_token(method) || strcmp(desc->method, "CONNECT") == 0)
+        return PLB_ERR_ARGUMENT;
+    if (check->contains_size > UINT16_MAX || check->contains_size > desc->body_limit ||
+        (check->contains_size > 0 && strcmp(desc->method, "HEAD") == 0))
+        return PLB_ERR_ARGUMENT;
+    if (!plb__http_is_path(desc->path) || !plb__http_is_host(check, desc->host) ||
+        !plb__http_headers_fit(desc->headers, "user-agent", has_agent) || !plb__http_accept_all(check, desc->statuses))
+        return PLB_ERR_ARGUMENT;
+    return PLB_OK;
+}
+
+static void plb__http_put_begin(plb__text *text, const plb_http_check_desc *desc)
+{
+    plb__put(text, desc->method);
+    plb__put_char(text, ' ');
+    plb__put(text, desc->path);
+    plb__put(text, " HTTP/1.1\r\nHost: ");
+}
+
+static void plb__http_put_rest(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
+{
+    plb__put(text, "\r\n");
+    if (!has_agent)
+        plb__put(text, "User-Agent: pingora_lb/" PLB_VERSION "\r\n");
+    if (!desc->reuse_connection)
+        plb__put(text, "Connection: close\r\n");
+    plb__put(text, desc->headers);
+    plb__put(text, "\r\n");
+}
+
+/* For each length that may have been matched, less one: how much of it still is when the next byte is another one. */
+static void plb__http_fill_fallbacks(plb__http_check *check)
+{
+    const char *text = check->desc.contains;
+    size_t i, matched = 0;
+    for (i = 1; i < check->contains_size; i++) {
+        while (matched > 0 && text[i] != text[matched])
+            matched = check->fallbacks[matched - 1];
+        if (text[i] == text[matched])
+            matched++;
+        check->fallbacks[i] = (uint16_t)matched;
+    }
+}
+
+/* Copies the descriptor's texts, and writes down once what all requests have in common. */
+static plb_status plb__http_copy(plb__http_check *check, bool has_agent)
+{
+    plb_http_check_desc *desc = &check->desc;
+    plb__text begin = plb__text_in(NULL, 0), rest = begin;
+    size_t numbers = check->contains_size * sizeof *check->fallbacks;
+    char *at;
+    plb__http_put_begin(&begin, desc);
+    plb__http_put_rest(&rest, desc, has_agent);
+    check->memory_size = numbers + begin.length + 1 + rest.length + 1 + plb__name_size(desc->method) +
+                         plb__name_size(desc->path) + plb__name_size(desc->host) + plb__name_size(desc->headers) +
+                         plb__name_size(desc->contains);
+    check->memory = (char *)plb__new(&check->exchange.env->allocator, check->memory_size);
+    if (check->memory == NULL)
+        return PLB_ERR_MEMORY;
+    check->fallbacks = (uint16_t *)(void *)check->memory;
+    at = check->memory + numbers;
+    check->begin.data = at;
+    check->begin.size = begin.length;
+    begin = plb__text_in(at, begin.length + 1);
+    plb__http_put_begin(&begin, desc);
+    at += begin.length + 1;
+    check->rest.data = at;
+    check->rest.size = rest.length;
+    rest = plb__text_in(at, rest.length + 1);
+    plb__http_put_rest(&rest, desc, has_agent);
+    at += rest.length + 1;
+    desc->method = plb__copy_text(&at, desc->method);
+    desc->path = plb__copy_text(&at, desc->path);
+    desc->host = plb__copy_text(&at, desc->host);
+    desc->headers = plb__copy_text(&at, desc->headers);
+    desc->contains = plb__copy_text(&at, desc->contains);
+    plb__http_fill_fallbacks(check);
+    return PLB_OK;
+}
+
+static plb_status plb__http_check_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__http_check *check = (plb__http_check *)state;
+    bool has_agent = false;
+    plb_status status;
+    if (desc != NULL)
+        check->desc = *(const plb_http_check_desc *)desc;
+    status = plb_exchange_open(&check->exchange, &check->desc.connect, check->desc.answer_ms, env);
+    if (status == PLB_OK)
+        status = plb__http_resolve(check, &has_agent);
+    check->desc.statuses = NULL; /* the program's; what they say is in `accepted` */
+    check->desc.connect = check->exchange.connect;
+    return status == PLB_OK ? plb__http_copy(check, has_agent) : status;
+}
+
+static void plb__http_check_close(void *state)
+{
+    plb__http_check *check = (plb__http_check *)state;
+    if (check->memory != NULL)
+        plb__delete(&check->exchange.env->allocator, check->memory, check->memory_size);
+    plb_exchange_close(&check->exchange);
+}
+
+/* RFC 9110 section 7.2: the host, with the port unless it is the scheme's own (section 4.2.3); a zone says something to
+   this machine only (RFC 6874 section 4). */
+static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend)
+{
+    char text[PLB_ADDR_TEXT_MAX], *colon, *own;
+    plb_addr addr;
+    probe->authority[0] = '\0';
+    if (probe->target.host != NULL)
+        return;
+    probe->target.host = backend->name != NULL ? backend->name : "";
+    plb__addr_copy(&addr, &backend->addr);
+    if (addr.family == PLB_FAMILY_UNIX) {
+        if (backend->name == NULL)
+            probe->target.host = "localhost";
+        return;
+    }
+    addr.scope = 0;
+    addr.port = plb__exchange_port(&check->exchange, probe->target.port, backend);
+    colon = text + plb_addr_format(&addr, text, sizeof text);
+    while (*colon != ':')
+        colon--;
+    if (addr.port == (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
+        *colon = '\0';
+    own = backend->name != NULL ? colon : text;
+    memcpy(probe->authority, own, strlen(own) + 1);
+}
+
+/* Says where a probe goes, and drops a connection that was kept and leads elsewhere. */
+static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend,
+                                plb_token token)
+{
+    uint64_t peer;
+    probe->target.port = 0;
+    probe->target.path = check->desc.path;
+    probe->target.host = check->desc.host;
+    if (check->desc.target != NULL)
+        check->desc.target(check->desc.target_user, backend, &probe->target);
+    if (probe->target.path == NULL)
+        probe->target.path = "/";
+    if (!plb__http_is_path(probe->target.path) || !plb__http_is_host(check, probe->target.host)) {
+        plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
+        return PLB_ERR_ARGUMENT;
+    }
+    peer = probe->target.port;
+    if (probe->target.host != NULL)
+        peer = plb__hash64(probe->target.host, strlen(probe->target.host)) + peer;
+    if (probe->exchange.stream != NULL && probe->peer != peer)
+        plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
+    probe->peer = peer;
+    probe->exchange.port = probe->target.port;
+    return PLB_OK;
+}
+
+/* What plb_check_ops.start does in any version. */
+static plb_status plb__http_start(const plb__http_check *check, plb__http_probe *probe, const plb_exchange_ops *ops,
+                                  const plb_backend *backend, plb_token token)
+{
+    const char *tls_name;
+    plb_status status = plb__http_aim(probe, check, backend, token);
+    if (status != PLB_OK)
+        return status;
+    tls_name = probe->target.host;
+    plb__http_fill_authority(probe, check, backend);
+    return plb_exchange_start(&probe->exchange, ops, &check->exchange, backend, tls_name, token);
+}
+
+/* ---- HTTP/1.1 ---- */
+
+typedef struct plb__http1_probe {
+    plb__http_probe http;
+    plb_http1_body body;
+    plb_http1_chunked chunked;
+    uint32_t scanned; /* bytes of the head that were looked at */
+    bool in_body;
+} plb__http1_probe;
+
+/* None of it is PLB_CHUNK_CONSTANT: a port may still send it when the balancer, whose memory it is, is gone. */
+static size_t plb__http1_chunk(plb_chunk *chunk, const char *bytes, size_t size)
+{
+    chunk->data = bytes;
+    chunk->size = size;
+    chunk->flags = 0;
+    return 1;
+}
+
+/* The request: what is common to all probes, around what is this one's own. */
+static plb_status plb__http1_probe_connected(plb_exchange *x)
+{
+    plb__http1_probe *probe = (plb__http1_probe *)(void *)x;
+    const plb__http_check *check = plb__http_check_of(&probe->http);
+    const plb_http_target *target = &probe->http.target;
+    plb_chunk chunks[PLB_EXCHANGE_CHUNKS];
+    size_t count = 0, skip = 0;
+    plb__http_await(&probe->http);
+    memset(&probe->chunked, 0, sizeof probe->chunked);
+    probe->scanned = 0;
+    probe->in_body = false;
+    if (target->path != check->desc.path) {
+        skip = strlen(check->desc.method) + 1;
+        count += plb__http1_chunk(&chunks[count], check->begin.data, skip);
+        count += plb__http1_chunk(&chunks[count], target->path, strlen(target->path));
+        skip += strlen(check->desc.path);
+    }
+    count += plb__http1_chunk(&chunks[count], check->begin.data + skip, check->begin.size - skip);
+    count += plb__http1_chunk(&chunks[count], target->host, strlen(target->host));
+    count += plb__http1_chunk(&chunks[count], probe->http.authority, strlen(probe->http.authority));
+    count += plb__http1_chunk(&chunks[count], check->rest.data, check->rest.size);
+    plb_exchange_send(x, chunks, count);
+    return PLB_AGAIN;
+}
+
+/* What is not HTTP/1, as a failure of the peer, whatever the codec calls it. */
+static plb_status plb__http1_probe_garbage(plb__http1_probe *probe, plb_status status)
+{
+    const char *words = "The answer is not well-formed HTTP/1.";
+    if (status == PLB_ERR_LIMIT)
+        words = probe->in_body ? "The trailers are longer than allowed." : "The answer has more headers than allowed.";
+    else if (status == PLB_ERR_UNSUPPORTED)
+        words = probe->http.status > 0 ? "The answer's transfer coding is unknown." : "The answer is not HTTP/1.";
+    return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, words);
+}
+
+/* A final answer's head. PLB_AGAIN: now its body. */
+static plb_status plb__http1_probe_final(plb__http1_probe *probe, const plb_http1_head *head)
+{
+    const plb__http_check *check = plb__http_check_of(&probe->http);
+    plb_status status = plb__http_judge_head(&probe->http, head->status, head->headers, head->header_count);
+    if (status != PLB_AGAIN)
+        return status;
+    status = plb_http1_response_body(head, strcmp(check->desc.method, "HEAD") == 0, &probe->body);
+    if (status != PLB_OK)
+        return plb__http1_probe_garbage(probe, status);
+    probe->in_body = true;
+    probe->http.exchange.keep =
+        check->desc.reuse_connection && plb_http1_keeps_alive(head) && probe->body.framing != PLB_HTTP1_UNTIL_CLOSE;
+    return PLB_AGAIN;
+}
+
+/* PLB_AGAIN: *used is 0: more bytes are needed; else a head was taken, and what comes next is another one or a body. */
+static plb_status plb__http1_probe_head(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
+{
+    plb_http1_header headers[PLB__HTTP_HEADERS];
+    plb_http1_head head;
+    plb_status status;
+    memset(&head, 0, sizeof head);
+    head.headers = headers;
+    head.header_capacity = PLB__HTTP_HEADERS;
+    head.scanned = probe->scanned;
+    *used = 0;
+    status = plb_http1_parse_response(&head, bytes, size);
+    if (status == PLB_AGAIN && size == PLB_EXCHANGE_SIZE)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's head is longer than PLB_EXCHANGE_SIZE.");
+    probe->scanned = (uint32_t)(status == PLB_AGAIN ? head.scanned : 0);
+    if (status == PLB_AGAIN)
+        return PLB_AGAIN;
+    if (status != PLB_OK)
+        return plb__http1_probe_garbage(probe, status);
+    *used = head.size;
+    if (head.status < 200 && head.status != 101)
+        return PLB_AGAIN;
+    return plb__http1_probe_final(probe, &head);
+}
+
+static plb_status plb__http1_probe_chunks(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
+{
+    plb_status status = PLB_AGAIN;
+    *used = 0;
+    while (status == PLB_AGAIN) {
+        plb_text data;
+        size_t taken;
+        plb_status found = plb_http1_chunked_next(&probe->chunked, bytes + *used, size - *used, &taken, &data);
+        *used += taken;
+        if (found == PLB_AGAIN)
+            break;
+        if (found == PLB_END)
+            status = plb__http_judge_end(&probe->http);
+        else if (found == PLB_OK)
+            status = plb__http_judge_body(&probe->http, data.data, data.size);
+        else
+            status = plb__http1_probe_garbage(probe, found);
+    }
+    return status;
+}
+
+/* As much of the body as is there. */
+static plb_status plb__http1_probe_body(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
+{
+    plb_status status;
+    if (probe->body.framing == PLB_HTTP1_CHUNKED)
+        return plb__http1_probe_chunks(probe, bytes, size, used);
+    if (probe->body.framing != PLB_HTTP1_UNTIL_CLOSE && size > probe->body.length)
+        size = (size_t)probe->body.length;
+    *used = size;
+    status = plb__http_judge_body(&probe->http, bytes, size);
+    if (status != PLB_AGAIN || probe->body.framing == PLB_HTTP1_UNTIL_CLOSE)
+        return status;
+    probe->body.length -= size;
+    return probe->body.length == 0 ? plb__http_judge_end(&probe->http) : PLB_AGAIN;
+}
+
+/* The peer has ended its side, which is how some bodies end. */
+static plb_status plb__http1_probe_ended(plb__http1_probe *probe)
+{
+    if (probe->in_body && probe->body.framing == PLB_HTTP1_UNTIL_CLOSE)
+        return plb__http_judge_end(&probe->http);
+    return plb__http_say(&probe->http, PLB_ERR_RESET,
+                         probe->in_body ? "The connection ended within the answer's body."
+                                        : "The connection ended before an answer.");
+}
+
+static plb_status plb__http1_probe_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__http1_probe *probe = (plb__http1_probe *)(void *)x;
+    plb_status status = PLB_AGAIN;
+    size_t taken = 1;
+    if (size == 0)
+        return plb__http1_probe_ended(probe);
+    while (status == PLB_AGAIN && !probe->in_body && taken > 0) {
+        status = plb__http1_probe_head(probe, bytes + *used, size - *used, &taken);
+        *used += taken;
+    }
+    if (status == PLB_AGAIN && probe->in_body) {
+        status = plb__http1_probe_body(probe, bytes + *used, size - *used, &taken);
+        *used += taken;
+    }
+    if (*used < size) /* more than was asked for: whose answer comes next is uncertain */
+        x->keep = false;
+    return status;
+}
+
+static plb_status plb__http1_check_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__http1_probe_connected, plb__http1_probe_received, NULL};
+    return plb__http_start((const plb__http_check *)state, (plb__http_probe *)probe, &ops, target, token);
+}
+
+static const plb_check_ops plb__http_check_ops = {"http",
+                                                  sizeof(plb__http_check),
+                                                  sizeof(plb__http1_probe),
+                                                  plb__http_check_open,
+                                                  plb__http_check_close,
+                                                  plb__http1_check_start,
+                                                  plb_exchange_cancel};
+
+PLB_API plb_check plb_http_check(const plb_http_check_desc *desc)
+{
+    return plb__check_of(&plb__http_check_ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== SEND AND EXPECT ================================================================================================
+   Steps, each a text to send and an answer to judge. */
+
+#define PLB__EXPECT_LIMIT 4096u
+
+typedef struct plb__expect_check {
+    plb_exchange_check exchange;
+    plb_expect_step *steps; /* then their bytes, in the same allocation */
+    size_t count, size;
+    size_t limit;
+} plb__expect_check;
+
+typedef struct plb__expect_probe {
+    plb_exchange exchange;
+    uint32_t step;
+    bool sending; /* the step's text is not all sent */
+} plb__expect_probe;
+
+static size_t plb__expect_size(const void *bytes, size_t size)
+{
+    return bytes == NULL ? 0 : size > 0 ? size : strlen((const char *)bytes);
+}
+
+static bool plb__expect_makes_sense(const plb_expect_step *step, size_t limit, bool may_be_farewell)
+{
+    size_t expect = plb__expect_size(step->expect, step->expect_size);
+    size_t until = plb__expect_size(step->until, step->until_size);
+    if (step->judge != NULL || (expect == 0 && may_be_farewell))
+        return expect == 0 && until == 0;
+    return expect > 0 && expect <= limit && until <= limit - expect &&
+           (step->kind == PLB_EXPECT_PREFIX || step->kind == PLB_EXPECT_SUBSTRING ||
+            (step->kind == PLB_EXPECT_EXACT && until == 0));
+}
+
+static void plb__expect_put(char **at, const void **bytes, size_t *size)
+{
+    *size = plb__expect_size(*bytes, *size);
+    if (*size > 0)
+        memcpy(*at, *bytes, *size);
+    *bytes = *at;
+    *at += *size;
+}
+
+/* Copies steps that make sense. */
+static plb_status plb__expect_copy(plb__expect_check *check, const plb_expect_step *steps, size_t count)
+{
+    size_t size = count * sizeof *steps, i;
+    char *at;
+    for (i = 0; i < count; i++)
+        size += plb__expect_size(steps[i].send, steps[i].send_size) +
+                plb__expect_size(steps[i].expect, steps[i].expect_size) +
+                plb__expect_size(steps[i].until, steps[i].until_size);
+    check->steps = (plb_expect_step *)plb__new(&check->exchange.env->allocator, size);
+    if (check->steps == NULL)
+        return PLB_ERR_MEMORY;
+    check->count = count;
+    check->size = size;
+    at = (char *)(check->steps + count);
+    for (i = 0; i < count; i++) {
+        plb_expect_step *step = &check->steps[i];
+        *step = steps[i];
+        plb__expect_put(&at, &step->send, &step->send_size);
+        plb__expect_put(&at, &step->expect, &step->expect_size);
+        plb__expect_put(&at, &step->until, &step->until_size);
+    }
+    return PLB_OK;
+}
+
+static plb_status plb__expect_open_with(plb__expect_check *check, const plb_connect_desc *connect,
+                                        const plb_expect_check_desc *desc, const plb_env *env)
+{
+    plb_status status = plb_exchange_open(&check->exchange, connect, desc->answer_ms, env);
+    size_t i;
+    check->limit = desc->receive_limit;
+    if (check->limit == 0)
+        check->limit = PLB__EXPECT_LIMIT < PLB_EXCHANGE_SIZE ? PLB__EXPECT_LIMIT : PLB_EXCHANGE_SIZE - 1;
+    if (status != PLB_OK)
+        return status;
+    if (desc->steps == NULL || desc->step_count == 0 || check->limit >= PLB_EXCHANGE_SIZE)
+        return PLB_ERR_ARGUMENT;
+    for (i = 0; i < desc->step_count; i++)
+        if (!plb__expect_makes_sense(&desc->steps[i], check->limit, i > 0 && i + 1 == desc->step_count))
+            return PLB_ERR_ARGUMENT;
+    return plb__expect_copy(check, desc->steps, desc->step_count);
+}
+
+static plb_status plb__expect_open(void *state, const void *desc, const plb_env *env)
+{
+    const plb_expect_check_desc *expect = (const plb_expect_check_desc *)desc;
+    return expect != NULL ? plb__expect_open_with((plb__expect_check *)state, &expect->connect, expect, env)
+                          : PLB_ERR_ARGUMENT;
+}
+
+static void plb__expect_close(void *state)
+{
+    plb__expect_check *check = (plb__expect_check *)state;
+    if (check->steps != NULL)
+        plb__delete(&check->exchange.env->allocator, check->steps, check->size);
+    plb_exchange_close(&check->exchange);
+}
+
+/* Where bytes first stand among others, or NULL. */
+static const char *plb__expect_search(const char *bytes, size_t size, const void *what, size_t what_size)
+{
+    const char *at = bytes, *end = bytes + size;
+    while ((size_t)(end - at) >= what_size) {
+        at = (const char *)memchr(at, *(const unsigned char *)what, (size_t)(end - at) - what_size + 1);
+        if (at == NULL || memcmp(at, what, what_size) == 0)
+            return at;
+        at++;
+    }
+    return NULL;
+}
+
+/* PLB_OK: what was expected is there, and ends at *end. */
+static plb_status plb__expect_find(const plb_expect_step *step, const char *bytes, size_t size, size_t limit,
+                                   size_t *end)
+{
+    size_t wanted = step->expect_size, compared = size < wanted ? size : wanted;
+    const char *at = bytes;
+    if (step->kind == PLB_EXPECT_SUBSTRING) {
+        at = plb__expect_search(bytes, size < limit ? size : limit, step->expect, wanted);
+        if (at == NULL)
+            return PLB_AGAIN;
+    } else if (memcmp(bytes, step->expect, compared) != 0) {
+        return PLB_ERR_ANSWER;
+    } else if (size < wanted) {
+        return PLB_AGAIN;
+    } else if (step->kind == PLB_EXPECT_EXACT && size > wanted) {
+        return PLB_ERR_ANSWER;
+    }
+    *end = (size_t)(at - bytes) + wanted;
+    return PLB_OK;
+}
+
+/* What one step says to the bytes that have come for it so far. PLB_OK: the first *used are its answer. But for
+   PLB_EXPECT_EXACT it is the same whatever the portions that they come in. */
+static plb_status plb__expect_match(const plb_expect_step *step, const char *bytes, size_t size, size_t limit,
+                                    size_t *used, char *why)
+{
+    size_t seen = size < limit ? size : limit, end = 0;
+    const char *at;
+    plb_status status;
+    if (step->judge != NULL) {
+        status = step->judge(bytes, seen, &end, why);
+    } else {
+        status = plb__expect_find(step, bytes, size, limit, &end);
+        if (status == PLB_OK && step->until_size > 0) {
+            at = plb__expect_search(bytes + end, seen - end, step->until, step->until_size);
+            status = at != NULL ? PLB_OK : PLB_AGAIN;
+            end = at != NULL ? (size_t)(at - bytes) + step->until_size : 0;
+        }
+    }
+    *used = end < seen ? end : seen;
+    return status == PLB_AGAIN && size >= limit ? PLB_ERR_ANSWER : status;
+}
+
+static const plb__expect_check *plb__expect_check_of(const plb_exchange *x)
+{
+    return (const plb__expect_check *)(const void *)x->check;
+}
+
+#define PLB__EXPECT_SHOWN 24u /* characters of what was expected; the rest of the text shows what came */
+
+/* The step that is on has failed. `why`: an empty text where what came shows it. */
+static plb_status plb__expect_fail(plb__expect_probe *probe, plb_status status, const char *bytes, size_t size,
+                                   bool ended, const char *why)
+{
+    const plb_expect_step *step = &plb__expect_check_of(&probe->exchange)->steps[probe->step];
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb_report report;
+    memset(&report, 0, sizeof report);
+    report.code = probe->step + 1;
+    report.text = line;
+    plb__put(&text, "step ");
+    plb__put_number(&text, report.code, 10);
+    plb__put(&text, ": ");
+    plb__put(&text, why);
+    if (why[0] == '\0') {
+        if (step->judge == NULL) {
+            plb__put(&text, "expected ");
+            plb__put_quoted(&text, (const char *)step->expect, step->expect_size, PLB__EXPECT_SHOWN);
+            plb__put(&text, ", ");
+        }
+        plb__put(&text, "got ");
+        if (size > 0)
+            plb__put_quoted(&text, bytes, size, sizeof line - text.length - (ended ? sizeof " and the end" : 1) - 2);
+        if (ended)
+            plb__put(&text, size > 0 ? " and the end" : "the end");
+    }
+    plb_exchange_say(&probe->exchange, &report);
+    return status;
+}
+
+static void plb__expect_send(plb__expect_probe *probe)
+{
+    const plb_expect_step *step = &plb__expect_check_of(&probe->exchange)->steps[probe->step];
+    plb_chunk chunk;
+    chunk.data = step->send;
+    chunk.size = step->send_size;
+    chunk.flags = 0;
+    probe->sending = chunk.size > 0;
+    plb_exchange_send(&probe->exchange, &chunk, 1);
+}
+
+static plb_status plb__expect_connected(plb_exchange *x)
+{
+    plb__expect_probe *probe = (plb__expect_probe *)(void *)x;
+    probe->step = 0;
+    plb__expect_send(probe);
+    return PLB_AGAIN;
+}
+
+static void plb__expect_sent(plb_exchange *x)
+{
+    ((plb__expect_probe *)(void *)x)->sending = false;
+}
+
+static plb_status plb__expect_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__expect_probe *probe = (plb__expect_probe *)(void *)x;
+    const plb__expect_check *check = plb__expect_check_of(x);
+    char why[PLB_REPORT_TEXT];
+    if (size == 0)
+        return plb__expect_fail(probe, PLB_ERR_ANSWER, x->rest, x->rest_size, true, "");
+    while (*used < size) {
+        size_t taken = 0;
+        plb_status status;
+        why[0] = '\0';
+        status = plb__expect_match(&check->steps[probe->step], bytes + *used, size - *used, check->limit, &taken, why);
+        why[sizeof why - 1] = '\0';
+        if (status == PLB_AGAIN)
+            return PLB_AGAIN;
+        if (status != PLB_OK)
+            return plb__expect_fail(probe, status, bytes + *used, size - *used, false, why);
+        *used += taken;
+        if (probe->step + 1 == check->count)
+            return PLB_OK;
+        if (probe->sending)
+            return plb__expect_fail(probe, PLB_ERR_PROTOCOL, NULL, 0, false, "answered before all was sent");
+        probe->step++;
+        plb__expect_send(probe);
+        if (check->steps[probe->step].judge == NULL && check->steps[probe->step].expect_size == 0)
+            return PLB_OK;
+    }
+    return PLB_AGAIN;
+}
+
+static plb_status plb__expect_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__expect_connected, plb__expect_received, plb__expect_sent};
+    return plb_exchange_start((plb_exchange *)probe, &ops, (const plb_exchange_check *)state, target, NULL, token);
+}
+
+static const plb_check_ops plb__expect_check_ops = {
+    "expect",          sizeof(plb__expect_check), sizeof(plb__expect_probe), plb__expect_open,
+    plb__expect_close, plb__expect_start,         plb_exchange_cancel};
+
+PLB_API plb_check plb_expect_check(const plb_expect_check_desc *desc)
+{
+    return plb__check_of(&plb__expect_check_ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* For the open of a ready-made check. */
+static plb_status plb__expect_open_steps(void *state, const void *connect, const plb_env *env,
+                                         const plb_expect_step *steps, size_t count)
+{
+    plb_expect_check_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.steps = steps;
+    desc.step_count = count;
+    return plb__expect_open_with((plb__expect_check *)state, (const plb_connect_desc *)connect, &desc, env);
+}
+
+static plb_status plb__redis_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {{"PING\r\n", 0, PLB_EXPECT_PREFIX, "+PONG\r\n", 0, NULL, 0, NULL}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_redis_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {
+        "redis",           sizeof(plb__expect_check), sizeof(plb__expect_probe), plb__redis_open,
+        plb__expect_close, plb__expect_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+static plb_status plb__memcached_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {{"version\r\n", 0, PLB_EXPECT_PREFIX, "VERSION ", 0, "\r\n", 0, NULL}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {"memcached",         sizeof(plb__expect_check), sizeof(plb__expect_probe),
+                                      plb__memcached_open, plb__expect_close,         plb__expect_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+/* A reply of SMTP, RFC 5321 section 4.2: lines that begin with three digits, all but the last with a hyphen behind
+   them. A wrong first line is told once it is whole, for it says why. */
+static plb_status plb__smtp_judge(const char *bytes, size_t size, size_t *used, char *why)
+{
+    size_t at = 0, i;
+    (void)why;
+    for (;;) {
+        const char *line = bytes + at, *end = (const char *)memchr(line, '\n', size - at);
+        size_t length = end != NULL ? (size_t)(end - line) : size - at;
+        for (i = 0; i < length && i < 3; i++)
+            if (line[i] < '0' || line[i] > '9')
+                return PLB_ERR_ANSWER;
+        if (end == NULL)
+            return PLB_AGAIN;
+        if (length < 3 || line[0] != '2')
+            return PLB_ERR_ANSWER;
+        at += length + 1;
+        if (line[3] != '-')
+            break;
+        if (at == size)
+            return PLB_AGAIN;
+    }
+    *used = at;
+    return PLB_OK;
+}
+
+static plb_status plb__smtp_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {
+        {NULL, 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__smtp_judge},
+        {"EHLO localhost\r\n", 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__smtp_judge},
+        {"QUIT\r\n", 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__smtp_judge}};
+    return plb__expect_open_steps(state, desc, env, steps, 3);
+}
+
+PLB_API plb_check plb_smtp_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {"smtp",
+                                      sizeof(plb__expect_check),
+                                      sizeof(plb__expect_probe),
+                                      plb__smtp_open,
+                                      plb__expect_close,
+                                      plb__expect_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+/* An error packet: 0xFF, the number, and in later protocols "#" with five characters of state; then the message. */
+static void plb__mysql_tell(const char *packet, size_t size, char *why)
+{
+    plb__text text = plb__text_in(why, PLB_REPORT_TEXT);
+    size_t at = size > 3 && packet[3] == '#' ? 9 : 3;
+    if (size < at)
+        return;
+    plb__put(&text, "error ");
+    plb__put_number(&text, (uint8_t)packet[1] | (uint32_t)(uint8_t)packet[2] << 8, 10);
+    plb__put(&text, ", ");
+    plb__put_quoted(&text, packet + at, size - at, PLB_REPORT_TEXT - sizeof "step 1: " - text.length - 2);
+}
+
+/* The first packet of MySQL's protocol: three bytes of length, the lowest first, a sequence number, which is 0, and
+   the packet, whose first byte says what it is. */
+static plb_status plb__mysql_judge(const char *bytes, size_t size, size_t *used, char *why)
+{
+    size_t header = 4, length;
+    if (size >= header && bytes[3] != 0)
+        return PLB_ERR_ANSWER;
+    if (size <= header)
+        return PLB_AGAIN;
+    length = (uint8_t)bytes[0] | (size_t)(uint8_t)bytes[1] << 8 | (size_t)(uint8_t)bytes[2] << 16;
+    if (length == 0 || ((uint8_t)bytes[header] != 10 && (uint8_t)bytes[header] != 0xff))
+        return PLB_ERR_ANSWER;
+    if (size - header < length)
+        return PLB_AGAIN;
+    *used = header + length;
+    if (bytes[header] == 10)
+        return PLB_OK;
+    plb__mysql_tell(bytes + header, length, why);
+    return PLB_ERR_ANSWER;
+}
+
+static plb_status plb__mysql_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {{NULL, 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__mysql_judge}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_mysql_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {
+        "mysql",           sizeof(plb__expect_check), sizeof(plb__expect_probe), plb__mysql_open,
+        plb__expect_close, plb__expect_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+static plb_status plb__postgres_judge(const char *bytes, size_t size, size_t *used, char *why)
+{
+    (void)size;
+    (void)why;
+    *used = 1;
+    return bytes[0] == 'S' || bytes[0] == 'N' ? PLB_OK : PLB_ERR_ANSWER;
+}
+
+static plb_status plb__postgres_open(void *state, const void *desc, const plb_env *env)
+{
+    /* SSLRequest of PostgreSQL's protocol 3.0: its length, 8, and the number 80877103 */
+    static const plb_expect_step steps[] = {
+        {"\0\0\0\x08\x04\xd2\x16\x2f", 8, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__postgres_judge}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {"postgres",         sizeof(plb__expect_check), sizeof(plb__expect_probe),
+                                      plb__postgres_open, plb__expect_close,         plb__expect_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+/* ==== AGENT CHECK ====================================================================================================
+   One line from a backend's agent. */
+
+/* "75%": a share in 255ths. */
+static bool plb__agent_share(plb_text word, uint8_t *share)
+{
+    uint32_t percent = 0;
+    size_t i;
+    if (word.size < 2 || word.data[word.size - 1] != '%')
+        return false;
+    for (i = 0; i + 1 < word.size; i++) {
+        if (word.data[i] < '0' || word.data[i] > '9')
+            return false;
+        percent = percent * 10 + (uint32_t)(word.data[i] - '0');
+        if (percent > 100)
+            percent = 100;
+    }
+    *share = (uint8_t)((percent * PLB__SHARE_ALL + 50) / 100);
+    return true;
+}
+
+/* Is the word known? Then the answer has it. */
+static bool plb__agent_word(plb_agent_answer *out, plb_text word)
+{
+    static const struct {
+        const char *word;
+        plb_agent_verdict verdict;
+        plb_enablement enablement;
+    } known[] = {{"up", PLB_AGENT_UP, PLB_ENABLEMENT_KEEP},        {"down", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP},
+                 {"fail", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP},    {"failed", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP},
+                 {"stopped", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP}, {"ready", PLB_AGENT_SILENT, PLB_ENABLEMENT_ON},
+                 {"drain", PLB_AGENT_SILENT, PLB_ENABLEMENT_OFF},  {"maint", PLB_AGENT_SILENT, PLB_ENABLEMENT_OFF}};
+    static const char limit[] = "maxconn:";
+    plb_text begin = word;
+    size_t i;
+    for (i = 0; i < sizeof known / sizeof known[0]; i++) {
+        if (!plb_text_is(word, known[i].word))
+            continue;
+        if (known[i].verdict != PLB_AGENT_SILENT)
+            out->verdict = known[i].verdict;
+        if (known[i].enablement != PLB_ENABLEMENT_KEEP)
+            out->enablement = known[i].enablement;
+        return true;
+    }
+    if (plb__agent_share(word, &out->share)) {
+        out->has_share = true;
+        return true;
+    }
+    begin.size = sizeof limit - 1;
+    return word.size > begin.size && plb_text_is(begin, limit);
+}
+
+static bool plb__agent_line_ends(char c)
+{
+    return c == '\r' || c == '\n';
+}
+
+static bool plb__agent_separates(char c)
+{
+    return c == ' ' || c == '\t' || c == ',';
+}
+
+PLB_API plb_status plb_agent_parse(plb_agent_answer *out, const char *line, size_t size)
+{
+    plb_status status = PLB_ERR_ANSWER;
+    size_t at = 0;
+    memset(out, 0, sizeof *out);
+    while (at < size && line[at] != '#' && !plb__agent_line_ends(line[at])) {
+        plb_text word;
+        word.data = line + at;
+        for (word.size = 0; at < size && line[at] != '#' && !plb__agent_line_ends(line[at]); word.size++)
+            if (plb__agent_separates(line[at++]))
+                break;
+        if (plb__agent_word(out, word))
+            status = PLB_OK;
+    }
+    return status;
+}
+
+typedef struct plb__agent_check {
+    plb_exchange_check exchange;
+    char *send;
+    size_t send_size;
+    bool must_answer;
+} plb__agent_check;
+
+static const plb__agent_check *plb__agent_check_of(const plb_exchange *x)
+{
+    return (const plb__agent_check *)(const void *)x->check;
+}
+
+static plb_status plb__agent_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__agent_check *check = (plb__agent_check *)state;
+    const plb_agent_check_desc *agent = (const plb_agent_check_desc *)desc;
+    plb_status status = plb_exchange_open(&check->exchange, agent != NULL ? &agent->connect : NULL,
+                                          agent != NULL ? agent->answer_ms : 0, env);
+    if (status != PLB_OK || agent == NULL)
+        return status;
+    check->must_answer = agent->must_answer;
+    check->send_size = agent->send != NULL ? strlen(agent->send) : 0;
+    if (check->send_size == 0)
+        return PLB_OK;
+    check->send = (char *)plb__new(&env->allocator, check->send_size);
+    if (check->send == NULL)
+        return PLB_ERR_MEMORY;
+    memcpy(check->send, agent->send, check->send_size);
+    return PLB_OK;
+}
+
+static void plb__agent_close(void *state)
+{
+    plb__agent_check *check = (plb__agent_check *)state;
+    if (check->send != NULL)
+        plb__delete(&check->exchange.env->allocator, check->send, check->send_size);
+    plb_exchange_close(&check->exchange);
+}
+
+static plb_status plb__agent_connected(plb_exchange *x)
+{
+    plb_chunk chunk;
+    chunk.data = plb__agent_check_of(x)->send;
+    chunk.size = plb__agent_check_of(x)->send_size;
+    chunk.flags = 0;
+    plb_exchange_send(x, &chunk, 1);
+    return PLB_AGAIN;
+}
+
+/* Says what a line says; its text is the line itself. */
+static plb_status plb__agent_judge(plb_exchange *x, const char *line, size_t size)
+{
+    char said[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(said, sizeof said);
+    plb_agent_answer answer;
+    plb_report report;
+    plb_status status = plb_agent_parse(&answer, line, size);
+    memset(&report, 0, sizeof report);
+    plb__put(&text, "agent: ");
+    plb__put_quoted(&text, line, size, sizeof said - 1 - text.length - 2);
+    report.text = said;
+    report.has_share = answer.has_share;
+    report.share = answer.share;
+    report.enablement = answer.enablement;
+    report.neutral = answer.verdict == PLB_AGENT_SILENT && !plb__agent_check_of(x)->must_answer;
+    plb_exchange_say(x, &report);
+    return answer.verdict == PLB_AGENT_DOWN ? PLB_ERR_ANSWER : status;
+}
+
+static plb_status plb__agent_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    size_t i;
+    (void)used;
+    if (size == 0)
+        return plb__agent_judge(x, x->rest, x->rest_size);
+    for (i = 0; i < size; i++)
+        if (plb__agent_line_ends(bytes[i]))
+            return plb__agent_judge(x, bytes, i);
+    return PLB_AGAIN;
+}
+
+/* Until a line has come, the probe has nothing to say of its backend, however it ends. */
+static plb_status plb__agent_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__agent_connected, plb__agent_received, NULL};
+    const plb__agent_check *check = (const plb__agent_check *)state;
+    plb_exchange *x = (plb_exchange *)probe;
+    plb_report report;
+    memset(&report, 0, sizeof report);
+    report.neutral = !check->must_answer;
+    x->token = token;
+    plb_exchange_say(x, &report);
+    return plb_exchange_start(x, &ops, &check->exchange, target, NULL, token);
+}
+
+PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
+{
+    static const plb_check_ops ops = {"agent",          sizeof(plb__agent_check), sizeof(plb_exchange), plb__agent_open,
+                                      plb__agent_close, plb__agent_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== HTTP/2 CHECK ===================================================================================================
+   One request at a time over HTTP/2: a page, or gRPC's health service. */
+
+typedef struct plb__http2_probe plb__http2_probe;
+
+typedef struct plb__http2_check {
+    plb__http_check http;
+    plb_status (*request)(plb__http2_probe *probe, plb_text authority);
+    plb_status (*event)(plb__http2_probe *probe, const plb_http2_event *event); /* PLB_AGAIN: the next one */
+    char *service;                                                              /* gRPC: the request's body */
+    size_t service_size;
+} plb__http2_check;
+
+/* Headers of an answer, for a validator. */
+typedef struct plb__http2_fields {
+    plb_http1_header headers[PLB__HTTP_HEADERS];
+    size_t count, used;
+    char text[4096];
+} plb__http2_fields;
+
+struct plb__http2_probe {
+    plb__http_probe http;
+    plb_http2 connection;
+    size_t offered; /* bytes of output that the exchange was given */
+    plb_grpc_health health;
+    uint32_t grpc_status;
+    bool has_grpc_status, has_health;
+    char memory[PLB_HTTP2_MEMORY];
+};
+
+/* A probe whose check has a validator. */
+typedef struct plb__http2_fields_probe {
+    plb__http2_probe probe;
+    plb__http2_fields fields;
+} plb__http2_fields_probe;
+
+static const plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
+{
+    return (const plb__http2_check *)(const void *)probe->http.exchange.check;
+}
+
+/* Bytes that the exchange has sent of the codec's output are the codec's no more; what is left is taken back, for the
+   codec may move it. */
+static void plb__http2_take_back(plb__http2_probe *probe)
+{
+    plb_exchange *x = &probe->http.exchange;
+    size_t left = x->chunk_count > 0 ? x->chunks[0].size : 0;
+    plb_http2_sent(&probe->connection, probe->offered - left);
+    plb_exchange_send(x, NULL, 0);
+    probe->offered = 0;
+}
+
+static void plb__http2_offer(plb__http2_probe *probe)
+{
+    plb_text out = plb_http2_output(&probe->connection);
+    plb_chunk chunk;
+    chunk.data = out.data;
+    chunk.size = out.size;
+    chunk.flags = 0;
+    probe->offered = out.size;
+    plb_exchange_send(&probe->http.exchange, &chunk, 1);
+}
+
+static void plb__http2_probe_sent(plb_exchange *x)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    plb__http2_take_back(probe);
+    plb__http2_offer(probe);
+}
+
+/* Over TLS the two sides must have agreed. */
+static bool plb__http2_is_spoken(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb_stream_info info;
+    if (x->check->connect.tls == NULL)
+        return true;
+    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && strcmp(info.alpn, "h2") == 0;
+}
+
+#define PLB__HTTP2_AUTHORITY 320
+
+static plb_status plb__http2_probe_connected(plb_exchange *x)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    char authority[PLB__HTTP2_AUTHORITY];
+    plb__text text = plb__text_in(authority, sizeof authority);
+    plb_text host;
+    plb_status status;
+    plb__http_await(&probe->http);
+    memset(&probe->health, 0, sizeof probe->health);
+    probe->has_grpc_status = probe->has_health = false;
+    probe->offered = 0;
+    if (!plb__http2_is_spoken(x))
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The server does not agree to HTTP/2 (ALPN h2).");
+    if (!x->resumed)
+        plb_http2_open(&probe->connection, probe->memory, sizeof probe->memory);
+    plb__put(&text, probe->http.target.host);
+    plb__put(&text, probe->http.authority);
+    host.data = authority;
+    host.size = text.length;
+    status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
+    if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
+        return PLB_ERR_RESET;
+    if (status != PLB_OK)
+        return status;
+    plb__http2_offer(probe);
+    x->keep = plb__http2_check_of(probe)->http.desc.reuse_connection;
+    return PLB_AGAIN;
+}
+
+/* "WORDS NUMBER" as the report's text. */
+static plb_status plb__http2_say_code(plb__http2_probe *probe, plb_status status, const char *words, uint32_t code)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb__put(&text, words);
+    plb__put_number(&text, code, 10);
+    return plb__http_say(&probe->http, status, line);
+}
+
+/* What ends an answer of any kind too early. PLB_AGAIN: nothing of that. */
+static plb_status plb__http2_judge_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    if (event->kind == PLB_HTTP2_RESET && event->ours)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer is not well-formed HTTP/2.");
+    if (event->kind == PLB_HTTP2_RESET)
+        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server reset the stream: HTTP/2 error ", event->code);
+    if (event->kind == PLB_HTTP2_GOAWAY)
+        probe->http.exchange.keep = false;
+    if (event->kind == PLB_HTTP2_GOAWAY && !event->covered)
+        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server goes away: HTTP/2 error ", event->code);
+    return plb__http2_check_of(probe)->event(probe, event);
+}
+
+/* The codec has given up the connection, and said so to the peer. */
+static plb_status plb__http2_give_up(plb__http2_probe *probe, plb_status status, uint32_t code)
+{
+    if (status == PLB_ERR_LIMIT)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's headers are longer than allowed.");
+    return plb__http2_say_code(probe, PLB_ERR_PROTOCOL, "The server breaks HTTP/2's rules: error ", code);
+}
+
+static plb_status plb__http2_probe_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    plb_status result = PLB_AGAIN;
+    if (size == 0)
+        return plb__http_say(&probe->http, PLB_ERR_RESET, "The connection ended before the answer was complete.");
+    plb__http2_take_back(probe);
+    while (result == PLB_AGAIN) {
+        plb_http2_event event;
+        size_t taken = 0;
+        plb_status status = plb_http2_next(&probe->connection, bytes + *used, size - *used, &taken, &event);
+        *used += taken;
+        if (status == PLB_AGAIN)
+            break;
+        result =
+            status == PLB_OK ? plb__http2_judge_event(probe, &event) : plb__http2_give_up(probe, status, event.code);
+    }
+    if (*used < size)
+        x->keep = false;
+    if (result != PLB_AGAIN && !x->keep)
+        plb_http2_close(&probe->connection);
+    plb__http2_offer(probe);
+    return result;
+}
+
+static plb_status plb__http2_probe_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__http2_probe_connected, plb__http2_probe_received, plb__http2_probe_sent};
+    return plb__http_start((const plb__http_check *)state, (plb__http_probe *)probe, &ops, target, token);
+}
+
+static void plb__http2_check_close(void *state)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    if (check->service != NULL)
+        plb__delete(&check->http.exchange.env->allocator, check->service, check->service_size);
+    plb__http_check_close(state);
+}
+
+/* Opens the part that both kinds have, with "h2" as what TLS asks for unless the program has something else. */
+static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_check_desc *desc, const plb_env *env)
+{
+    static const char *const alpn[] = {"h2", NULL};
+    plb_http_check_desc with;
+    plb_tls tls;
+    memset(&with, 0, sizeof with);
+    if (desc != NULL)
+        with = *desc;
+    if (with.connect.tls != NULL) {
+        tls = *with.connect.tls;
+        if (tls.alpn == NULL)
+            tls.alpn = alpn;
+        with.connect.tls = &tls;
+    }
+    return plb__http_check_open(&check->http, &with, env);
+}
+
+/* ---- a page ---- */
+
+#define PLB__HTTP2_EXTRA 32 /* headers of the program's */
+
+/* desc.headers as HTTP/2 has them, after those that each request has. */
+static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http2_header *headers, size_t *count)
+{
+    static const char agent[] = "user-agent", version[] = "pingora_lb/" PLB_VERSION;
+    const char *at = check->desc.headers;
+    plb_http1_header line;
+    bool has_agent = false;
+    size_t first = *count;
+    while (plb__http_next_header(&at, &line) == PLB_AGAIN) {
+        if (*count - first == PLB__HTTP2_EXTRA)
+            return PLB_ERR_ARGUMENT;
+        has_agent = has_agent || plb_text_is(line.name, agent);
+        headers[*count].name = line.name;
+        headers[(*count)++].value = line.value;
+    }
+    if (!has_agent) {
+        headers[*count].name.data = agent;
+        headers[*count].name.size = sizeof agent - 1;
+        headers[*count].value.data = version;
+        headers[(*count)++].value.size = sizeof version - 1;
+    }
+    return PLB_OK;
+}
+
+static void plb__http2_put_header(plb_http2_header *headers, size_t *count, const char *name, const char *value)
+{
+    headers[*count].name.data = name;
+    headers[*count].name.size = strlen(name);
+    headers[*count].value.data = value;
+    headers[(*count)++].value.size = strlen(value);
+}
+
+static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 *connection, const char *path,
+                                        plb_text authority)
+{
+    plb_http2_header headers[4 + PLB__HTTP2_EXTRA + 1];
+    plb_text no_body;
+    plb_status status;
+    size_t count = 0;
+    memset(&no_body, 0, sizeof no_body);
+    plb__http2_put_header(headers, &count, ":method", check->desc.method);
+    plb__http2_put_header(headers, &count, ":scheme", check->exchange.connect.tls != NULL ? "https" : "http");
+    plb__http2_put_header(headers, &count, ":path", path);
+    plb__http2_put_header(headers, &count, ":authority", "");
+    headers[count - 1].value = authority;
+    status = plb__http2_page_headers(check, headers, &count);
+    return status == PLB_OK ? plb_http2_request(connection, headers, count, no_body) : status;
+}
+
+static plb__http2_fields *plb__http2_fields_of(plb__http2_probe *probe)
+{
+    if (plb__http2_check_of(probe)->http.desc.validate == NULL)
+        return NULL;
+    return &((plb__http2_fields_probe *)(void *)probe)->fields;
+}
+
+static plb_status plb__http2_page_request(plb__http2_probe *probe, plb_text authority)
+{
+    const plb__http_check *check = &plb__http2_check_of(probe)->http;
+    return plb__http2_page_queue(check, &probe->connection, probe->http.target.path, authority);
+}
+
+/* Keeps a header for the validator, as far as there is room. */
+static void plb__http2_keep_field(plb__http2_fields *fields, const plb_http2_event *event)
+{
+    plb_http1_header *header;
+    if (fields->count == PLB__HTTP_HEADERS || event->name.size + event->value.size > sizeof fields->text - fields->used)
+        return;
+    header = &fields->headers[fields->count++];
+    header->name.data = fields->text + fields->used;
+    header->name.size = event->name.size;
+    memcpy(fields->text + fields->used, event->name.data, event->name.size);
+    fields->used += event->name.size;
+    header->value.data = fields->text + fields->used;
+    header->value.size = event->value.size;
+    memcpy(fields->text + fields->used, event->value.data, event->value.size);
+    fields->used += event->value.size;
+}
+
+static plb_status plb__http2_page_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    plb__http2_fields *fields = plb__http2_fields_of(probe);
+    switch (event->kind) {
+    case PLB_HTTP2_STATUS:
+        if (fields != NULL)
+            fields->count = fields->used = 0;
+        return PLB_AGAIN;
+    case PLB_HTTP2_HEADER:
+        if (fields != NULL)
+            plb__http2_keep_field(fields, event);
+        return PLB_AGAIN;
+    case PLB_HTTP2_HEADERS_END:
+        if (event->status < 200 && event->status != 101)
+            return PLB_AGAIN;
+        return plb__http_judge_head(&probe->http, event->status, fields != NULL ? fields->headers : NULL,
+                                    fields != NULL ? fields->count : 0);
+    case PLB_HTTP2_DATA:
+        return plb__http_judge_body(&probe->http, event->data.data, event->data.size);
+    case PLB_HTTP2_END:
+        return plb__http_judge_end(&probe->http);
+    default:
+        return PLB_AGAIN;
+    }
+}
+
+/* Names in small letters, as HTTP/2 has them (RFC 9113 section 8.2.1): in the check's own copy. */
+static void plb__http2_lower_names(plb__http_check *check)
+{
+    char *at = check->memory + (check->desc.headers - check->memory);
+    bool in_name = true;
+    for (; *at != '\0'; at++) {
+        in_name = in_name && *at != ':';
+        if (in_name && *at >= 'A' && *at <= 'Z')
+            *at = (char)(*at + 'a' - 'A');
+        in_name = in_name || *at == '\n';
+    }
+}
+
+/* A request on trial, so that what HTTP/2 cannot carry fails plb_create and not each probe. */
+static plb_status plb__http2_page_try(const plb__http_check *check)
+{
+    char memory[PLB_HTTP2_MEMORY];
+    plb_http2 connection;
+    plb_text authority;
+    plb_status status;
+    authority.data = check->desc.host != NULL ? check->desc.host : "a";
+    authority.size = strlen(authority.data);
+    plb_http2_open(&connection, memory, sizeof memory);
+    status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
+    return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
+}
+
+static plb_status plb__http2_page_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    plb_status status = plb__http2_open_check(check, (const plb_http_check_desc *)desc, env);
+    if (status != PLB_OK)
+        return status;
+    check->request = plb__http2_page_request;
+    check->event = plb__http2_page_event;
+    plb__http2_lower_names(&check->http);
+    return plb__http2_page_try(&check->http);
+}
+
+PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
+{
+    static const plb_check_ops plain = {"http2",
+                                        sizeof(plb__http2_check),
+                                        sizeof(plb__http2_probe),
+                                        plb__http2_page_open,
+                                        plb__http2_check_close,
+                                        plb__http2_probe_start,
+                                        plb_exchange_cancel};
+    static const plb_check_ops with_fields = {"http2",
+                                              sizeof(plb__http2_check),
+                                              sizeof(plb__http2_fields_probe),
+                                              plb__http2_page_open,
+                                              plb__http2_check_close,
+                                              plb__http2_probe_start,
+                                              plb_exchange_cancel};
+    bool validates = desc != NULL && desc->validate != NULL;
+    return plb__check_of(validates ? &with_fields : &plain, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== GRPC CHECK =====================================================================================================
+   A call of grpc.health.v1.Health/Check. */
+
+#define PLB__GRPC_SERVICE_MAX 256
+
+static plb_status plb__grpc_request(plb__http2_probe *probe, plb_text authority)
+{
+    const plb__http2_check *check = plb__http2_check_of(probe);
+    plb_http2_header headers[PLB_GRPC_HEADERS];
+    plb_text body;
+    body.data = check->service;
+    body.size = check->service_size;
+    plb_grpc_health_headers(headers, authority, check->http.exchange.connect.tls != NULL);
+    return plb_http2_request(&probe->connection, headers, PLB_GRPC_HEADERS, body);
+}
+
+/* "gRPC status UNAVAILABLE", or what the health service says. */
+static plb_status plb__grpc_say(plb__http2_probe *probe, uint32_t code, const char *words, const char *name)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb_report report;
+    plb__put(&text, words);
+    plb__put(&text, name);
+    memset(&report, 0, sizeof report);
+    report.code = code < UINT16_MAX ? code : UINT16_MAX;
+    report.text = line;
+    plb_exchange_say(&probe->http.exchange, &report);
+    return PLB_ERR_ANSWER;
+}
+
+static plb_status plb__grpc_judge(plb__http2_probe *probe)
+{
+    uint32_t serving = probe->health.serving;
+    if (!probe->has_grpc_status)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer has no grpc-status.");
+    if (probe->grpc_status != 0)
+        return plb__grpc_say(probe, probe->grpc_status, "gRPC status ", plb_grpc_status_name(probe->grpc_status));
+    if (!probe->has_health)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer has no message.");
+    if (serving != PLB_GRPC_SERVING)
+        return plb__grpc_say(probe, serving, "", plb_grpc_serving_name(serving));
+    return PLB_OK;
+}
+
+static plb_status plb__grpc_field(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    if (!plb_text_is(event->name, "grpc-status"))
+        return PLB_AGAIN;
+    if (plb_grpc_status(event->value, &probe->grpc_status) != PLB_OK)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's grpc-status is no number.");
+    probe->has_grpc_status = true;
+    return PLB_AGAIN;
+}
+
+static plb_status plb__grpc_data(plb__http2_probe *probe, plb_text data)
+{
+    plb_status status = plb_grpc_health_next(&probe->health, data.data, data.size);
+    if (status != PLB_OK && status != PLB_AGAIN)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL,
+                             "The answer's message is malformed, compressed or too long.");
+    probe->has_health = probe->has_health || status == PLB_OK;
+    return PLB_AGAIN;
+}
+
+static plb_status plb__grpc_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    switch (event->kind) {
+    case PLB_HTTP2_HEADER:
+    case PLB_HTTP2_TRAILER:
+        return plb__grpc_field(probe, event);
+    case PLB_HTTP2_HEADERS_END:
+        if (event->status < 200)
+            return PLB_AGAIN;
+        probe->http.status = event->status;
+        return event->status == 200 ? PLB_AGAIN : plb__http_say_status(&probe->http, "HTTP status ");
+    case PLB_HTTP2_DATA:
+        return plb__grpc_data(probe, event->data);
+    case PLB_HTTP2_END:
+        return plb__grpc_judge(probe);
+    default:
+        return PLB_AGAIN;
+    }
+}
+
+static plb_status plb__grpc_open(void *state, const void *opaque_desc, const plb_env *env)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    const plb_grpc_check_desc *desc = (const plb_grpc_check_desc *)opaque_desc;
+    plb_http_check_desc http;
+    plb_text service;
+    plb_status status;
+    memset(&http, 0, sizeof http);
+    service.data = desc != NULL && desc->service != NULL ? desc->service : "";
+    service.size = strlen(service.data);
+    if (desc != NULL) {
+        http.connect = desc->connect;
+        http.answer_ms = desc->answer_ms;
+        http.host = desc->host;
+        http.reuse_connection = desc->reuse_connection;
+    }
+    status = plb__http2_open_check(check, &http, env);
+    if (status == PLB_OK && service.size > PLB__GRPC_SERVICE_MAX)
+        status = PLB_ERR_ARGUMENT;
+    if (status != PLB_OK)
+        return status;
+    check->request = plb__grpc_request;
+    check->event = plb__grpc_event;
+    check->service_size = plb_grpc_health_request(NULL, 0, service);
+    check->service = (char *)plb__new(&env->allocator, check->service_size);
+    if (check->service == NULL)
+        return PLB_ERR_MEMORY;
+    plb_grpc_health_request(check->service, check->service_size, service);
+    return PLB_OK;
+}
+
+PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc)
+{
+    static const plb_check_ops ops = {"grpc",
+                                      sizeof(plb__http2_check),
+                                      sizeof(plb__http2_probe),
+                                      plb__grpc_open,
+                                      plb__http2_check_close,
+                                      plb__http2_probe_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
 }
 
 /* ==== OUTLIER DETECTION ==============================================================================================
@@ -10255,35 +12563,34 @@ PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint
 /* ==== BALANCER =======================================================================================================
    Creation, the schedule that plb_poll keeps, and the end. */
 
-/* Empties the mailbox. Changes join their queue; the rest is returned, oldest first. */
-static plb__mail *plb__mail_sort(plb_balancer *lb)
+/* Empties the mailbox: changes join one queue, the rest another. */
+static void plb__mail_sort(plb_balancer *lb)
 {
-    plb__mail *mail = plb__mail_take(&lb->mailbox), *rest = NULL, **end = &rest;
+    plb__mail *mail = plb__mail_take(&lb->mailbox);
     while (mail != NULL) {
-        plb__mail *next = mail->next;
+        plb__mail *next = mail->next, ***end = mail->kind == PLB__MAIL_CHANGE ? &lb->changes_end : &lb->completions_end;
         mail->next = NULL;
-        if (mail->kind == PLB__MAIL_CHANGE) {
-            *lb->changes_end = mail;
-            lb->changes_end = &mail->next;
-        } else {
-            *end = mail;
-            end = &mail->next;
-        }
+        **end = mail;
+        *end = &mail->next;
         mail = next;
     }
-    return rest;
 }
+
+/* Time-outs, and completions, that one poll sees to at a time, so that it stays short. */
+#define PLB__ENDS_PER_POLL 256
 
 static void plb__mail_read(plb_balancer *lb)
 {
-    plb__mail *mail = plb__mail_sort(lb);
-    while (mail != NULL) {
+    uint32_t ends;
+    plb__mail_sort(lb);
+    for (ends = 0; ends < PLB__ENDS_PER_POLL && lb->completions != NULL; ends++) {
+        plb__mail *mail = lb->completions;
         plb__op *op = (plb__op *)(void *)mail;
-        bool suspect = mail->kind == PLB__MAIL_SUSPECT;
-        plb__record *record = (plb__record *)(void *)mail;
-        mail = mail->next;
-        if (suspect)
-            plb__outlier_suspected(lb, record);
+        lb->completions = mail->next;
+        if (lb->completions == NULL)
+            lb->completions_end = &lb->completions;
+        if (mail->kind == PLB__MAIL_SUSPECT)
+            plb__outlier_suspected(lb, (plb__record *)(void *)mail);
         else if (op == lb->discovery)
             plb__discovery_answered(lb, op->report.status);
         else
@@ -10291,15 +12598,17 @@ static void plb__mail_read(plb_balancer *lb)
     }
 }
 
-/* At the end: completions belong to what is freed, and nobody is ejected any more. */
+/* At the end: completions belong to what is freed later, what they keep is given back, and nobody is ejected any more. */
 static void plb__mail_drop(plb_balancer *lb)
 {
-    plb__mail *mail = plb__mail_sort(lb);
-    while (mail != NULL) {
-        plb__mail *next = mail->next;
+    plb__mail *mail;
+    plb__mail_sort(lb);
+    for (mail = lb->completions; mail != NULL; mail = mail->next) {
+        plb__op *op = (plb__op *)(void *)mail;
         if (mail->kind == PLB__MAIL_SUSPECT)
             PLB__STORE(&((plb__record *)(void *)mail)->told, PLB_EJECTION_NONE);
-        mail = next;
+        else if (op != lb->discovery && op->report.keep)
+            lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
     }
 }
 
@@ -10327,7 +12636,7 @@ static void plb__check_all(plb_balancer *lb)
 /* Is there something to do at once? */
 static bool plb__is_busy(plb_balancer *lb)
 {
-    if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0)
+    if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0 || lb->completions != NULL)
         return true;
     if (plb__discovery_can_start(lb) || (lb->discovery == NULL && lb->changes != NULL && !lb->changes_stalled))
         return true;
@@ -10362,8 +12671,10 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
     uintptr_t wanted = plb__exchange(&lb->wanted, 0);
     if (lb->port.clock != NULL) {
         plb_timers_update(&lb->timers, lb->port.clock);
-        plb_timers_run(&lb->timers);
+        plb__timers_run_some(&lb->timers, PLB__ENDS_PER_POLL);
     }
+    if ((wanted & PLB__WANT_READ) != 0)
+        plb__exchanges_go_on(lb);
     lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
     plb__mail_read(lb);
     if ((wanted & PLB__WANT_CHECK) != 0)
@@ -10428,6 +12739,21 @@ static void plb__check_resolve(plb_check *check, uint32_t every_ms)
     check->consecutive_success = plb__or(check->consecutive_success, 1);
     check->consecutive_failure = plb__or(check->consecutive_failure, 1);
     check->every_ms = plb__or(check->every_ms, every_ms);
+}
+
+/* Copies the name. */
+static plb_status plb__name_take(plb_balancer *lb, const char *name)
+{
+    size_t size = plb__name_size(name);
+    char *copy = NULL;
+    if (size > 0)
+        copy = (char *)plb__new(&lb->env.allocator, size);
+    lb->desc.name = copy;
+    if (size > 0 && copy == NULL)
+        return PLB_ERR_MEMORY;
+    if (size > 0)
+        memcpy(copy, name, size);
+    return PLB_OK;
 }
 
 /* Copies the checks. */
@@ -10605,6 +12931,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     lb->task.poll = plb__task_poll;
     lb->task.user = lb;
     lb->changes_end = &lb->changes;
+    lb->completions_end = &lb->completions;
     lb->update.status = PLB_AGAIN;
     plb__timer_init(&lb->update_timer, plb__update_due, lb);
     plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
@@ -10616,7 +12943,9 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     lb->epoch_ms = lb->timers.now_ms;
     plb__seed_readers(lb);
     lb->jitter = lb->seed;
-    status = plb__checks_take(lb, desc);
+    status = plb__name_take(lb, desc->name);
+    if (status == PLB_OK)
+        status = plb__checks_take(lb, desc);
     if (status == PLB_OK)
         status = plb__open_all(lb);
     if (status != PLB_OK) {
@@ -10638,7 +12967,7 @@ static void plb__cancel_all(plb_balancer *lb)
     plb__op *op;
     for (op = lb->running; op != NULL; op = op->next_running) {
         plb_token token = plb__op_token(op);
-        if (plb__op_claim(token) == NULL && !op->report.keep)
+        if (plb__op_claim(token) == NULL)
             continue; /* it has completed, and nobody will look at it */
         if (op == lb->discovery)
             discovery->cancel(lb->discovery_state, token);
@@ -10737,8 +13066,447 @@ PLB_API void plb_destroy(plb_balancer *lb)
         plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE);
     plb__delete(&allocator, lb->schedule, lb->schedule_capacity * sizeof *lb->schedule);
     plb__delete(&allocator, lb->checks, lb->check_count * sizeof *lb->checks);
+    plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name));
     plb__delete(&allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
     plb__delete(&allocator, lb, sizeof *lb);
+}
+
+/* ==== METRICS ========================================================================================================
+   Prometheus text, one metric after another; of each, one sample after another. */
+
+enum {
+    PLB__METRIC_COUNT,
+    PLB__METRIC_MICROSECONDS,
+    PLB__METRIC_SHARE,
+    PLB__METRIC_STATUS
+}; /* how values are written */
+
+/* Of what a metric has a sample: a balancer; a backend in a tier, for what depends on its weight; a backend; one of its
+   checks; one of its checks, once it has a result. */
+enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_CHECK, PLB__OF_RESULT };
+
+enum {
+    PLB__METRIC_BACKENDS,
+    PLB__METRIC_BACKENDS_READY,
+    PLB__METRIC_BACKENDS_HEALTHY,
+    PLB__METRIC_BACKENDS_EJECTED,
+    PLB__METRIC_UPDATES,
+    PLB__METRIC_UPDATE_FAILURES,
+    PLB__METRIC_CHANGES,
+    PLB__METRIC_UPDATE_STATUS,
+    PLB__METRIC_DISCOVERY,
+    PLB__METRIC_BUILD,
+    PLB__METRIC_PROBES,
+    PLB__METRIC_RETIRED,
+    PLB__METRIC_READY,
+    PLB__METRIC_WEIGHT,
+    PLB__METRIC_HEALTHY,
+    PLB__METRIC_ENABLED,
+    PLB__METRIC_EJECTED,
+    PLB__METRIC_ADVISED_OFF,
+    PLB__METRIC_SHARE_RATIO,
+    PLB__METRIC_IN_FLIGHT,
+    PLB__METRIC_FLIPS,
+    PLB__METRIC_PASSING,
+    PLB__METRIC_PASSED,
+    PLB__METRIC_FAILED,
+    PLB__METRIC_LAST_STATUS,
+    PLB__METRIC_LAST_CODE,
+    PLB__METRIC_LAST_LATENCY
+};
+
+typedef struct plb__metric {
+    uint8_t id, of, unit;
+    bool counter;
+    const char *name;   /* without plb_; the same as the row's before: another sample of that metric */
+    const char *result; /* a label's value, or NULL */
+    const char *help;
+} plb__metric;
+
+static const plb__metric plb__metric_rows[] = {
+    {PLB__METRIC_BACKENDS, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends", NULL, "Backends in the set."},
+    {PLB__METRIC_BACKENDS_READY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ready", NULL,
+     "Backends in the set that may be picked now."},
+    {PLB__METRIC_BACKENDS_HEALTHY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_healthy", NULL,
+     "Backends in the set whose checks all pass."},
+    {PLB__METRIC_BACKENDS_EJECTED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ejected", NULL,
+     "Backends in the set that are taken out for what requests met with."},
+    {PLB__METRIC_UPDATES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "updates_total", NULL,
+     "Answers of the discovery that were applied, those that changed nothing too."},
+    {PLB__METRIC_UPDATE_FAILURES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "update_failures_total", NULL,
+     "Discoveries that failed, and answers that were refused."},
+    {PLB__METRIC_CHANGES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "set_changes_total", NULL, "Sets published."},
+    {PLB__METRIC_UPDATE_STATUS, PLB__OF_BALANCER, PLB__METRIC_STATUS, false, "update_last_status", NULL,
+     "How the last update went, as a label."},
+    {PLB__METRIC_DISCOVERY, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "discovery_duration_seconds", NULL,
+     "How long the last discovery took to answer."},
+    {PLB__METRIC_BUILD, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "build_duration_seconds", NULL,
+     "How long the last answer took to compare, build and publish."},
+    {PLB__METRIC_PROBES, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "probes_in_flight", NULL, "Probes in flight."},
+    {PLB__METRIC_RETIRED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "retired_sets", NULL,
+     "Earlier sets that somebody still reads."},
+    {PLB__METRIC_READY, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_ready", NULL, "1: it may be picked now."},
+    {PLB__METRIC_WEIGHT, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_weight", NULL, "Its weight in its tier."},
+    {PLB__METRIC_HEALTHY, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_healthy", NULL,
+     "1: all of its checks pass."},
+    {PLB__METRIC_ENABLED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_enabled", NULL, "0: it is switched off."},
+    {PLB__METRIC_EJECTED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_ejected", NULL,
+     "1: it is taken out for what requests met with."},
+    {PLB__METRIC_ADVISED_OFF, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_advised_off", NULL,
+     "1: its agent wants no new requests."},
+    {PLB__METRIC_SHARE_RATIO, PLB__OF_BACKEND, PLB__METRIC_SHARE, false, "backend_share_ratio", NULL,
+     "How much of its weight counts, as it starts slowly or as its agent advises."},
+    {PLB__METRIC_IN_FLIGHT, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_requests_in_flight", NULL,
+     "Requests that began and have not ended."},
+    {PLB__METRIC_FLIPS, PLB__OF_BACKEND, PLB__METRIC_COUNT, true, "backend_flips_total", NULL,
+     "How often it became healthy or unhealthy."},
+    {PLB__METRIC_PASSING, PLB__OF_CHECK, PLB__METRIC_COUNT, false, "check_passing", NULL, "1: the check passes."},
+    {PLB__METRIC_PASSED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "passed",
+     "Probes by their result."},
+    {PLB__METRIC_FAILED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "failed", NULL},
+    {PLB__METRIC_LAST_STATUS, PLB__OF_CHECK, PLB__METRIC_STATUS, false, "check_last_status", NULL,
+     "How the last probe went, as a label."},
+    {PLB__METRIC_LAST_CODE, PLB__OF_RESULT, PLB__METRIC_COUNT, false, "check_last_code", NULL,
+     "The protocol's own number for the last probe's result (HTTP status, ...); 0: none."},
+    {PLB__METRIC_LAST_LATENCY, PLB__OF_RESULT, PLB__METRIC_MICROSECONDS, false, "check_last_duration_seconds", NULL,
+     "How long the last probe took."},
+};
+
+#define PLB__METRIC_ROWS (sizeof plb__metric_rows / sizeof *plb__metric_rows)
+
+/* One sample: whose it is. */
+typedef struct plb__sample {
+    const plb_balancer *lb;
+    plb_backend_info info;
+    uint32_t check;
+    plb_probe_info probe;
+} plb__sample;
+
+/* The text, and what stands before the next label. */
+typedef struct plb__metrics {
+    plb__text text;
+    char before;
+} plb__metrics;
+
+/* The set's backends that are as a metric says. */
+static uint32_t plb__metric_backends(const plb_balancer *lb, uint32_t id)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    uint32_t t, i, backends = 0;
+    for (t = 0; set != NULL && t < set->tier_count; t++) {
+        const plb_view *view = &set->tiers[t].view;
+        for (i = 0; i < view->count; i++) {
+            uint32_t flags = PLB__LOAD(&view->slots[i]->flags);
+            bool is_ready = id == PLB__METRIC_BACKENDS_READY && plb__view_ready(view, i);
+            bool is_healthy = id == PLB__METRIC_BACKENDS_HEALTHY && (flags & PLB__UNHEALTHY) == 0;
+            bool is_ejected = id == PLB__METRIC_BACKENDS_EJECTED && (flags & PLB__EJECTED) != 0;
+            backends += is_ready || is_healthy || is_ejected;
+        }
+    }
+    return backends;
+}
+
+static uint64_t plb__metric_of_balancer(const plb_balancer *lb, uint32_t id)
+{
+    switch (id) {
+    case PLB__METRIC_BACKENDS:
+        return lb->update.backends;
+    case PLB__METRIC_UPDATES:
+        return lb->update.updates;
+    case PLB__METRIC_UPDATE_FAILURES:
+        return lb->update.failures;
+    case PLB__METRIC_CHANGES:
+        return lb->update.changes;
+    case PLB__METRIC_UPDATE_STATUS:
+        return (uint64_t)lb->update.status;
+    case PLB__METRIC_DISCOVERY:
+        return lb->update.discovery_us;
+    case PLB__METRIC_BUILD:
+        return lb->update.build_us;
+    case PLB__METRIC_PROBES:
+        return lb->probes;
+    case PLB__METRIC_RETIRED:
+        return (lb->retired[0] != NULL ? 1u : 0u) + (lb->retired[1] != NULL ? 1u : 0u);
+    default:
+        return plb__metric_backends(lb, id);
+    }
+}
+
+static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id)
+{
+    switch (id) {
+    case PLB__METRIC_READY:
+        return info->ready;
+    case PLB__METRIC_WEIGHT:
+        return info->backend.weight;
+    case PLB__METRIC_HEALTHY:
+        return info->healthy;
+    case PLB__METRIC_ENABLED:
+        return info->enabled;
+    case PLB__METRIC_EJECTED:
+        return info->ejected;
+    case PLB__METRIC_ADVISED_OFF:
+        return info->advised_off;
+    case PLB__METRIC_SHARE_RATIO:
+        return info->share;
+    case PLB__METRIC_IN_FLIGHT:
+        return info->in_flight;
+    default:
+        return info->flips;
+    }
+}
+
+static uint64_t plb__metric_of_check(const plb_probe_info *probe, uint32_t id)
+{
+    switch (id) {
+    case PLB__METRIC_PASSING:
+        return probe->passing;
+    case PLB__METRIC_PASSED:
+        return probe->passed;
+    case PLB__METRIC_FAILED:
+        return probe->failed;
+    case PLB__METRIC_LAST_STATUS:
+        return (uint64_t)probe->status;
+    case PLB__METRIC_LAST_CODE:
+        return probe->code;
+    default:
+        return probe->latency_us;
+    }
+}
+
+static uint64_t plb__metric_get(const plb__metric *m, const plb__sample *sample)
+{
+    if (m->of == PLB__OF_BALANCER)
+        return plb__metric_of_balancer(sample->lb, m->id);
+    if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
+        return plb__metric_of_backend(&sample->info, m->id);
+    return plb__metric_of_check(&sample->probe, m->id);
+}
+
+/* A status as a label's value. */
+static const char *plb__metric_status(uint64_t status)
+{
+    static const char *const names[PLB_STATUS_COUNT] = {
+        "ok",        "pending", "end",         "argument",  "address",   "weight",   "points",
+        "memory",    "limit",   "unsupported", "empty",     "not_ready", "refused",  "unreachable",
+        "reset",     "timeout", "name",        "in_use",    "access",    "protocol", "answer",
+        "truncated", "tls",     "certificate", "cancelled", "io"};
+    return status < PLB_STATUS_COUNT ? names[status] : "unknown";
+}
+
+/* Bytes of the UTF-8 sequence of two bytes or more that begins here; 0: there is none (RFC 3629 section 4). */
+static size_t plb__utf8_length(const char *bytes, size_t size)
+{
+    static const uint32_t least[] = {0x80, 0x800, 0x10000};
+    uint32_t lead = (uint8_t)bytes[0], more = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : 1, i, code;
+    if (lead < 0xc2 || lead > 0xf4 || more >= size)
+        return 0;
+    code = lead & (0x3fu >> more);
+    for (i = 1; i <= more; i++) {
+        if (((uint8_t)bytes[i] & 0xc0) != 0x80)
+            return 0;
+        code = code << 6 | ((uint8_t)bytes[i] & 0x3fu);
+    }
+    return code < least[more - 1] || code > 0x10ffff || (code >= 0xd800 && code <= 0xdfff) ? 0 : more + 1;
+}
+
+/* Puts what stands for a byte in a label's value. */
+static void plb__metric_put_byte(plb__text *text, uint8_t byte)
+{
+    if (byte == '\n') {
+        plb__put(text, "\\n");
+    } else if (byte == '"' || byte == '\\') {
+        plb__put_char(text, '\\');
+        plb__put_char(text, (char)byte);
+    } else if (byte < 0x20 || byte >= 0x7f) {
+        plb__put(text, byte < 0x10 ? "\\\\x0" : "\\\\x");
+        plb__put_number(text, byte, 16);
+    } else {
+        plb__put_char(text, (char)byte);
+    }
+}
+
+static void plb__metric_label(plb__metrics *out, const char *name, const char *value, size_t size)
+{
+    size_t i = 0;
+    plb__put_char(&out->text, out->before);
+    out->before = ',';
+    plb__put(&out->text, name);
+    plb__put(&out->text, "=\"");
+    while (i < size) {
+        size_t length = (uint8_t)value[i] >= 0x80 ? plb__utf8_length(value + i, size - i) : 0;
+        if (length == 0)
+            plb__metric_put_byte(&out->text, (uint8_t)value[i++]);
+        for (; length > 0; length--)
+            plb__put_char(&out->text, value[i++]);
+    }
+    plb__put_char(&out->text, '"');
+}
+
+static void plb__metric_text_label(plb__metrics *out, const char *name, const char *value)
+{
+    if (value != NULL)
+        plb__metric_label(out, name, value, strlen(value));
+}
+
+static void plb__metric_number_label(plb__metrics *out, const char *name, uint64_t number)
+{
+    char digits[24];
+    plb__text text = plb__text_in(digits, sizeof digits);
+    plb__put_number(&text, number, 10);
+    plb__metric_label(out, name, digits, text.length);
+}
+
+static void plb__metric_backend_labels(plb__metrics *out, const plb__metric *m, const plb_backend *backend)
+{
+    char addr[PLB_ADDR_TEXT_MAX];
+    size_t length = plb_addr_format(&backend->addr, addr, sizeof addr);
+    plb__metric_label(out, "address", addr, length);
+    if (backend->id != 0)
+        plb__metric_number_label(out, "id", backend->id);
+    plb__metric_text_label(out, "name", backend->name);
+    if (m->of == PLB__OF_MEMBER)
+        plb__metric_number_label(out, "priority", backend->priority);
+}
+
+/* A number of 10^digits parts, as a decimal fraction. */
+static void plb__put_fraction(plb__text *text, uint64_t parts, uint32_t digits)
+{
+    uint64_t unit = 1, left;
+    uint32_t i;
+    for (i = 0; i < digits; i++)
+        unit *= 10;
+    plb__put_number(text, parts / unit, 10);
+    plb__put_char(text, '.');
+    for (left = parts % unit; (unit /= 10) > 0; left %= unit)
+        plb__put_number(text, left / unit, 10);
+}
+
+static void plb__metric_value(plb__metrics *out, const plb__metric *m, uint64_t value)
+{
+    if (m->unit == PLB__METRIC_STATUS) {
+        plb__metric_text_label(out, "status", plb__metric_status(value));
+        value = 1;
+    }
+    if (out->before == ',')
+        plb__put_char(&out->text, '}');
+    plb__put_char(&out->text, ' ');
+    if (m->unit == PLB__METRIC_MICROSECONDS)
+        plb__put_fraction(&out->text, value, 6);
+    else if (m->unit == PLB__METRIC_SHARE)
+        plb__put_fraction(&out->text, (value * 1000 + PLB__SHARE_ALL / 2) / PLB__SHARE_ALL, 3);
+    else
+        plb__put_number(&out->text, value, 10);
+    plb__put_char(&out->text, '\n');
+}
+
+static void plb__metric_sample(plb__metrics *out, const plb__metric *m, const plb__sample *sample)
+{
+    plb__put(&out->text, "plb_");
+    plb__put(&out->text, m->name);
+    out->before = '{';
+    plb__metric_text_label(out, "balancer", sample->lb->desc.name);
+    if (m->of != PLB__OF_BALANCER)
+        plb__metric_backend_labels(out, m, &sample->info.backend);
+    if (m->of == PLB__OF_CHECK || m->of == PLB__OF_RESULT) {
+        plb__metric_number_label(out, "check", sample->check);
+        plb__metric_text_label(out, "kind", sample->lb->checks[sample->check].what.ops->name);
+    }
+    plb__metric_text_label(out, "result", m->result);
+    plb__metric_value(out, m, plb__metric_get(m, sample));
+}
+
+static void plb__metric_checks(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
+{
+    for (sample->check = 0; sample->check < sample->lb->check_count; sample->check++) {
+        const plb__vital *vital = &plb__slot_vitals(slot)[sample->check];
+        if (vital->absent || (m->of == PLB__OF_RESULT && vital->status == PLB_AGAIN))
+            continue;
+        plb__probe_fill(slot, vital, sample->check, &sample->probe);
+        plb__metric_sample(out, m, sample);
+    }
+}
+
+/* What differs only in weight stands side by side in a tier, and is one backend there: ready if one of them is. */
+static void plb__metric_merge(const plb__tier *tier, uint32_t first, plb_backend_info *info)
+{
+    const plb_view *view = &tier->view;
+    uint32_t i;
+    for (i = first + 1; i < view->count && view->slots[i] == view->slots[first]; i++) {
+        info->backend.weight += view->weights[i];
+        info->ready = info->ready || plb__view_ready(view, i);
+    }
+}
+
+/* An address may stand in several tiers, and in each several times: no two samples may have the same labels. */
+static void plb__metric_tier(plb__metrics *out, const plb__metric *m, plb__sample *sample, const plb__tier *tier)
+{
+    const plb_view *view = &tier->view;
+    uint32_t i;
+    for (i = 0; i < view->count; i++) {
+        plb__slot *slot = view->slots[i];
+        bool skip = m->of == PLB__OF_MEMBER ? i > 0 && view->slots[i - 1] == slot
+                                            : PLB__LOAD_RELAXED(&slot->index) != tier->start + i;
+        if (skip)
+            continue;
+        plb__fill_info(tier, i, &sample->info);
+        plb__metric_merge(tier, i, &sample->info);
+        if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
+            plb__metric_sample(out, m, sample);
+        else
+            plb__metric_checks(out, m, sample, slot);
+    }
+}
+
+/* One row of the table, for one balancer. */
+static void plb__metric_row(plb__metrics *out, const plb__metric *m, const plb_balancer *lb)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    plb__sample sample;
+    uint32_t t;
+    sample.lb = lb;
+    if (m->of == PLB__OF_BALANCER) {
+        plb__metric_sample(out, m, &sample);
+        return;
+    }
+    for (t = 0; set != NULL && t < set->tier_count; t++)
+        plb__metric_tier(out, m, &sample, &set->tiers[t]);
+}
+
+static void plb__metric_head(plb__metrics *out, const plb__metric *m)
+{
+    plb__put(&out->text, "# HELP plb_");
+    plb__put(&out->text, m->name);
+    plb__put_char(&out->text, ' ');
+    plb__put(&out->text, m->help);
+    plb__put(&out->text, "\n# TYPE plb_");
+    plb__put(&out->text, m->name);
+    plb__put(&out->text, m->counter ? " counter\n" : " gauge\n");
+}
+
+PLB_API size_t plb_metrics_of(plb_balancer *const *balancers, size_t count, char *text, size_t capacity)
+{
+    plb__metrics out;
+    size_t row, i;
+    out.text = plb__text_in(text, capacity);
+    for (row = 0; row < PLB__METRIC_ROWS; row++) {
+        const plb__metric *m = &plb__metric_rows[row];
+        if (m->help != NULL)
+            plb__metric_head(&out, m);
+        for (i = 0; i < count; i++)
+            plb__metric_row(&out, m, balancers[i]);
+    }
+    if (out.text.length >= capacity && capacity > 0) {
+        for (i = capacity - 1; i > 0 && text[i - 1] != '\n'; i--)
+            ;
+        text[i] = '\0';
+    }
+    return out.text.length;
+}
+
+PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity)
+{
+    return plb_metrics_of(&lb, 1, text, capacity);
 }
 
 /* ==== HTTP/1 =========================================================================================================
@@ -11222,6 +13990,1629 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
     }
     *used = at;
     return status;
+}
+
+/* ==== HPACK ==========================================================================================================
+   Tables, strings, integers; one byte after another. */
+
+typedef struct plb__hpack_entry {
+    const char *name, *value;
+} plb__hpack_entry;
+
+enum { PLB__HPACK_STATIC = 61, PLB__HPACK_OVERHEAD = 32, PLB__HPACK_DEFAULT_TABLE = 4096 };
+
+/* RFC 7541 appendix A; the index of the first one is 1. */
+static const plb__hpack_entry plb__hpack_static[PLB__HPACK_STATIC] = {{":authority", ""},
+                                                                      {":method", "GET"},
+                                                                      {":method", "POST"},
+                                                                      {":path", "/"},
+                                                                      {":path", "/index.html"},
+                                                                      {":scheme", "http"},
+                                                                      {":scheme", "https"},
+                                                                      {":status", "200"},
+                                                                      {":status", "204"},
+                                                                      {":status", "206"},
+                                                                      {":status", "304"},
+                                                                      {":status", "400"},
+                                                                      {":status", "404"},
+                                                                      {":status", "500"},
+                                                                      {"accept-charset", ""},
+                                                                      {"accept-encoding", "gzip, deflate"},
+                                                                      {"accept-language", ""},
+                                                                      {"accept-ranges", ""},
+                                                                      {"accept", ""},
+                                                                      {"access-control-allow-origin", ""},
+                                                                      {"age", ""},
+                                                                      {"allow", ""},
+                                                                      {"authorization", ""},
+                                                                      {"cache-control", ""},
+                                                                      {"content-disposition", ""},
+                                                                      {"content-encoding", ""},
+                                                                      {"content-language", ""},
+                                                                      {"content-length", ""},
+                                                                      {"content-location", ""},
+                                                                      {"content-range", ""},
+                                                                      {"content-type", ""},
+                                                                      {"cookie", ""},
+                                                                      {"date", ""},
+                                                                      {"etag", ""},
+                                                                      {"expect", ""},
+                                                                      {"expires", ""},
+                                                                      {"from", ""},
+                                                                      {"host", ""},
+                                                                      {"if-match", ""},
+                                                                      {"if-modified-since", ""},
+                                                                      {"if-none-match", ""},
+                                                                      {"if-range", ""},
+                                                                      {"if-unmodified-since", ""},
+                                                                      {"last-modified", ""},
+                                                                      {"link", ""},
+                                                                      {"location", ""},
+                                                                      {"max-forwards", ""},
+                                                                      {"proxy-authenticate", ""},
+                                                                      {"proxy-authorization", ""},
+                                                                      {"range", ""},
+                                                                      {"referer", ""},
+                                                                      {"refresh", ""},
+                                                                      {"retry-after", ""},
+                                                                      {"server", ""},
+                                                                      {"set-cookie", ""},
+                                                                      {"strict-transport-security", ""},
+                                                                      {"transfer-encoding", ""},
+                                                                      {"user-agent", ""},
+                                                                      {"vary", ""},
+                                                                      {"via", ""},
+                                                                      {"www-authenticate", ""}};
+
+/* RFC 7541 appendix B is a canonical code: how many codes there are of each length, and their symbols in order, are all
+   there is to it. The last of 30 bits is EOS, which never stands in a string. */
+static const uint8_t plb__huffman_counts[31] = {0, 0, 0, 0, 0, 10, 26, 32, 6,  0, 5,  3,  2,  6, 2, 3,
+                                                0, 0, 0, 3, 8, 13, 26, 29, 12, 4, 15, 19, 29, 0, 4};
+static const uint8_t plb__huffman_symbols[256] = {
+    48,  49,  50,  97,  99,  101, 105, 111, 115, 116, 32,  37,  45,  46,  47,  51,  52,  53,  54,  55,  56,  57,
+    61,  65,  95,  98,  100, 102, 103, 104, 108, 109, 110, 112, 114, 117, 58,  66,  67,  68,  69,  70,  71,  72,
+    73,  74,  75,  76,  77,  78,  79,  80,  81,  82,  83,  84,  85,  86,  87,  89,  106, 107, 113, 118, 119, 120,
+    121, 122, 38,  42,  44,  59,  88,  90,  33,  34,  40,  41,  63,  39,  43,  124, 35,  62,  0,   36,  64,  91,
+    93,  126, 94,  125, 60,  96,  123, 92,  195, 208, 128, 130, 131, 162, 184, 194, 224, 226, 153, 161, 167, 172,
+    176, 177, 179, 209, 216, 217, 227, 229, 230, 129, 132, 133, 134, 136, 146, 154, 156, 160, 163, 164, 169, 170,
+    173, 178, 181, 185, 186, 187, 189, 190, 196, 198, 228, 232, 233, 1,   135, 137, 138, 139, 140, 141, 143, 147,
+    149, 150, 151, 152, 155, 157, 158, 165, 166, 168, 174, 175, 180, 182, 183, 188, 191, 197, 231, 239, 9,   142,
+    144, 145, 148, 159, 171, 206, 215, 225, 236, 237, 199, 207, 234, 235, 192, 193, 200, 201, 202, 205, 210, 213,
+    218, 219, 238, 240, 242, 243, 255, 203, 204, 211, 212, 214, 221, 222, 223, 241, 244, 245, 246, 247, 248, 250,
+    251, 252, 253, 254, 2,   3,   4,   5,   6,   7,   8,   11,  12,  14,  15,  16,  17,  18,  19,  20,  21,  23,
+    24,  25,  26,  27,  28,  29,  30,  31,  127, 220, 249, 10,  13,  22};
+
+enum { /* the kinds of RFC 7541 section 6 */
+       PLB__HPACK_INDEXED,
+       PLB__HPACK_LITERAL,
+       PLB__HPACK_LITERAL_INDEXING,
+       PLB__HPACK_TABLE_SIZE
+};
+
+enum {
+    PLB__HPACK_FIRST = 0, /* a field's first byte, and its integer */
+    PLB__HPACK_NAME_LENGTH,
+    PLB__HPACK_NAME,
+    PLB__HPACK_VALUE_LENGTH,
+    PLB__HPACK_VALUE
+};
+
+static uint32_t plb__min32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+PLB_API plb_status plb_hpack_open(plb_hpack *hpack, void *memory, size_t size)
+{
+    memset(hpack, 0, sizeof *hpack);
+    if (memory == NULL || size < 64)
+        return PLB_ERR_ARGUMENT;
+    if (size > 2 * 65535)
+        size = 2 * 65535;
+    hpack->table = (char *)memory;
+    hpack->table_size = (uint32_t)(size / 2);
+    hpack->room = hpack->table + hpack->table_size;
+    hpack->room_size = (uint32_t)size - hpack->table_size;
+    hpack->peer_size = PLB__HPACK_DEFAULT_TABLE;
+    hpack->peer_limit = hpack->peer_size;
+    if (hpack->peer_limit < hpack->table_size)
+        hpack->peer_limit = hpack->table_size;
+    hpack->at_start = true;
+    return PLB_OK;
+}
+
+PLB_API void plb_hpack_acknowledged(plb_hpack *hpack)
+{
+    hpack->peer_limit = hpack->table_size;
+}
+
+/* ---- the dynamic table: entries from the oldest to the newest, each two lengths of 2 bytes, name, value. RFC 7541
+   counts 28 bytes more than that for an entry, so a table of a size always has the room for it. ---- */
+
+static uint32_t plb__hpack_read_length(const char *at)
+{
+    return (uint32_t)(unsigned char)at[0] << 8 | (unsigned char)at[1];
+}
+
+static void plb__hpack_write_length(char *at, uint32_t length)
+{
+    at[0] = (char)(unsigned char)(length >> 8);
+    at[1] = (char)(unsigned char)(length & 0xff);
+}
+
+static uint32_t plb__hpack_entry_stored(const char *at)
+{
+    return 4 + plb__hpack_read_length(at) + plb__hpack_read_length(at + 2);
+}
+
+/* What the peer's table has and the memory has room for. */
+static uint32_t plb__hpack_capacity(const plb_hpack *hpack)
+{
+    return plb__min32(hpack->peer_size, hpack->table_size);
+}
+
+static void plb__hpack_evict(plb_hpack *hpack, uint32_t capacity)
+{
+    while (hpack->counted > capacity) {
+        uint32_t stored = plb__hpack_entry_stored(hpack->table);
+        hpack->stored -= stored;
+        hpack->counted -= stored - 4 + PLB__HPACK_OVERHEAD;
+        hpack->entries--;
+        memmove(hpack->table, hpack->table + stored, hpack->stored);
+    }
+}
+
+/* RFC 7541 section 4.4: a field larger than the table empties it, which is no fault. Only such a field can be cut, as
+   the room is no smaller than the table. */
+static void plb__hpack_insert(plb_hpack *hpack)
+{
+    uint32_t capacity = plb__hpack_capacity(hpack), text = hpack->name_size + hpack->value_size;
+    uint32_t counted = text + PLB__HPACK_OVERHEAD;
+    char *entry;
+    if (counted > capacity) {
+        plb__hpack_evict(hpack, 0);
+        return;
+    }
+    plb__hpack_evict(hpack, capacity - counted);
+    entry = hpack->table + hpack->stored;
+    plb__hpack_write_length(entry, hpack->name_size);
+    plb__hpack_write_length(entry + 2, hpack->value_size);
+    memcpy(entry + 4, hpack->room, text);
+    hpack->stored += 4 + text;
+    hpack->counted += counted;
+    hpack->entries++;
+}
+
+static plb_text plb__text_of(const char *string)
+{
+    plb_text text;
+    text.data = string;
+    text.size = strlen(string);
+    return text;
+}
+
+/* RFC 7541 section 2.3.3: from 1 on the static table, then the dynamic one from its newest entry back. */
+static bool plb__hpack_find(const plb_hpack *hpack, uint32_t index, plb_text *name, plb_text *value)
+{
+    const char *at = hpack->table;
+    uint32_t older;
+    if (index == 0 || index > PLB__HPACK_STATIC + hpack->entries)
+        return false;
+    if (index <= PLB__HPACK_STATIC) {
+        *name = plb__text_of(plb__hpack_static[index - 1].name);
+        *value = plb__text_of(plb__hpack_static[index - 1].value);
+        return true;
+    }
+    for (older = hpack->entries - (index - PLB__HPACK_STATIC); older > 0; older--)
+        at += plb__hpack_entry_stored(at);
+    name->data = at + 4;
+    name->size = plb__hpack_read_length(at);
+    value->data = name->data + name->size;
+    value->size = plb__hpack_read_length(at + 2);
+    return true;
+}
+
+/* ---- strings ---- */
+
+/* One more byte of the name or value that is being read. */
+static void plb__hpack_keep(plb_hpack *hpack, char c)
+{
+    bool is_value = hpack->state == PLB__HPACK_VALUE;
+    uint32_t at = is_value ? plb__min32(hpack->name_size, hpack->room_size) + hpack->value_size : hpack->name_size;
+    if (at < hpack->room_size)
+        hpack->room[at] = c;
+    if (is_value)
+        hpack->value_size++;
+    else
+        hpack->name_size++;
+}
+
+/* One bit. huffman_code counts from the first code of its length that is no shorter code's beginning; huffman_at is the
+   number of symbols with shorter codes. */
+static plb_status plb__huffman_bit(plb_hpack *hpack, uint32_t bit)
+{
+    uint32_t count;
+    hpack->huffman_bits++;
+    hpack->huffman_ones = hpack->huffman_ones && bit == 1;
+    hpack->huffman_code = hpack->huffman_code << 1 | bit;
+    count = plb__huffman_counts[hpack->huffman_bits];
+    if (hpack->huffman_code >= count) {
+        hpack->huffman_code -= count;
+        hpack->huffman_at += count;
+        return PLB_OK;
+    }
+    count = hpack->huffman_at + hpack->huffman_code;
+    if (count == sizeof plb__huffman_symbols) /* EOS */
+        return PLB_ERR_PROTOCOL;
+    plb__hpack_keep(hpack, (char)plb__huffman_symbols[count]);
+    hpack->huffman_code = hpack->huffman_at = hpack->huffman_bits = 0;
+    hpack->huffman_ones = true;
+    return PLB_OK;
+}
+
+static plb_status plb__hpack_string_byte(plb_hpack *hpack, uint8_t byte)
+{
+    plb_status status = PLB_OK;
+    uint32_t bit;
+    hpack->left--;
+    if (!hpack->huffman)
+        plb__hpack_keep(hpack, (char)byte);
+    else
+        for (bit = 8; bit-- > 0 && status == PLB_OK;)
+            status = plb__huffman_bit(hpack, (uint32_t)byte >> bit & 1);
+    return status;
+}
+
+static void plb__hpack_begin_string(plb_hpack *hpack)
+{
+    hpack->left = hpack->integer;
+    hpack->huffman_code = hpack->huffman_at = hpack->huffman_bits = 0;
+    hpack->huffman_ones = true;
+    hpack->state++; /* from its length to its bytes */
+}
+
+/* ---- fields ---- */
+
+/* RFC 7541 section 5.1, one byte of it; `mask` has the bits of the prefix. PLB_OK: hpack->integer is whole. Four bytes
+   after the first are more than any length or index here can need. */
+static plb_status plb__hpack_integer(plb_hpack *hpack, uint8_t byte, uint8_t mask)
+{
+    if (hpack->continued == 0) {
+        hpack->integer = (uint32_t)(byte & mask);
+        hpack->continued = hpack->integer == mask;
+        return hpack->continued ? PLB_AGAIN : PLB_OK;
+    }
+    hpack->integer += (uint32_t)(byte & 0x7f) << 7 * (hpack->continued - 1);
+    if ((byte & 0x80) != 0)
+        return hpack->continued++ == 4 ? PLB_ERR_PROTOCOL : PLB_AGAIN;
+    hpack->continued = 0;
+    return PLB_OK;
+}
+
+static void plb__hpack_classify(plb_hpack *hpack, uint8_t byte)
+{
+    if ((byte & 0x80) != 0)
+        hpack->kind = PLB__HPACK_INDEXED;
+    else if ((byte & 0x40) != 0)
+        hpack->kind = PLB__HPACK_LITERAL_INDEXING;
+    else if ((byte & 0x20) != 0)
+        hpack->kind = PLB__HPACK_TABLE_SIZE;
+    else
+        hpack->kind = PLB__HPACK_LITERAL; /* without indexing, or never indexed: the same to a reader */
+}
+
+/* RFC 7541 section 6.3. */
+static plb_status plb__hpack_resize(plb_hpack *hpack)
+{
+    if (!hpack->at_start || hpack->integer > hpack->peer_limit)
+        return PLB_ERR_PROTOCOL;
+    hpack->peer_size = hpack->integer;
+    plb__hpack_evict(hpack, plb__hpack_capacity(hpack));
+    return PLB_AGAIN;
+}
+
+static plb_status plb__hpack_begin_literal(plb_hpack *hpack)
+{
+    plb_text name, value;
+    size_t i;
+    hpack->name_size = hpack->value_size = 0;
+    hpack->state = PLB__HPACK_NAME_LENGTH;
+    if (hpack->integer == 0)
+        return PLB_AGAIN;
+    if (!plb__hpack_find(hpack, hpack->integer, &name, &value))
+        return PLB_ERR_PROTOCOL;
+    for (i = 0; i < name.size; i++) /* it may leave the table for this very field */
+        plb__hpack_keep(hpack, name.data[i]);
+    hpack->state = PLB__HPACK_VALUE_LENGTH;
+    return PLB_AGAIN;
+}
+
+/* A byte of what a field begins with. */
+static plb_status plb__hpack_first(plb_hpack *hpack, uint8_t byte, plb_hpack_field *field)
+{
+    static const uint8_t masks[] = {0x7f, 0x0f, 0x3f, 0x1f};
+    plb_status status;
+    if (hpack->continued == 0)
+        plb__hpack_classify(hpack, byte);
+    status = plb__hpack_integer(hpack, byte, masks[hpack->kind]);
+    if (status != PLB_OK)
+        return status;
+    if (hpack->kind == PLB__HPACK_TABLE_SIZE)
+        return plb__hpack_resize(hpack);
+    if (hpack->peer_size > hpack->peer_limit) /* RFC 9113 section 4.3.1: it had to make its table smaller first */
+        return PLB_ERR_PROTOCOL;
+    hpack->at_start = false;
+    if (hpack->kind != PLB__HPACK_INDEXED)
+        return plb__hpack_begin_literal(hpack);
+    if (!plb__hpack_find(hpack, hpack->integer, &field->name, &field->value))
+        return PLB_ERR_PROTOCOL;
+    field->size = field->name.size + field->value.size + PLB__HPACK_OVERHEAD;
+    field->cut = false;
+    return PLB_OK;
+}
+
+/* A string is whole: a name is followed by a value, and that ends the field. */
+static plb_status plb__hpack_end_string(plb_hpack *hpack, plb_hpack_field *field)
+{
+    /* RFC 7541 section 5.2: padding is less than a byte, all ones. */
+    if (hpack->huffman && (hpack->huffman_bits > 7 || !hpack->huffman_ones))
+        return PLB_ERR_PROTOCOL;
+    if (hpack->state == PLB__HPACK_NAME) {
+        hpack->state = PLB__HPACK_VALUE_LENGTH;
+        return PLB_AGAIN;
+    }
+    hpack->state = PLB__HPACK_FIRST;
+    if (hpack->kind == PLB__HPACK_LITERAL_INDEXING)
+        plb__hpack_insert(hpack);
+    field->name.data = hpack->room;
+    field->name.size = plb__min32(hpack->name_size, hpack->room_size);
+    field->value.data = hpack->room + field->name.size;
+    field->value.size = plb__min32(hpack->value_size, hpack->room_size - (uint32_t)field->name.size);
+    field->size = (size_t)hpack->name_size + hpack->value_size + PLB__HPACK_OVERHEAD;
+    field->cut = hpack->name_size + hpack->value_size > hpack->room_size;
+    return PLB_OK;
+}
+
+/* PLB_OK: with this byte a field is whole. PLB_AGAIN: it is not. */
+static plb_status plb__hpack_byte(plb_hpack *hpack, uint8_t byte, plb_hpack_field *field)
+{
+    plb_status status;
+    if (hpack->state == PLB__HPACK_FIRST)
+        return plb__hpack_first(hpack, byte, field);
+    if (hpack->state == PLB__HPACK_NAME || hpack->state == PLB__HPACK_VALUE) {
+        status = plb__hpack_string_byte(hpack, byte);
+    } else {
+        if (hpack->continued == 0)
+            hpack->huffman = (byte & 0x80) != 0;
+        status = plb__hpack_integer(hpack, byte, 0x7f);
+        if (status == PLB_OK)
+            plb__hpack_begin_string(hpack);
+    }
+    if (status != PLB_OK)
+        return status;
+    return hpack->left > 0 ? PLB_AGAIN : plb__hpack_end_string(hpack, field);
+}
+
+PLB_API plb_status plb_hpack_next(plb_hpack *hpack, const char *bytes, size_t size, size_t *used,
+                                  plb_hpack_field *field)
+{
+    plb_status status = PLB_AGAIN;
+    size_t at = 0;
+    memset(field, 0, sizeof *field);
+    while (status == PLB_AGAIN && at < size)
+        status = plb__hpack_byte(hpack, (uint8_t)bytes[at++], field);
+    *used = at;
+    return status;
+}
+
+PLB_API plb_status plb_hpack_end(plb_hpack *hpack)
+{
+    hpack->at_start = true;
+    return hpack->state == PLB__HPACK_FIRST && hpack->continued == 0 ? PLB_OK : PLB_ERR_PROTOCOL;
+}
+
+/* ---- writing ---- */
+
+/* Bytes that go to a buffer while it has room; `size` goes on counting. */
+typedef struct plb__bytes {
+    char *out;
+    size_t capacity, size;
+} plb__bytes;
+
+static void plb__put_byte(plb__bytes *to, uint32_t byte)
+{
+    if (to->size < to->capacity)
+        to->out[to->size] = (char)(unsigned char)(byte & 0xff);
+    to->size++;
+}
+
+static void plb__put_text(plb__bytes *to, plb_text text)
+{
+    size_t i;
+    for (i = 0; i < text.size; i++)
+        plb__put_byte(to, (unsigned char)text.data[i]);
+}
+
+static void plb__hpack_put_integer(plb__bytes *to, uint32_t pattern, uint32_t mask, size_t integer)
+{
+    if (integer < mask) {
+        plb__put_byte(to, pattern | (uint32_t)integer);
+        return;
+    }
+    plb__put_byte(to, pattern | mask);
+    for (integer -= mask; integer >= 0x80; integer >>= 7)
+        plb__put_byte(to, (uint32_t)(integer & 0x7f) | 0x80);
+    plb__put_byte(to, (uint32_t)integer);
+}
+
+static void plb__hpack_put_string(plb__bytes *to, plb_text text)
+{
+    plb__hpack_put_integer(to, 0, 0x7f, text.size);
+    plb__put_text(to, text);
+}
+
+static bool plb__text_equals(plb_text text, const char *string)
+{
+    return text.size == strlen(string) && (text.size == 0 || memcmp(text.data, string, text.size) == 0);
+}
+
+PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value)
+{
+    plb__bytes to;
+    uint32_t i, named = 0;
+    to.out = out;
+    to.capacity = capacity;
+    to.size = 0;
+    for (i = 0; i < PLB__HPACK_STATIC; i++) {
+        if (!plb__text_equals(name, plb__hpack_static[i].name))
+            continue;
+        if (plb__text_equals(value, plb__hpack_static[i].value)) {
+            plb__hpack_put_integer(&to, 0x80, 0x7f, i + 1);
+            return to.size;
+        }
+        if (named == 0)
+            named = i + 1;
+    }
+    plb__hpack_put_integer(&to, 0, 0x0f, named);
+    if (named == 0)
+        plb__hpack_put_string(&to, name);
+    plb__hpack_put_string(&to, value);
+    return to.size;
+}
+
+/* ==== HTTP/2 =========================================================================================================
+   Frames, streams, windows. A fault of the connection goes through plb__http2_fail, one of the stream through
+   plb__http2_reset. */
+
+enum { /* RFC 9113 section 6 */
+       PLB__FRAME_DATA = 0,
+       PLB__FRAME_HEADERS,
+       PLB__FRAME_PRIORITY,
+       PLB__FRAME_RST_STREAM,
+       PLB__FRAME_SETTINGS,
+       PLB__FRAME_PUSH_PROMISE,
+       PLB__FRAME_PING,
+       PLB__FRAME_GOAWAY,
+       PLB__FRAME_WINDOW_UPDATE,
+       PLB__FRAME_CONTINUATION,
+       PLB__FRAME_UNKNOWN /* this one and all above: skipped */
+};
+
+enum {
+    PLB__FLAG_ACK = 0x1,
+    PLB__FLAG_END_STREAM = 0x1,
+    PLB__FLAG_END_HEADERS = 0x4,
+    PLB__FLAG_PADDED = 0x8,
+    PLB__FLAG_PRIORITY = 0x20
+};
+
+enum { /* RFC 9113 section 6.5.2 */
+       PLB__SETTING_HEADER_TABLE_SIZE = 1,
+       PLB__SETTING_ENABLE_PUSH,
+       PLB__SETTING_MAX_CONCURRENT_STREAMS,
+       PLB__SETTING_INITIAL_WINDOW_SIZE,
+       PLB__SETTING_MAX_FRAME_SIZE,
+       PLB__SETTING_MAX_HEADER_LIST_SIZE
+};
+
+enum { /* where in a frame the next byte stands */
+       PLB__PHASE_FRAME = 0,
+       PLB__PHASE_PADDING_LENGTH,
+       PLB__PHASE_PRIORITY,
+       PLB__PHASE_CONTENT,
+       PLB__PHASE_PADDING,
+       PLB__PHASE_END_FRAME, /* no byte: what the frame leads to */
+       PLB__PHASE_END_STREAM /* no byte: the answer's end */
+};
+
+enum { /* the request in flight */
+       PLB__EXCHANGE_NONE = 0,
+       PLB__EXCHANGE_HEAD, /* its final answer has not begun */
+       PLB__EXCHANGE_BODY
+};
+
+enum {
+    PLB__HTTP2_WINDOW = 65535,
+    PLB__HTTP2_FRAME_SIZE = 16384,
+    PLB__HTTP2_WINDOW_MAX = 0x7fffffff,
+    PLB__HTTP2_FRAME_HEAD = 9,
+    PLB__HTTP2_FRAMES_MAX = 1000,
+    PLB__HTTP2_CONTINUATIONS_MAX = 64,
+    /* What is kept free in the output, so that a RST_STREAM and a GOAWAY can always be said. */
+    PLB__HTTP2_GOAWAY_ROOM = PLB__HTTP2_FRAME_HEAD + 8,
+    PLB__HTTP2_RESERVE = PLB__HTTP2_GOAWAY_ROOM + PLB__HTTP2_FRAME_HEAD + 4
+};
+
+static uint32_t plb__read32(const uint8_t *at)
+{
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+static void plb__write32(char *at, uint32_t number)
+{
+    plb__bytes to;
+    uint32_t i;
+    to.out = at;
+    to.capacity = 4;
+    to.size = 0;
+    for (i = 4; i-- > 0;)
+        plb__put_byte(&to, number >> 8 * i);
+}
+
+/* ---- output ---- */
+
+/* Room for `size` bytes at the end of the output with `reserve` free behind them, or NULL. */
+static char *plb__http2_room(plb_http2 *h, size_t size, uint32_t reserve)
+{
+    uint32_t held = h->out_end - h->out_at;
+    if (size > h->out_capacity || held + size + reserve > h->out_capacity)
+        return NULL;
+    if (h->out_end + size > h->out_capacity) {
+        memmove(h->out, h->out + h->out_at, held);
+        h->out_at = 0;
+        h->out_end = held;
+    }
+    h->out_end += (uint32_t)size;
+    return h->out + h->out_end - size;
+}
+
+static void plb__http2_write_head(char *at, size_t size, uint8_t type, uint8_t flags, uint32_t stream)
+{
+    plb__write32(at, (uint32_t)size << 8 | type);
+    at[4] = (char)flags;
+    plb__write32(at + 5, stream);
+}
+
+static bool plb__http2_put(plb_http2 *h, uint8_t type, uint8_t flags, uint32_t stream, const void *payload, size_t size,
+                           uint32_t reserve)
+{
+    char *at = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD + size, reserve);
+    if (at == NULL)
+        return false;
+    plb__http2_write_head(at, size, type, flags, stream);
+    if (size > 0)
+        memcpy(at + PLB__HTTP2_FRAME_HEAD, payload, size);
+    return true;
+}
+
+static bool plb__http2_put32(plb_http2 *h, uint8_t type, uint32_t stream, uint32_t number, uint32_t reserve)
+{
+    char payload[4];
+    plb__write32(payload, number);
+    return plb__http2_put(h, type, 0, stream, payload, sizeof payload, reserve);
+}
+
+static void plb__http2_put_goaway(plb_http2 *h, uint32_t code)
+{
+    char payload[8] = {0}; /* the last stream: the server began none */
+    if (h->goaway_sent)
+        return;
+    plb__write32(payload + 4, code);
+    (void)plb__http2_put(h, PLB__FRAME_GOAWAY, 0, 0, payload, sizeof payload, 0); /* the reserve has room for it */
+    h->goaway_sent = h->going_away = true;
+}
+
+/* RFC 9113 section 5.4.1. */
+static plb_status plb__http2_fail(plb_http2 *h, plb_http2_event *event, plb_status status, plb_http2_code code)
+{
+    plb__http2_put_goaway(h, (uint32_t)code);
+    h->exchange = PLB__EXCHANGE_NONE;
+    h->failed = (uint8_t)status;
+    h->code = event->code = (uint32_t)code;
+    event->kind = PLB_HTTP2_NONE;
+    return status;
+}
+
+static plb_status plb__http2_fault(plb_http2 *h, plb_http2_event *event, plb_http2_code code)
+{
+    return plb__http2_fail(h, event, PLB_ERR_PROTOCOL, code);
+}
+
+/* Ends the stream of the request in flight. What still comes for it is read past (RFC 9113 section 5.1, "closed"). */
+static void plb__http2_put_reset(plb_http2 *h, plb_http2_code code)
+{
+    /* once a stream: plb_http2_request found the reserve there */
+    (void)plb__http2_put32(h, PLB__FRAME_RST_STREAM, h->stream, (uint32_t)code, PLB__HTTP2_GOAWAY_ROOM);
+    h->reset_stream = h->stream;
+    h->exchange = PLB__EXCHANGE_NONE;
+}
+
+/* RFC 9113 section 5.4.2. */
+static plb_status plb__http2_reset(plb_http2 *h, plb_http2_event *event, plb_http2_code code)
+{
+    plb__http2_put_reset(h, code);
+    event->kind = PLB_HTTP2_RESET;
+    event->code = (uint32_t)code;
+    event->ours = true;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_malformed(plb_http2 *h, plb_http2_event *event)
+{
+    return plb__http2_reset(h, event, PLB_HTTP2_PROTOCOL_ERROR);
+}
+
+static void plb__http2_put_window_update(plb_http2 *h, uint32_t stream, int32_t *window)
+{
+    if (*window <= PLB__HTTP2_WINDOW / 2 &&
+        plb__http2_put32(h, PLB__FRAME_WINDOW_UPDATE, stream, (uint32_t)(PLB__HTTP2_WINDOW - *window),
+                         PLB__HTTP2_RESERVE))
+        *window = PLB__HTTP2_WINDOW;
+}
+
+/* Begins the next DATA frame of the request's body, if the windows let it. */
+static void plb__http2_frame_body(plb_http2 *h)
+{
+    int32_t window = h->send_window < h->stream_send_window ? h->send_window : h->stream_send_window;
+    size_t left = h->body.size, size;
+    char *head;
+    if (h->exchange == PLB__EXCHANGE_NONE || left == 0 || window <= 0 || h->body_framed > 0)
+        return;
+    head = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD, PLB__HTTP2_RESERVE);
+    if (head == NULL)
+        return;
+    size = plb__min32((uint32_t)window, h->peer_frame_size);
+    if (size > left)
+        size = left;
+    plb__http2_write_head(head, size, PLB__FRAME_DATA, size == left ? PLB__FLAG_END_STREAM : 0, h->stream);
+    h->body_framed = size;
+    h->out_before_body = h->out_end - h->out_at;
+    h->send_window -= (int32_t)size;
+    h->stream_send_window -= (int32_t)size;
+}
+
+PLB_API plb_text plb_http2_output(plb_http2 *h)
+{
+    plb_text text;
+    if (h->failed == PLB_OK) {
+        plb__http2_put_window_update(h, 0, &h->receive_window);
+        if (h->exchange != PLB__EXCHANGE_NONE)
+            plb__http2_put_window_update(h, h->stream, &h->stream_receive_window);
+        plb__http2_frame_body(h);
+    }
+    if (h->body_framed > 0 && h->out_before_body == 0) {
+        text.data = h->body.data;
+        text.size = h->body_framed;
+    } else {
+        text.data = h->out + h->out_at;
+        text.size = h->body_framed > 0 ? h->out_before_body : h->out_end - h->out_at;
+    }
+    return text;
+}
+
+PLB_API void plb_http2_sent(plb_http2 *h, size_t size)
+{
+    if (h->body_framed > 0 && h->out_before_body == 0) {
+        h->body.data += size;
+        h->body.size -= size;
+        h->body_framed -= size;
+        if (size > 0)
+            h->frames = 0;
+        return;
+    }
+    h->out_at += (uint32_t)size;
+    if (h->body_framed > 0)
+        h->out_before_body -= (uint32_t)size;
+}
+
+PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
+{
+    static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 section 3.4 */
+    char settings[18] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0, 0, PLB__SETTING_ENABLE_PUSH, 0, 0, 0, 0,
+                         0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
+    size_t half = size / 2;
+    memset(h, 0, sizeof *h);
+    if (memory == NULL || size < PLB_HTTP2_MEMORY_MIN)
+        return PLB_ERR_ARGUMENT;
+    (void)plb_hpack_open(&h->hpack, memory, half); /* it is large enough */
+    h->out = (char *)memory + half;
+    h->out_capacity = (uint32_t)(size - half < 65535 ? size - half : 65535);
+    h->next_stream = 1;
+    h->send_window = h->receive_window = PLB__HTTP2_WINDOW;
+    h->peer_window = PLB__HTTP2_WINDOW;
+    h->peer_frame_size = PLB__HTTP2_FRAME_SIZE;
+    h->streams_allowed = true;
+    plb__write32(settings + 2, h->hpack.table_size);
+    plb__write32(settings + 14, PLB_HTTP2_HEADER_LIST_MAX);
+    memcpy(plb__http2_room(h, sizeof preface - 1, 0), preface, sizeof preface - 1);
+    (void)plb__http2_put(h, PLB__FRAME_SETTINGS, 0, 0, settings, sizeof settings, 0);
+    return PLB_OK;
+}
+
+/* ---- fields ---- */
+
+/* RFC 9113 section 8.2.2. */
+static bool plb__http2_is_of_connection(plb_text name, plb_text value)
+{
+    static const char *const names[] = {"connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade"};
+    size_t i;
+    for (i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (plb__text_equals(name, names[i]))
+            return true;
+    return plb__text_equals(name, "te") && !plb_text_is(value, "trailers");
+}
+
+/* RFC 9113 section 8.2.1. A value that is cut may end anywhere. */
+static bool plb__http2_is_value(plb_text value, bool cut)
+{
+    if (value.size > 0 &&
+        (plb__http1_is_blank(value.data[0]) || (!cut && plb__http1_is_blank(value.data[value.size - 1]))))
+        return false;
+    return plb_http1_is_value(value);
+}
+
+/* Any field but a pseudo-header field. */
+static bool plb__http2_is_field(plb_text name, plb_text value, bool cut)
+{
+    size_t i;
+    for (i = 0; i < name.size; i++)
+        if (name.data[i] >= 'A' && name.data[i] <= 'Z')
+            return false;
+    return plb_http1_is_token(name) && plb__http2_is_value(value, cut) && !plb__http2_is_of_connection(name, value);
+}
+
+/* ---- requests ---- */
+
+static bool plb__http2_is_pseudo(plb_text name)
+{
+    return name.size > 0 && name.data[0] == ':';
+}
+
+/* RFC 9113 section 8.3: pseudo-header fields first. Which ones they are is for the caller to know. */
+static bool plb__http2_are_fields(const plb_http2_header *headers, size_t count)
+{
+    bool regular = false;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        plb_text name = headers[i].name, rest = name;
+        if (!plb__http2_is_pseudo(name)) {
+            regular = true;
+        } else {
+            if (regular)
+                return false;
+            rest.data++;
+            rest.size--;
+        }
+        if (!plb__http2_is_field(rest, headers[i].value, false))
+            return false;
+    }
+    return count > 0;
+}
+
+/* The header block. It begins by making this side's table empty for good: a peer that announces a smaller one need not
+   be told about it later (RFC 9113 section 4.3.1). Once a connection. */
+static size_t plb__http2_write_block(const plb_http2 *h, char *out, size_t capacity, const plb_http2_header *headers,
+                                     size_t count)
+{
+    size_t i, at = 0;
+    if (!h->hpack_began) {
+        if (capacity > 0)
+            out[0] = 0x20;
+        at = 1;
+    }
+    for (i = 0; i < count; i++) {
+        bool fits = at < capacity;
+        at += plb_hpack_write(fits ? out + at : NULL, fits ? capacity - at : 0, headers[i].name, headers[i].value);
+    }
+    return at;
+}
+
+static bool plb__http2_asks_for_head(const plb_http2_header *headers, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; i++)
+        if (plb__text_equals(headers[i].name, ":method"))
+            return plb__text_equals(headers[i].value, "HEAD");
+    return false;
+}
+
+/* May a request begin now? */
+static plb_status plb__http2_admits(const plb_http2 *h)
+{
+    if (h->failed != PLB_OK)
+        return (plb_status)h->failed;
+    if (h->going_away || h->next_stream > PLB__HTTP2_WINDOW_MAX)
+        return PLB_END;
+    if (h->exchange != PLB__EXCHANGE_NONE || h->body_framed > 0 || !h->streams_allowed)
+        return PLB_AGAIN;
+    return PLB_OK;
+}
+
+PLB_API plb_status plb_http2_request(plb_http2 *h, const plb_http2_header *headers, size_t header_count, plb_text body)
+{
+    plb_status status = plb__http2_admits(h);
+    uint8_t flags = body.size > 0 ? PLB__FLAG_END_HEADERS : PLB__FLAG_END_HEADERS | PLB__FLAG_END_STREAM;
+    size_t size;
+    char *at;
+    if (status != PLB_OK)
+        return status;
+    if (!plb__http2_are_fields(headers, header_count))
+        return PLB_ERR_ARGUMENT;
+    size = plb__http2_write_block(h, NULL, 0, headers, header_count);
+    if (size > PLB__HTTP2_FRAME_SIZE || PLB__HTTP2_FRAME_HEAD + size + PLB__HTTP2_RESERVE > h->out_capacity)
+        return PLB_ERR_LIMIT;
+    at = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD + size, PLB__HTTP2_RESERVE);
+    if (at == NULL)
+        return PLB_AGAIN;
+    plb__http2_write_head(at, size, PLB__FRAME_HEADERS, flags, h->next_stream);
+    (void)plb__http2_write_block(h, at + PLB__HTTP2_FRAME_HEAD, size, headers, header_count);
+    h->hpack_began = true;
+    h->body = body;
+    h->stream = h->next_stream;
+    h->next_stream += 2;
+    h->exchange = PLB__EXCHANGE_HEAD;
+    h->to_head = plb__http2_asks_for_head(headers, header_count);
+    h->stream_send_window = (int32_t)h->peer_window;
+    h->stream_receive_window = PLB__HTTP2_WINDOW;
+    h->content_known = false;
+    h->frames = 0;
+    return PLB_OK;
+}
+
+PLB_API void plb_http2_cancel(plb_http2 *h)
+{
+    if (h->exchange != PLB__EXCHANGE_NONE)
+        plb__http2_put_reset(h, PLB_HTTP2_CANCEL);
+}
+
+PLB_API void plb_http2_close(plb_http2 *h)
+{
+    plb__http2_put_goaway(h, PLB_HTTP2_NO_ERROR);
+}
+
+/* ---- input ---- */
+
+typedef struct plb__http2_input {
+    const char *at, *end;
+} plb__http2_input;
+
+/* Is the frame about the request in flight? What is not is read past. */
+static bool plb__http2_is_live(const plb_http2 *h)
+{
+    return h->exchange != PLB__EXCHANGE_NONE && h->frame_stream == h->stream;
+}
+
+/* RFC 9113 section 5.1.1: this side has not begun it, and the server may not. */
+static bool plb__http2_is_idle(const plb_http2 *h)
+{
+    return h->frame_stream % 2 == 0 || h->frame_stream >= h->next_stream;
+}
+
+/* Gathers `size` bytes in h->bytes. */
+static bool plb__http2_collect(plb_http2 *h, plb__http2_input *in, uint8_t size)
+{
+    while (h->collected < size && in->at < in->end)
+        h->bytes[h->collected++] = (uint8_t)*in->at++;
+    if (h->collected < size)
+        return false;
+    h->collected = 0;
+    return true;
+}
+
+static bool plb__http2_length_is_right(const plb_http2 *h)
+{
+    switch (h->frame_type) {
+    case PLB__FRAME_PRIORITY:
+        return h->frame_left == 5;
+    case PLB__FRAME_RST_STREAM:
+    case PLB__FRAME_WINDOW_UPDATE:
+        return h->frame_left == 4;
+    case PLB__FRAME_SETTINGS:
+        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? h->frame_left == 0 : h->frame_left % 6 == 0;
+    case PLB__FRAME_PING:
+        return h->frame_left == 8;
+    case PLB__FRAME_GOAWAY:
+        return h->frame_left >= 8;
+    default:
+        return true;
+    }
+}
+
+/* Frames of streams name one, frames of the connection do not, WINDOW_UPDATE may do either. */
+static bool plb__http2_stream_is_right(const plb_http2 *h)
+{
+    switch (h->frame_type) {
+    case PLB__FRAME_SETTINGS:
+    case PLB__FRAME_PING:
+    case PLB__FRAME_GOAWAY:
+        return h->frame_stream == 0;
+    case PLB__FRAME_PRIORITY:
+        return h->frame_stream != 0;
+    case PLB__FRAME_DATA:
+    case PLB__FRAME_HEADERS:
+    case PLB__FRAME_RST_STREAM:
+    case PLB__FRAME_CONTINUATION:
+        return !plb__http2_is_idle(h); /* 0 among them */
+    case PLB__FRAME_WINDOW_UPDATE:
+        return h->frame_stream == 0 || !plb__http2_is_idle(h);
+    default:
+        return true;
+    }
+}
+
+/* Before anything of a frame but its head is known. */
+static plb_http2_code plb__http2_judge_frame(const plb_http2 *h)
+{
+    bool continues = h->frame_type == PLB__FRAME_CONTINUATION;
+    if (!h->settings_seen && (h->frame_type != PLB__FRAME_SETTINGS || (h->frame_flags & PLB__FLAG_ACK) != 0))
+        return PLB_HTTP2_PROTOCOL_ERROR; /* section 3.4 */
+    if (h->frame_left > PLB__HTTP2_FRAME_SIZE)
+        return PLB_HTTP2_FRAME_SIZE_ERROR;
+    if (continues != h->block_open || h->frame_type == PLB__FRAME_PUSH_PROMISE || !plb__http2_stream_is_right(h))
+        return PLB_HTTP2_PROTOCOL_ERROR;
+    if (!plb__http2_length_is_right(h))
+        return PLB_HTTP2_FRAME_SIZE_ERROR;
+    /* Section 5.1: nothing follows an answer's end, unless it was ended from here and the peer may not know. */
+    if ((h->frame_type == PLB__FRAME_DATA || h->frame_type == PLB__FRAME_HEADERS) && !plb__http2_is_live(h) &&
+        h->frame_stream > h->reset_stream)
+        return PLB_HTTP2_STREAM_CLOSED;
+    return PLB_HTTP2_NO_ERROR;
+}
+
+static plb_status plb__http2_begin_data(plb_http2 *h, plb_http2_event *event)
+{
+    int32_t size = (int32_t)h->frame_left;
+    bool live = plb__http2_is_live(h);
+    if (size > h->receive_window || (live && size > h->stream_receive_window))
+        return plb__http2_fault(h, event, PLB_HTTP2_FLOW_CONTROL_ERROR);
+    h->receive_window -= size; /* section 6.9: padding counts, and so does what is read past */
+    if (!live)
+        return PLB_OK;
+    h->stream_receive_window -= size;
+    return h->exchange == PLB__EXCHANGE_HEAD ? plb__http2_malformed(h, event) : PLB_OK;
+}
+
+static void plb__http2_begin_block(plb_http2 *h)
+{
+    h->block_open = true;
+    h->block_ends_stream = (h->frame_flags & PLB__FLAG_END_STREAM) != 0;
+    h->block_size = h->list_size = 0;
+    h->continuations = 0;
+    if (h->exchange == PLB__EXCHANGE_HEAD)
+        h->answer_status = 0;
+}
+
+/* What stands before the content: the length of the padding, and the priority that nobody uses any more. */
+static plb_status plb__http2_begin_content(plb_http2 *h, plb_http2_event *event)
+{
+    bool data = h->frame_type == PLB__FRAME_DATA, headers = h->frame_type == PLB__FRAME_HEADERS;
+    bool padded = (data || headers) && (h->frame_flags & PLB__FLAG_PADDED) != 0;
+    bool priority = headers && (h->frame_flags & PLB__FLAG_PRIORITY) != 0;
+    if (h->frame_left < (padded ? 1u : 0u) + (priority ? 5u : 0u))
+        return plb__http2_fault(h, event, PLB_HTTP2_FRAME_SIZE_ERROR);
+    h->frame_padding = 0;
+    h->phase = PLB__PHASE_CONTENT;
+    if (priority)
+        h->phase = PLB__PHASE_PRIORITY;
+    if (padded)
+        h->phase = PLB__PHASE_PADDING_LENGTH;
+    if (data)
+        return plb__http2_begin_data(h, event);
+    if (headers)
+        plb__http2_begin_block(h);
+    return PLB_OK;
+}
+
+static plb_status plb__http2_begin_frame(plb_http2 *h, plb_http2_event *event)
+{
+    plb_http2_code code;
+    h->frame_left = plb__read32(h->bytes) >> 8;
+    h->frame_type = h->bytes[3];
+    h->frame_flags = h->bytes[4];
+    h->frame_stream = plb__read32(h->bytes + 5) & PLB__HTTP2_WINDOW_MAX;
+    code = plb__http2_judge_frame(h);
+    if (code != PLB_HTTP2_NO_ERROR)
+        return plb__http2_fault(h, event, code);
+    if (++h->frames > PLB__HTTP2_FRAMES_MAX ||
+        (h->block_open && ++h->continuations > PLB__HTTP2_CONTINUATIONS_MAX)) /* section 10.5 */
+        return plb__http2_fault(h, event, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    return plb__http2_begin_content(h, event);
+}
+
+static plb_status plb__http2_read_padding_length(plb_http2 *h, plb_http2_event *event)
+{
+    bool priority = h->frame_type == PLB__FRAME_HEADERS && (h->frame_flags & PLB__FLAG_PRIORITY) != 0;
+    h->frame_left--;
+    h->frame_padding = h->bytes[0];
+    if (h->frame_padding + (priority ? 5u : 0u) > h->frame_left) /* section 6.1 */
+        return plb__http2_fault(h, event, PLB_HTTP2_PROTOCOL_ERROR);
+    h->frame_left -= h->frame_padding;
+    h->phase = priority ? PLB__PHASE_PRIORITY : PLB__PHASE_CONTENT;
+    return PLB_OK;
+}
+
+/* Up to `size` bytes of the input, all that there are. */
+static plb_text plb__http2_take(plb__http2_input *in, uint32_t size)
+{
+    plb_text text = plb__http1_slice(in->at, in->end);
+    if (text.size > size)
+        text.size = size;
+    in->at += text.size;
+    return text;
+}
+
+/* Section 8.1.1: data above its content-length is malformed, but not what comes before it. */
+static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    bool live = plb__http2_is_live(h);
+    uint32_t size = h->frame_left;
+    if (live && h->content_known) {
+        if (h->content_left == 0)
+            return plb__http2_malformed(h, event);
+        if (size > h->content_left)
+            size = (uint32_t)h->content_left;
+    }
+    event->data = plb__http2_take(in, size);
+    h->frame_left -= (uint32_t)event->data.size;
+    if (!live)
+        return PLB_OK;
+    h->content_left -= h->content_known ? event->data.size : 0;
+    h->frames = 0;
+    event->kind = PLB_HTTP2_DATA;
+    return PLB_OK;
+}
+
+/* ---- header blocks ---- */
+
+/* Sections 8.3.2 and 8.6: one :status, before all fields (none is taken before it), three digits, and never 101. False:
+   malformed. */
+static bool plb__http2_read_status(plb_http2 *h, const plb_hpack_field *field)
+{
+    const char *digits = field->value.data;
+    if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status != 0 || !plb__text_equals(field->name, ":status") ||
+        field->value.size != 3 || digits[0] < '1' || digits[0] > '9' || !plb__http1_is_digit(digits[1]) ||
+        !plb__http1_is_digit(digits[2]))
+        return false;
+    h->answer_status = (uint16_t)((digits[0] - '0') * 100 + (digits[1] - '0') * 10 + (digits[2] - '0'));
+    return h->answer_status != 101;
+}
+
+/* Section 8.1.1. An interim answer has no content, whatever it says. */
+static bool plb__http2_read_length(plb_http2 *h, const plb_hpack_field *field)
+{
+    if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status < 200 || !plb__text_equals(field->name, "content-length"))
+        return true;
+    if (h->content_known || field->cut || plb_http1_content_length(field->value, &h->content_left) != PLB_OK)
+        return false;
+    h->content_known = true;
+    return true;
+}
+
+static plb_status plb__http2_on_field(plb_http2 *h, const plb_hpack_field *field, plb_http2_event *event)
+{
+    bool head = h->exchange == PLB__EXCHANGE_HEAD;
+    h->list_size += (uint32_t)field->size;
+    if (h->list_size > PLB_HTTP2_HEADER_LIST_MAX)
+        return plb__http2_fail(h, event, PLB_ERR_LIMIT, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    event->status = h->answer_status;
+    if (plb__http2_is_pseudo(field->name)) {
+        if (!plb__http2_read_status(h, field))
+            return plb__http2_malformed(h, event);
+        event->kind = PLB_HTTP2_STATUS;
+        event->status = h->answer_status;
+        return PLB_OK;
+    }
+    if (h->answer_status == 0 || !plb__http2_is_field(field->name, field->value, field->cut) ||
+        !plb__http2_read_length(h, field))
+        return plb__http2_malformed(h, event);
+    event->kind = head ? PLB_HTTP2_HEADER : PLB_HTTP2_TRAILER;
+    event->name = field->name;
+    event->value = field->value;
+    event->cut = field->cut;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_read_block(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    plb__http2_input rest = *in;
+    plb_text piece = plb__http2_take(&rest, h->frame_left);
+    plb_hpack_field field;
+    size_t used;
+    plb_status status = plb_hpack_next(&h->hpack, piece.data, piece.size, &used, &field);
+    in->at += used;
+    h->frame_left -= (uint32_t)used;
+    h->block_size += (uint32_t)used;
+    if (h->block_size > PLB_HTTP2_HEADER_LIST_MAX)
+        return plb__http2_fail(h, event, PLB_ERR_LIMIT, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    if (status == PLB_OK)
+        return plb__http2_on_field(h, &field, event);
+    return status == PLB_AGAIN ? PLB_OK : plb__http2_fault(h, event, PLB_HTTP2_COMPRESSION_ERROR);
+}
+
+static plb_status plb__http2_end_head(plb_http2 *h, plb_http2_event *event)
+{
+    bool interim = h->answer_status < 200;
+    if (h->answer_status == 0 || (interim && h->block_ends_stream)) /* section 8.1 */
+        return plb__http2_malformed(h, event);
+    if (!interim) {
+        h->exchange = PLB__EXCHANGE_BODY;
+        if (h->to_head || h->answer_status == 204 || h->answer_status == 304) { /* no content, whatever its length */
+            h->content_known = true;
+            h->content_left = 0;
+        }
+    }
+    event->kind = PLB_HTTP2_HEADERS_END;
+    event->status = h->answer_status;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_end_block(plb_http2 *h, plb_http2_event *event)
+{
+    if ((h->frame_flags & PLB__FLAG_END_HEADERS) == 0)
+        return PLB_OK;
+    h->block_open = false;
+    if (plb_hpack_end(&h->hpack) != PLB_OK)
+        return plb__http2_fault(h, event, PLB_HTTP2_COMPRESSION_ERROR);
+    if (h->block_ends_stream)
+        h->phase = PLB__PHASE_END_STREAM;
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    if (h->exchange == PLB__EXCHANGE_HEAD)
+        return plb__http2_end_head(h, event);
+    return h->block_ends_stream ? PLB_OK : plb__http2_malformed(h, event); /* trailers are the last of a stream */
+}
+
+/* ---- frames of the connection ---- */
+
+/* RFC 9113 section 6.9.2: windows that are open grow or shrink by the difference, below 0 if need be. */
+static plb_http2_code plb__http2_set_window(plb_http2 *h, uint32_t window)
+{
+    int64_t moved = (int64_t)h->stream_send_window + window - h->peer_window;
+    if (window > PLB__HTTP2_WINDOW_MAX)
+        return PLB_HTTP2_FLOW_CONTROL_ERROR;
+    if (h->exchange != PLB__EXCHANGE_NONE) {
+        if (moved > PLB__HTTP2_WINDOW_MAX)
+            return PLB_HTTP2_FLOW_CONTROL_ERROR;
+        h->stream_send_window = (int32_t)moved;
+    }
+    h->peer_window = window;
+    return PLB_HTTP2_NO_ERROR;
+}
+
+/* Section 6.5.2. SETTINGS_HEADER_TABLE_SIZE: this side's table is empty anyway. */
+static plb_status plb__http2_on_setting(plb_http2 *h, plb_http2_event *event)
+{
+    uint32_t value = plb__read32(h->bytes + 2);
+    plb_http2_code code = PLB_HTTP2_NO_ERROR;
+    switch ((uint32_t)h->bytes[0] << 8 | h->bytes[1]) {
+    case PLB__SETTING_ENABLE_PUSH:
+        if (value != 0)
+            code = PLB_HTTP2_PROTOCOL_ERROR;
+        break;
+    case PLB__SETTING_MAX_CONCURRENT_STREAMS:
+        h->streams_allowed = value > 0;
+        break;
+    case PLB__SETTING_INITIAL_WINDOW_SIZE:
+        code = plb__http2_set_window(h, value);
+        break;
+    case PLB__SETTING_MAX_FRAME_SIZE:
+        if (value < PLB__HTTP2_FRAME_SIZE || value > 0xffffff)
+            code = PLB_HTTP2_PROTOCOL_ERROR;
+        else
+            h->peer_frame_size = value;
+        break;
+    default:
+        break;
+    }
+    return code == PLB_HTTP2_NO_ERROR ? PLB_OK : plb__http2_fault(h, event, code);
+}
+
+/* An answer that has no room: the peer asks faster than it reads (section 10.5). */
+static plb_status plb__http2_reply(plb_http2 *h, plb_http2_event *event, uint8_t type, const void *payload, size_t size)
+{
+    if (!plb__http2_put(h, type, PLB__FLAG_ACK, 0, payload, size, PLB__HTTP2_RESERVE))
+        return plb__http2_fault(h, event, PLB_HTTP2_ENHANCE_YOUR_CALM);
+    return PLB_OK;
+}
+
+static plb_status plb__http2_end_settings(plb_http2 *h, plb_http2_event *event)
+{
+    h->settings_seen = true;
+    if ((h->frame_flags & PLB__FLAG_ACK) == 0)
+        return plb__http2_reply(h, event, PLB__FRAME_SETTINGS, NULL, 0);
+    plb_hpack_acknowledged(&h->hpack);
+    return PLB_OK;
+}
+
+/* Section 6.9.1. */
+static plb_status plb__http2_on_window_update(plb_http2 *h, plb_http2_event *event)
+{
+    int64_t increment = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
+    int32_t *window = h->frame_stream == 0 ? &h->send_window : &h->stream_send_window;
+    plb_http2_code code = increment == 0 ? PLB_HTTP2_PROTOCOL_ERROR : PLB_HTTP2_FLOW_CONTROL_ERROR;
+    if (h->frame_stream != 0 && !plb__http2_is_live(h))
+        return PLB_OK;
+    if (increment > 0 && *window + increment <= PLB__HTTP2_WINDOW_MAX) {
+        *window = (int32_t)(*window + increment);
+        return PLB_OK;
+    }
+    return h->frame_stream == 0 ? plb__http2_fault(h, event, code) : plb__http2_reset(h, event, code);
+}
+
+static plb_status plb__http2_on_reset(plb_http2 *h, plb_http2_event *event)
+{
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    h->exchange = PLB__EXCHANGE_NONE;
+    event->kind = PLB_HTTP2_RESET;
+    event->code = plb__read32(h->bytes);
+    return PLB_OK;
+}
+
+/* Section 6.8. What follows the 8 bytes is for people to read: skipped. */
+static plb_status plb__http2_on_goaway(plb_http2 *h, plb_http2_event *event)
+{
+    uint32_t last = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
+    h->frame_type = PLB__FRAME_UNKNOWN;
+    h->going_away = true;
+    event->kind = PLB_HTTP2_GOAWAY;
+    event->code = plb__read32(h->bytes + 4);
+    event->covered = h->exchange == PLB__EXCHANGE_NONE || h->stream <= last;
+    if (!event->covered) {
+        h->exchange = PLB__EXCHANGE_NONE;
+        h->reset_stream = h->stream;
+    }
+    return PLB_OK;
+}
+
+/* Frames whose content is of one size, or of several pieces of one size. */
+static plb_status plb__http2_read_fixed(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    static const uint8_t sizes[] = {0, 0, 5, 4, 6, 0, 8, 8, 4};
+    uint8_t size = sizes[h->frame_type];
+    if (!plb__http2_collect(h, in, size))
+        return PLB_OK;
+    h->frame_left -= size;
+    switch (h->frame_type) {
+    case PLB__FRAME_RST_STREAM:
+        return plb__http2_on_reset(h, event);
+    case PLB__FRAME_SETTINGS:
+        return plb__http2_on_setting(h, event);
+    case PLB__FRAME_PING:
+        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? PLB_OK
+                                                     : plb__http2_reply(h, event, PLB__FRAME_PING, h->bytes, size);
+    case PLB__FRAME_GOAWAY:
+        return plb__http2_on_goaway(h, event);
+    case PLB__FRAME_WINDOW_UPDATE:
+        return plb__http2_on_window_update(h, event);
+    default: /* PRIORITY says nothing any more (section 5.3.2) */
+        return PLB_OK;
+    }
+}
+
+static plb_status plb__http2_read_content(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    if (h->frame_left == 0) {
+        h->phase = PLB__PHASE_PADDING;
+        return PLB_OK;
+    }
+    if (h->frame_type == PLB__FRAME_DATA)
+        return plb__http2_read_data(h, in, event);
+    if (h->frame_type == PLB__FRAME_HEADERS || h->frame_type == PLB__FRAME_CONTINUATION)
+        return plb__http2_read_block(h, in, event);
+    if (h->frame_type < PLB__FRAME_UNKNOWN)
+        return plb__http2_read_fixed(h, in, event);
+    h->frame_left -= (uint32_t)plb__http2_take(in, h->frame_left).size;
+    return PLB_OK;
+}
+
+static plb_status plb__http2_end_frame(plb_http2 *h, plb_http2_event *event)
+{
+    h->phase = PLB__PHASE_FRAME;
+    switch (h->frame_type) {
+    case PLB__FRAME_DATA:
+        if ((h->frame_flags & PLB__FLAG_END_STREAM) != 0)
+            h->phase = PLB__PHASE_END_STREAM;
+        return PLB_OK;
+    case PLB__FRAME_HEADERS:
+    case PLB__FRAME_CONTINUATION:
+        return plb__http2_end_block(h, event);
+    case PLB__FRAME_SETTINGS:
+        return plb__http2_end_settings(h, event);
+    default:
+        return PLB_OK;
+    }
+}
+
+static plb_status plb__http2_end_stream(plb_http2 *h, plb_http2_event *event)
+{
+    h->phase = PLB__PHASE_FRAME;
+    if (!plb__http2_is_live(h))
+        return PLB_OK;
+    if (h->content_known && h->content_left > 0)
+        return plb__http2_malformed(h, event);
+    if (h->body.size > h->body_framed) /* the peer does not wait for the rest of the request (section 8.1) */
+        plb__http2_put_reset(h, PLB_HTTP2_CANCEL);
+    h->exchange = PLB__EXCHANGE_NONE;
+    event->kind = PLB_HTTP2_END;
+    return PLB_OK;
+}
+
+/* One step of the frame that is being read. */
+static plb_status plb__http2_step(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+{
+    switch (h->phase) {
+    case PLB__PHASE_FRAME:
+        return plb__http2_collect(h, in, PLB__HTTP2_FRAME_HEAD) ? plb__http2_begin_frame(h, event) : PLB_OK;
+    case PLB__PHASE_PADDING_LENGTH:
+        return plb__http2_collect(h, in, 1) ? plb__http2_read_padding_length(h, event) : PLB_OK;
+    case PLB__PHASE_PRIORITY:
+        if (plb__http2_collect(h, in, 5)) {
+            h->frame_left -= 5;
+            h->phase = PLB__PHASE_CONTENT;
+        }
+        return PLB_OK;
+    case PLB__PHASE_CONTENT:
+        return plb__http2_read_content(h, in, event);
+    case PLB__PHASE_PADDING:
+        h->frame_padding = (uint8_t)(h->frame_padding - plb__http2_take(in, h->frame_padding).size);
+        if (h->frame_padding == 0)
+            h->phase = PLB__PHASE_END_FRAME;
+        return PLB_OK;
+    case PLB__PHASE_END_FRAME:
+        return plb__http2_end_frame(h, event);
+    default: /* PLB__PHASE_END_STREAM */
+        return plb__http2_end_stream(h, event);
+    }
+}
+
+/* Can the next step be taken without a byte? */
+static bool plb__http2_needs_no_byte(const plb_http2 *h)
+{
+    switch (h->phase) {
+    case PLB__PHASE_CONTENT:
+        return h->frame_left == 0;
+    case PLB__PHASE_PADDING:
+        return h->frame_padding == 0;
+    case PLB__PHASE_END_FRAME:
+    case PLB__PHASE_END_STREAM:
+        return true;
+    default:
+        return false;
+    }
+}
+
+PLB_API plb_status plb_http2_next(plb_http2 *h, const char *bytes, size_t size, size_t *used, plb_http2_event *event)
+{
+    plb__http2_input in;
+    plb_status status = (plb_status)h->failed;
+    memset(event, 0, sizeof *event);
+    event->code = h->code;
+    in.at = bytes;
+    in.end = size > 0 ? bytes + size : bytes;
+    while (status == PLB_OK && event->kind == PLB_HTTP2_NONE)
+        status = in.at < in.end || plb__http2_needs_no_byte(h) ? plb__http2_step(h, &in, event) : PLB_AGAIN;
+    *used = size > 0 ? (size_t)(in.at - bytes) : 0;
+    return status;
+}
+
+/* ==== GRPC ===========================================================================================================
+   A message of one field to write, and one to read byte by byte. */
+
+PLB_API const char *plb_grpc_serving_name(uint32_t serving)
+{
+    static const char *const names[] = {"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"};
+    return names[serving < sizeof names / sizeof names[0] ? serving : 0];
+}
+
+PLB_API const char *plb_grpc_status_name(uint32_t status)
+{
+    static const char *const names[] = {
+        "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+        "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+        "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+        "DATA_LOSS", "UNAUTHENTICATED"};
+    return names[status < sizeof names / sizeof names[0] ? status : 2];
+}
+
+PLB_API plb_status plb_grpc_status(plb_text value, uint32_t *out)
+{
+    uint64_t number;
+    if (plb_http1_content_length(value, &number) != PLB_OK || number > UINT32_MAX) /* digits and nothing else, too */
+        return PLB_ERR_PROTOCOL;
+    *out = (uint32_t)number;
+    return PLB_OK;
+}
+
+PLB_API void plb_grpc_health_headers(plb_http2_header headers[PLB_GRPC_HEADERS], plb_text authority, bool tls)
+{
+    static const char *const names[PLB_GRPC_HEADERS] = {":method",    ":scheme",      ":path",
+                                                        ":authority", "content-type", "te"};
+    static const char *const values[PLB_GRPC_HEADERS] = {
+        "POST", "http", "/grpc.health.v1.Health/Check", "", "application/grpc", "trailers"};
+    size_t i;
+    for (i = 0; i < PLB_GRPC_HEADERS; i++) {
+        headers[i].name = plb__text_of(names[i]);
+        headers[i].value = plb__text_of(values[i]);
+    }
+    if (tls)
+        headers[1].value = plb__text_of("https");
+    headers[3].value = authority;
+}
+
+static size_t plb__varint_size(size_t number)
+{
+    size_t size = 1;
+    while ((number >>= 7) != 0)
+        size++;
+    return size;
+}
+
+PLB_API size_t plb_grpc_health_request(char *out, size_t capacity, plb_text service)
+{
+    size_t message = service.size == 0 ? 0 : 1 + plb__varint_size(service.size) + service.size, left = service.size;
+    char head[5] = {0}; /* not compressed */
+    plb__bytes to;
+    plb_text text;
+    to.out = out;
+    to.capacity = capacity < 5 + message ? 0 : capacity;
+    to.size = 0;
+    plb__write32(head + 1, (uint32_t)message);
+    text.data = head;
+    text.size = sizeof head;
+    plb__put_text(&to, text);
+    if (service.size == 0) /* what is empty is not said */
+        return to.size;
+    plb__put_byte(&to, 1 << 3 | 2); /* field 1, a string */
+    for (; left >= 0x80; left >>= 7)
+        plb__put_byte(&to, (uint32_t)(left & 0x7f) | 0x80);
+    plb__put_byte(&to, (uint32_t)left);
+    plb__put_text(&to, service);
+    return to.size;
+}
+
+enum { PLB__GRPC_PREFIX = 5, PLB__GRPC_STATUS_FIELD = 1 };
+
+enum { /* what the next byte of the message belongs to */
+       PLB__GRPC_TAG = 0,
+       PLB__GRPC_VARINT,
+       PLB__GRPC_LENGTH,
+       PLB__GRPC_SKIP
+};
+
+enum { /* Protocol Buffers, "Message Structure" */
+       PLB__WIRE_VARINT = 0,
+       PLB__WIRE_64,
+       PLB__WIRE_LENGTH,
+       PLB__WIRE_GROUP,
+       PLB__WIRE_GROUP_END,
+       PLB__WIRE_32
+};
+
+static plb_status plb__grpc_skip(plb_grpc_health *reader, uint32_t size)
+{
+    reader->skip = size;
+    reader->state = size > 0 ? PLB__GRPC_SKIP : PLB__GRPC_TAG;
+    return size > reader->left ? PLB_ERR_PROTOCOL : PLB_OK;
+}
+
+static plb_status plb__grpc_group(plb_grpc_health *reader, bool begins)
+{
+    reader->state = PLB__GRPC_TAG;
+    if (begins) {
+        if (reader->depth == PLB_GRPC_GROUP_MAX)
+            return PLB_ERR_LIMIT;
+        reader->groups[reader->depth++] = reader->field;
+        return PLB_OK;
+    }
+    if (reader->depth == 0 || reader->groups[--reader->depth] != reader->field)
+        return PLB_ERR_PROTOCOL;
+    return PLB_OK;
+}
+
+static plb_status plb__grpc_on_tag(plb_grpc_health *reader)
+{
+    if (reader->varint > UINT32_MAX || reader->varint < 8) /* field numbers are 1 to 2^29 - 1 */
+        return PLB_ERR_PROTOCOL;
+    reader->field = (uint32_t)(reader->varint >> 3);
+    switch (reader->varint & 7) {
+    case PLB__WIRE_VARINT:
+        reader->state = PLB__GRPC_VARINT;
+        return PLB_OK;
+    case PLB__WIRE_64:
+        return plb__grpc_skip(reader, 8);
+    case PLB__WIRE_LENGTH:
+        reader->state = PLB__GRPC_LENGTH;
+        return PLB_OK;
+    case PLB__WIRE_GROUP:
+        return plb__grpc_group(reader, true);
+    case PLB__WIRE_GROUP_END:
+        return plb__grpc_group(reader, false);
+    case PLB__WIRE_32:
+        return plb__grpc_skip(reader, 4);
+    default:
+        return PLB_ERR_PROTOCOL;
+    }
+}
+
+/* A whole varint: a tag, a value or a length. An enum is the low 32 bits of one; of several, the last one counts. */
+static plb_status plb__grpc_on_varint(plb_grpc_health *reader)
+{
+    switch (reader->state) {
+    case PLB__GRPC_TAG:
+        return plb__grpc_on_tag(reader);
+    case PLB__GRPC_VARINT:
+        reader->state = PLB__GRPC_TAG;
+        if (reader->field == PLB__GRPC_STATUS_FIELD && reader->depth == 0)
+            reader->serving = (uint32_t)(reader->varint & UINT32_MAX);
+        return PLB_OK;
+    default: /* PLB__GRPC_LENGTH */
+        if (reader->varint > reader->left)
+            return PLB_ERR_PROTOCOL;
+        return plb__grpc_skip(reader, (uint32_t)reader->varint);
+    }
+}
+
+/* One byte of the message. */
+static plb_status plb__grpc_byte(plb_grpc_health *reader, uint8_t byte)
+{
+    plb_status status;
+    reader->left--;
+    if (reader->state == PLB__GRPC_SKIP) {
+        if (--reader->skip == 0)
+            reader->state = PLB__GRPC_TAG;
+        return PLB_OK;
+    }
+    if (reader->shift == 63 && byte > 1) /* 64 bits are ten bytes, and one bit of the last */
+        return PLB_ERR_PROTOCOL;
+    reader->varint |= (uint64_t)(byte & 0x7f) << reader->shift;
+    reader->shift = (uint8_t)(reader->shift + 7);
+    if ((byte & 0x80) != 0)
+        return PLB_OK;
+    status = plb__grpc_on_varint(reader);
+    reader->varint = 0;
+    reader->shift = 0;
+    return status;
+}
+
+/* One byte of what stands before a message: is it compressed, and how long is it. */
+static plb_status plb__grpc_prefix(plb_grpc_health *reader, uint8_t byte)
+{
+    if (reader->prefix_read++ == 0)
+        return byte == 0 ? PLB_OK : PLB_ERR_PROTOCOL;
+    reader->left = reader->left << 8 | byte;
+    return reader->prefix_read == PLB__GRPC_PREFIX && reader->left > PLB_GRPC_MESSAGE_MAX ? PLB_ERR_LIMIT : PLB_OK;
+}
+
+PLB_API plb_status plb_grpc_health_next(plb_grpc_health *reader, const char *bytes, size_t size)
+{
+    plb_status status = PLB_OK;
+    size_t i;
+    for (i = 0; i < size && status == PLB_OK; i++) {
+        if (reader->prefix_read < PLB__GRPC_PREFIX)
+            status = plb__grpc_prefix(reader, (uint8_t)bytes[i]);
+        else
+            status = reader->left > 0 ? plb__grpc_byte(reader, (uint8_t)bytes[i]) : PLB_ERR_PROTOCOL;
+    }
+    if (status != PLB_OK)
+        return status;
+    if (reader->prefix_read < PLB__GRPC_PREFIX || reader->left > 0)
+        return PLB_AGAIN;
+    if (reader->state != PLB__GRPC_TAG || reader->shift > 0 || reader->depth > 0) /* it ends in the midst of a field */
+        return PLB_ERR_PROTOCOL;
+    return PLB_OK;
 }
 
 #endif /* PLB__IMPLEMENTED */
