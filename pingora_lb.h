@@ -88,6 +88,7 @@
    PLB_READERS                threads that get a cache line of their own to read by; as many lines more are for the
                               threads that got none, and readers beyond those share one counter (16)
    PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 4 bytes of stack each (128)
+   PLB_EXCHANGE_SIZE          bytes of the buffer through which probes read; the longest head of an answer (8192)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
@@ -103,13 +104,13 @@
    THREADS
    One thread at a time calls plb_poll (plb_create and plb_destroy too). From any thread, meanwhile: plb_select and
    plb_select_with, plb_begin and plb_end, plb_ready, plb_find, plb_each, plb_walk_..., plb_set_enabled, plb_add,
-   plb_remove, plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done, plb_handle_... None of
-   them takes a lock, waits or makes a system call, but for plb_add and its like and plb_handle_open, which allocate,
-   and what plb_io.wake does. With the allocator from several threads it must be thread-safe: malloc is, plb_arena is
-   not. Callbacks (on_..., log, summary, ext_release) come from the polling thread; they may call anything but plb_poll
-   and plb_destroy; during plb_destroy, nothing. An accept callback comes from the thread that picks, and may pick. So
-   may a signal handler, by plb_select and plb_select_with, whatever it interrupts. A walk may end on another thread
-   than it began on.
+   plb_remove, plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done, plb_check_report,
+   plb_handle_... None of them takes a lock, waits or makes a system call, but for plb_add and its like and
+   plb_handle_open, which allocate, and what plb_io.wake does. With the allocator from several threads it must be
+   thread-safe: malloc is, plb_arena is not. Callbacks (on_..., log, summary, ext_release) come from the polling
+   thread; they may call anything but plb_poll and plb_destroy; during plb_destroy, nothing. An accept callback comes
+   from the thread that picks, and may pick. So may a signal handler, by plb_select and plb_select_with, whatever it
+   interrupts. A walk may end on another thread than it began on.
 
    HOW A SET STAYS ALIVE WHILE IT IS READ
    A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader stores the
@@ -154,6 +155,27 @@
    others at random. What it refuses goes to one that is drawn, for a key the same each time; the requests of the others
    stay where they are. A tier that panics spares nobody.
 
+   HEALTH
+   A balancer has up to eight checks, and a backend is healthy while all of its checks pass: each has its own thresholds,
+   interval, and last result (plb_find_probe, on_probe). Which one?
+   Does anything listen                      plb_tcp_check; with TLS and a certificate that holds: .tls = &tls
+   Does it serve                             plb_http_check (HTTP/1.1, HTTPS), plb_http2_check: a status, a header, a text
+                                             in the page
+   Does it say so itself                     plb_grpc_check (grpc.health.v1); plb_agent_check, by which a backend also
+                                             asks for less, or for no more requests
+   Redis, SMTP, MySQL, PostgreSQL,           plb_redis_check and so on; anything else that answers when it is spoken to:
+   memcached                                 plb_expect_check
+   Something of your own                     a plb_check_ops; over streams, section EXCHANGE leaves two functions to write,
+                                             with the codecs HTTP/1, HTTP/2 and GRPC at hand
+   All backends have all checks, but for those with by_name, which only those have that name them in plb_backend.checks.
+   A backend whose port, path or host is its own: plb_http_check_desc.target, or a check by_name. Intervals: every_ms,
+   shorter or longer while in doubt (fast_every_ms) and while down (down_every_ms), jitter_percent against step, and
+   plb_backend.check_every_ms. parallel_checks bounds what is in flight. build/plb_probe tries any of it by hand.
+       plb_check checks[2] = {plb_tcp_check(NULL), plb_http_check(&(plb_http_check_desc){.path = "/health"})};
+       checks[1].every_ms = 5000, checks[1].down_every_ms = 1000, checks[1].consecutive_failure = 3;
+       plb_balancer_desc desc = {.checks = checks, .check_count = 2, .check_every_ms = 1000, ...};
+   plb_metrics writes all that is known as text for Prometheus.
+
    OUTLIER DETECTION
    With plb_balancer_desc.outlier.on, what plb_end is told ejects backends: so many failures in a row, or a success rate
    far below that of the others. The thread that meets the last failure leaves word, the next plb_poll ejects, and the
@@ -164,6 +186,7 @@
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
    the static list             240 bytes an entry and its name
    a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 27 bytes in each set
+   checks                      24 bytes a backend, and 40 for each of its checks
    outlier detection           144 bytes a backend more, 112 where it has checks
    a handle                    184 bytes
    round robin, random, FNV,   8 bytes a backend, none where each weighs 1
@@ -174,14 +197,15 @@
    smooth round robin          4.1 bytes a backend and 20 for each distinct weight
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
-   a probe in flight           496 bytes (TCP), 632 (HTTP, and what came of an answer's head), and the port's stream
+   a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB (HTTP/2,
+                               gRPC), and the port's stream; all probes share one buffer of PLB_EXCHANGE_SIZE
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
-   Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
-   as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
-   there before goes on, and the balancer tries again after a second.
+   Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
+   many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
+   it, what was there before goes on, and the balancer tries again after a second.
 
    TIME
    Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
