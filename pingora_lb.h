@@ -156,17 +156,17 @@
    stay where they are. A tier that panics spares nobody.
 
    HEALTH
-   A balancer has up to eight checks, and a backend is healthy while all of its checks pass: each has its own thresholds,
-   interval, and last result (plb_find_probe, on_probe). Which one?
+   A balancer has up to eight checks, and a backend is healthy while all of its checks pass: each has its own
+   thresholds, interval, and last result (plb_find_probe, on_probe). Which one?
    Does anything listen                      plb_tcp_check; with TLS and a certificate that holds: .tls = &tls
-   Does it serve                             plb_http_check (HTTP/1.1, HTTPS), plb_http2_check: a status, a header, a text
-                                             in the page
+   Does it serve                             plb_http_check (HTTP/1.1, HTTPS), plb_http2_check: a status, a header, a
+                                             text in the page
    Does it say so itself                     plb_grpc_check (grpc.health.v1); plb_agent_check, by which a backend also
                                              asks for less, or for no more requests
    Redis, SMTP, MySQL, PostgreSQL,           plb_redis_check and so on; anything else that answers when it is spoken to:
    memcached                                 plb_expect_check
-   Something of your own                     a plb_check_ops; over streams, section EXCHANGE leaves two functions to write,
-                                             with the codecs HTTP/1, HTTP/2 and GRPC at hand
+   Something of your own                     a plb_check_ops; over streams, section EXCHANGE leaves two functions to
+                                             write, with the codecs HTTP/1, HTTP/2 and GRPC at hand
    All backends have all checks, but for those with by_name, which only those have that name them in plb_backend.checks.
    A backend whose port, path or host is its own: plb_http_check_desc.target, or a check by_name. Intervals: every_ms,
    shorter or longer while in doubt (fast_every_ms) and while down (down_every_ms), jitter_percent against step, and
@@ -180,7 +180,8 @@
    With plb_balancer_desc.outlier.on, what plb_end is told ejects backends: so many failures in a row, or a success rate
    far below that of the others. The thread that meets the last failure leaves word, the next plb_poll ejects, and the
    port's wake sees to it that it is soon. Ejected backends come back when their time is over, by slow start if there is
-   one, or by a passed probe. A tier that panics uses them all the same. plb_find_outlier and on_eject tell what happens.
+   one, or by a passed probe. A tier that panics uses them all the same. plb_find_outlier and on_eject tell what
+   happens.
 
    MEMORY (64-bit)
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
@@ -197,8 +198,8 @@
    smooth round robin          4.1 bytes a backend and 20 for each distinct weight
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
-   a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB (HTTP/2,
-                               gRPC), and the port's stream; all probes share one buffer of PLB_EXCHANGE_SIZE
+   a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB
+                               (HTTP/2, gRPC), and the port's stream; all share one buffer of PLB_EXCHANGE_SIZE
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
@@ -474,7 +475,8 @@ typedef struct plb_io {
     /* Gives the stream back, listener or connection. Cannot fail. */
     void (*close)(void *self, plb_stream *stream, plb_close_how how);
 
-    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed first. */
+    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed
+       first. */
     plb_status (*info)(void *self, plb_stream *stream, plb_stream_info *out);
 
     /* Listens; PLB_EVENT_ACCEPT is not armed yet. PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_LIMIT, PLB_ERR_MEMORY,
@@ -860,8 +862,8 @@ PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
 
-/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still to
-   be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
+/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still
+   to be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
@@ -872,11 +874,11 @@ PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
 PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
 
 /* ==== HTTP CHECK =====================================================================================================
-   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's HttpHealthCheck: GET /,
-   a second to connect and a second for the answer, status 200 and no other, the body read to its end, a connection of
-   its own each time. Interim answers (1xx) are skipped. What failed is told by the report: PLB_ERR_ANSWER when the answer
-   is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP, PLB_ERR_RESET when it ended too early, each
-   with words, and the HTTP status as its code once there is one. */
+   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's
+   HttpHealthCheck: GET /, a second to connect and a second for the answer, status 200 and no other, the body read
+   to its end, a connection of its own each time. Interim answers (1xx) are skipped. What failed is told by the
+   report: PLB_ERR_ANSWER when the answer is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP,
+   PLB_ERR_RESET when it ended too early, each with words, and the HTTP status as its code once there is one. */
 
 struct plb_http1_header;
 
@@ -1432,8 +1434,8 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
    in the set. Any thread; but name and ext may go with the next update, so only the polling thread may rely on them. */
 PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info);
 
-/* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has no
-   such check. From the polling thread. */
+/* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has
+   no such check. From the polling thread. */
 PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
                                   plb_probe_info *out);
 
@@ -10286,8 +10288,8 @@ static plb_status plb__exchange_offer(plb_exchange *x)
     return PLB_OK;
 }
 
-/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
-   at once. */
+/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it
+   goes at once. */
 static void plb__exchange_end(plb_exchange *x, plb_status status)
 {
     if (x->chunk_count > 0)
@@ -12622,7 +12624,8 @@ static void plb__mail_read(plb_balancer *lb)
     }
 }
 
-/* At the end: completions belong to what is freed later, what they keep is given back, and nobody is ejected any more. */
+/* At the end: completions belong to what is freed later, what they keep is given back, and nobody is ejected any
+   more. */
 static void plb__mail_drop(plb_balancer *lb)
 {
     plb__mail *mail;
