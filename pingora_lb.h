@@ -174,7 +174,7 @@
    smooth round robin          4.1 bytes a backend and 20 for each distinct weight
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
-   a probe in flight (TCP)     180 bytes and the port's stream
+   a probe in flight           496 bytes (TCP), 632 (HTTP, and what came of an answer's head), and the port's stream
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
@@ -185,10 +185,10 @@
 
    TIME
    Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
-   steps back stands still. plb_poll starts 64 probes at most before it returns. Building a set runs to its end inside
-   plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less than an eighth of the weights changes,
-   the ring is made from the old one, in 1.5 ms. A loop that cannot spare that runs plb_poll on the port's background
-   thread.
+   steps back stands still. plb_poll starts 64 probes at most, and sees to some hundreds that end, before it returns.
+   Building a set runs to its end inside plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less
+   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. A loop that cannot spare that
+   runs plb_poll on the port's background thread.
 
    FORK
    After fork the child has a copy of the balancer, frozen: it may select from it (its random numbers go on as the
@@ -584,7 +584,8 @@ typedef struct plb_backend {
     plb_enablement enablement; /* from a discovery: switch it on or off with this update */
     uint32_t checks; /* which of the balancer's checks it has, a bit each, the first one's is 1; 0: all but those
                                 that are by_name */
-    uint32_t check_every_ms; /* instead of each check's every_ms; 0: as there */
+    uint32_t check_every_ms; /* instead of each check's every_ms; 0: as there. One that an update changes holds from
+                                the next probe on */
     const char *name;        /* the host name it came from, or NULL. Copied. The first name of an address stays */
     void *ext;               /* the program's own */
     void (*ext_release)(void *ext); /* called once when nothing reaches ext any more, or NULL */
@@ -734,7 +735,8 @@ typedef struct plb_report {
     uint32_t code;     /* the protocol's own number (HTTP status, ...), up to 65535; 0: none */
     const char *text;  /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it
                         */
-    bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open */
+    bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open. When it is
+                          reported while plb_destroy runs, no cancel follows: close gives it back */
     bool neutral;      /* it says nothing of the backend's health: written down, but no success and no failure. Only
                           where start_unhealthy waits for a first result, it is a success */
     bool has_share;    /* `share` is meant, until another report has one */
@@ -745,7 +747,7 @@ typedef struct plb_report {
 
 #define PLB_REPORT_TEXT 80
 
-/* Complete a probe. Any thread. */
+/* Complete a probe. PLB_AGAIN is no result: it counts as PLB_ERR_ARGUMENT. Any thread. */
 PLB_API void plb_check_done(plb_token token, plb_status status);
 PLB_API void plb_check_report(plb_token token, const plb_report *report);
 
@@ -757,7 +759,8 @@ typedef struct plb_connect_desc {
     uint32_t timeout_ms; /* for the connection, and TLS where there is; 0: 1000 */
     uint16_t port;       /* other than the backend's; 0: that */
     plb_addr source;     /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
-    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend */
+    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
+                            else its IP address */
 } plb_connect_desc;
 
 /* TCP check: a connection that is established is a success; it is closed at once. With `tls`: a whole handshake. Zero
@@ -827,8 +830,8 @@ PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connec
 PLB_API void plb_exchange_close(plb_exchange_check *check);
 
 /* For start: connects to where the check and the target say, or goes on with what was kept. tls_name: the name that
-   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name. What it
-   returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
+   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name, or else its
+   IP address. What it returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
 PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange_ops *ops,
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
@@ -874,16 +877,17 @@ typedef struct plb_http_check_desc {
     const char *method; /* any but CONNECT; NULL: "GET" */
     const char *path;   /* with its query; begins with '/', or is "*"; NULL: "/" */
     const char *host;   /* Host as it is sent, and, where connect.tls has no name, TLS's: then without a port. NULL: the
-                              backend's name or else its address, with the port unless that is 80 (443 with TLS);
-                              "localhost" for a Unix path */
-    const char *headers; /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no body is
-                              sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL: none */
+                           backend's name or else its address, with the port unless that is 80 (443 with TLS);
+                           "localhost" for a Unix path */
+    const char *headers;   /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no
+                              body is sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL:
+                              none */
     const char *statuses;  /* what is accepted: "200-299,301", from 200 to 999; NULL: "200" */
     const char *contains;  /* the body must contain these bytes, at most 65535; NULL: any body */
-    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by these, and
-                              the connection closed. 0: 65536 */
-    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was closed
-                              meanwhile is made anew, which is no failure */
+    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by
+                              these, and the connection closed. 0: 65536 */
+    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was
+                              closed meanwhile is made anew, which is no failure */
     plb_http_validate_fn validate; /* instead of `statuses`; asked for final answers, from status 200 on */
     void *validate_user;
     plb_http_target_fn target; /* NULL: all backends alike */
@@ -1507,7 +1511,7 @@ PLB_API void plb_walk_end(plb_walk *walk);
    lines say what each metric is. */
 
 /* Writes the metrics of `lb` as snprintf would: returns the length of the whole text, writes what fits, and a NUL when
-   capacity is above 0. A text that is cut ends with a whole line. Takes 2 to 4 KiB and some microseconds a backend.
+   capacity is above 0. A text that is cut ends with a whole line. With one check, 1 KiB and 5 us a backend.
    Allocates nothing. From the polling thread. */
 PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity);
 
@@ -2704,14 +2708,20 @@ PLB_API void plb_timer_set(plb_timers *timers, plb_timer *timer, uint32_t delay_
     timers->root->prev = timers->root;
 }
 
-PLB_API void plb_timers_run(plb_timers *timers)
+/* So many at most; the next ones stay due. */
+static void plb__timers_run_some(plb_timers *timers, size_t most)
 {
     uint64_t now_ms = timers->now_ms; /* a callback may update it */
-    while (timers->root != NULL && timers->root->at_ms <= now_ms) {
+    for (; most > 0 && timers->root != NULL && timers->root->at_ms <= now_ms; most--) {
         plb_timer *timer = timers->root;
         plb_timer_stop(timers, timer);
         timer->fn(timer->user);
     }
+}
+
+PLB_API void plb_timers_run(plb_timers *timers)
+{
+    plb__timers_run_some(timers, SIZE_MAX);
 }
 
 PLB_API uint32_t plb_timers_delay(const plb_timers *timers)
@@ -3757,6 +3767,7 @@ struct plb_balancer {
     uint32_t *free_numbers; /* of slots; holds numbers_capacity */
     uint32_t free_number_count, next_number, numbers_capacity;
     plb__op *running;
+    plb__mail *completions, **completions_end; /* of those, in order */
     plb__ticket *free_tickets;
     plb__tickets *tickets;
     void *scratch; /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
@@ -7978,17 +7989,20 @@ static plb_token plb__op_token(const plb__op *op)
 /* Whoever moves a running op on has its completion: a done call, a cancellation, or a start that failed. Else NULL. */
 static plb__op *plb__op_claim(plb_token token)
 {
-    plb__ticket *ticket = (plb__ticket *)token.op;
+    plb__ticket *ticket = (plb__ticket *)token.op; /* NULL where nothing runs: what was kept is cancelled */
     uint32_t base = token.generation * PLB__OP_PHASES;
-    bool claimed = plb__cas32(&ticket->state, base + PLB__OP_RUNNING, base + PLB__OP_COMPLETED);
-    return claimed ? ticket->u.op : NULL;
+    if (ticket == NULL || !plb__cas32(&ticket->state, base + PLB__OP_RUNNING, base + PLB__OP_COMPLETED))
+        return NULL;
+    return ticket->u.op;
 }
 
 /* The op while it is running, for the polling thread; or NULL. */
 static plb__op *plb__op_running(plb_token token)
 {
     plb__ticket *ticket = (plb__ticket *)token.op;
-    return PLB__LOAD(&ticket->state) == token.generation * PLB__OP_PHASES + PLB__OP_RUNNING ? ticket->u.op : NULL;
+    if (ticket == NULL || PLB__LOAD(&ticket->state) != token.generation * PLB__OP_PHASES + PLB__OP_RUNNING)
+        return NULL;
+    return ticket->u.op;
 }
 
 static void plb__op_complete(plb__op *op, plb_status status)
@@ -8211,6 +8225,14 @@ static void plb__schedule_sink(const plb_balancer *lb, uint32_t at)
     heap[at] = key;
 }
 
+/* Makes a heap of it again. */
+static void plb__schedule_order(const plb_balancer *lb)
+{
+    uint32_t i;
+    for (i = lb->scheduled / 2; i-- > 0;)
+        plb__schedule_sink(lb, i);
+}
+
 /* Takes the first task. */
 static uint32_t plb__schedule_take(plb_balancer *lb)
 {
@@ -8221,15 +8243,16 @@ static uint32_t plb__schedule_take(plb_balancer *lb)
     return task;
 }
 
-/* Makes sure that a set of `count` backends has room. */
+/* Makes sure that a set of `count` backends has room, and the current one too, which stays should the update fail. */
 static plb_status plb__schedule_reserve(plb_balancer *lb, uint32_t count)
 {
     const plb_allocator *a = &lb->env.allocator;
+    const plb__set *current = (const plb__set *)lb->current;
     uint64_t wanted = (uint64_t)count * lb->check_count, *heap;
     if (wanted > PLB__TASKS_MAX)
         return PLB_ERR_LIMIT;
-    if (wanted < lb->scheduled)
-        wanted = lb->scheduled;
+    if (current != NULL && count < current->count)
+        wanted = (uint64_t)current->count * lb->check_count;
     if (wanted == 0 || (wanted <= lb->schedule_capacity && wanted >= lb->schedule_capacity / 2))
         return PLB_OK;
     heap = (uint64_t *)plb__new(a, (size_t)wanted * sizeof *heap);
@@ -8256,22 +8279,26 @@ static void plb__vital_due(plb_balancer *lb, plb__slot *slot, uint32_t check, ui
     plb__schedule_add(lb, due_ms, PLB__LOAD_RELAXED(&slot->index) * lb->check_count + check);
 }
 
-/* Gives back what probes of a slot have left open. */
-static void plb__slot_drop_kept(plb_balancer *lb, plb__slot *slot)
+/* Gives back what the last probe of a check has left open. */
+static void plb__vital_drop_kept(plb_balancer *lb, plb__vital *vital, uint32_t check)
 {
+    plb__op *op = vital->kept;
+    const plb_check_ops *ops = lb->checks[check].what.ops;
     plb_token nothing;
-    uint32_t c;
+    if (op == NULL)
+        return;
     memset(&nothing, 0, sizeof nothing);
     nothing.balancer = lb;
-    for (c = 0; c < lb->check_count; c++) {
-        plb__op *op = plb__slot_vitals(slot)[c].kept;
-        const plb_check_ops *ops = lb->checks[c].what.ops;
-        if (op == NULL)
-            continue;
-        plb__slot_vitals(slot)[c].kept = NULL;
-        ops->cancel(lb->checks[c].state, plb__op_probe(op), nothing);
-        plb__op_delete(lb, op, ops->probe_size);
-    }
+    vital->kept = NULL;
+    ops->cancel(lb->checks[check].state, plb__op_probe(op), nothing);
+    plb__op_delete(lb, op, ops->probe_size);
+}
+
+static void plb__slot_drop_kept(plb_balancer *lb, plb__slot *slot)
+{
+    uint32_t c;
+    for (c = 0; c < lb->check_count; c++)
+        plb__vital_drop_kept(lb, &plb__slot_vitals(slot)[c], c);
 }
 
 /* Newcomers are due at once. */
@@ -8305,20 +8332,25 @@ static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
             lb->schedule[left++] = lb->schedule[i] - task + PLB__LOAD_RELAXED(&slot->index) * count + task % count;
     }
     lb->scheduled = left;
-    for (i = left / 2; i-- > 0;)
-        plb__schedule_sink(lb, i);
+    plb__schedule_order(lb);
     for (i = 0; old != NULL && i < old->count; i++)
         if (!plb__set_has_slot(set, old->slots[i]))
             plb__slot_drop_kept(lb, old->slots[i]);
     plb__schedule_newcomers(lb, set);
 }
 
-/* Everything is due now; what is in flight, once more afterwards. */
+/* Everything is due now; what is in flight, once more afterwards. What is overdue keeps its place, so that no number of
+   calls keeps the last ones waiting. */
 static void plb__schedule_all(plb_balancer *lb)
 {
     const plb__set *set = (const plb__set *)lb->current;
     uint32_t i, c;
-    lb->scheduled = 0;
+    for (i = 0; i < lb->scheduled; i++) {
+        uint64_t now = plb__task_key(lb, lb->timers.now_ms, (uint32_t)(lb->schedule[i] % PLB__TASKS_MAX));
+        if (lb->schedule[i] > now)
+            lb->schedule[i] = now;
+    }
+    plb__schedule_order(lb);
     for (i = 0; set != NULL && i < set->count; i++) {
         if (PLB__LOAD_RELAXED(&set->slots[i]->index) != i)
             continue;
@@ -8326,19 +8358,22 @@ static void plb__schedule_all(plb_balancer *lb)
             plb__vital *vital = &plb__slot_vitals(set->slots[i])[c];
             if (vital->stage == PLB__VITAL_RUNNING)
                 vital->again = true;
-            else if (!vital->absent)
+            else if (!vital->absent && vital->stage != PLB__VITAL_WAITING)
                 plb__vital_due(lb, set->slots[i], c, lb->timers.now_ms);
         }
     }
 }
+
+/* Section HEALTH CHECK. */
+static void plb__slot_advise(plb_balancer *lb, plb__slot *slot);
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why);
 
 /* Is a check for backends with these plb_backend.checks? */
 static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
 {
     return checks != 0 ? (checks >> check & 1) != 0 : !lb->checks[check].what.by_name;
 }
-
-static void plb__slot_advise(plb_balancer *lb, plb__slot *slot);
 
 /* A backend gets a check, or loses it: what that said goes with it. */
 static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check, bool absent)
@@ -8347,10 +8382,12 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
     vital->absent = absent;
     if (absent) {
         lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
+        plb__vital_drop_kept(lb, vital, check);
         vital->share = PLB__SHARE_ALL;
         vital->advised_off = false;
         plb__slot_advise(lb, slot);
-        plb__slot_flag(lb, slot, plb__failing(check), false);
+        if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
+            plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
     } else {
         vital->status = PLB_AGAIN;
         vital->streak = 0;
@@ -8364,15 +8401,20 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
 static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend)
 {
     plb__care *care = plb__slot_care(slot);
+    bool changes;
     uint32_t c;
     if (care == NULL)
         return;
+    changes = care->every_ms != backend->check_every_ms;
     PLB__STORE_RELAXED(&care->every_ms, backend->check_every_ms);
     PLB__STORE_RELAXED(&care->checks, backend->checks);
     for (c = 0; c < lb->check_count; c++) {
         bool absent = !plb__check_is_for(lb, c, backend->checks);
-        if (absent != plb__slot_vitals(slot)[c].absent)
+        plb__vital *vital = &plb__slot_vitals(slot)[c];
+        if (absent != vital->absent)
             plb__vital_switch(lb, slot, c, absent);
+        if (changes && !absent && vital->stage == PLB__VITAL_DONE)
+            plb__vital_due(lb, slot, c, lb->timers.now_ms); /* nothing more was due */
     }
 }
 
@@ -9786,11 +9828,12 @@ static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 }
 
 /* One check flips; the backend with it, unless another check fails. */
-static void plb__health_flip(plb_balancer *lb, const plb__result *r, bool success)
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why)
 {
-    plb__slot *slot = r->slot;
-    uint32_t bit = plb__failing(r->op->check), failing = PLB__LOAD(&slot->flags) & PLB__UNHEALTHY;
+    uint32_t bit = plb__failing(check), failing = PLB__LOAD(&slot->flags) & PLB__UNHEALTHY, index;
     bool flips = (failing & ~bit) == 0;
+    const plb__tier *tier = NULL;
     plb_backend_info info;
     if (success && flips)
         plb__ramp_start(lb, slot);
@@ -9798,11 +9841,12 @@ static void plb__health_flip(plb_balancer *lb, const plb__result *r, bool succes
     plb__slot_flag(lb, slot, bit, !success);
     if (!flips)
         return;
-    plb__fill_info(r->tier, r->index, &info);
+    index = plb__set_find_slot((const plb__set *)lb->current, slot, &tier);
+    plb__fill_info(tier, index, &info);
     plb__log_backend(lb, success ? PLB_LOG_INFO : PLB_LOG_WARN,
-                     success ? "healthy again:" : "unhealthy:", &info.backend, success ? NULL : r->why);
+                     success ? "healthy again:" : "unhealthy:", &info.backend, why);
     if (lb->desc.on_flip != NULL)
-        lb->desc.on_flip(lb->desc.user, &info, r->op->report.status);
+        lb->desc.on_flip(lb->desc.user, &info, status);
 }
 
 /* The state machine of pingora-load-balancing's Health::observe_health. */
@@ -9820,7 +9864,7 @@ static void plb__health_observe(plb_balancer *lb, const plb__result *r)
     if (++r->vital->streak < (success ? check->consecutive_success : check->consecutive_failure))
         return;
     r->vital->streak = 0;
-    plb__health_flip(lb, r, success);
+    plb__vital_flip(lb, r->slot, r->op->check, success, r->op->report.status, success ? NULL : r->why);
 }
 
 /* Writes a result down. */
@@ -9870,10 +9914,13 @@ static void plb__probe_impossible(plb_balancer *lb, plb__slot *slot, uint32_t ch
     plb_backend backend;
     plb__fill_backend(slot, 0, &backend);
     plb__log_backend(lb, PLB_LOG_WARN, "could not probe", &backend, why);
-    if (lb->port.clock != NULL)
+    if (vital->again)
+        plb__vital_due(lb, slot, check, lb->timers.now_ms);
+    else if (lb->port.clock != NULL)
         plb__vital_due(lb, slot, check, lb->timers.now_ms + PLB__RETRY_MS);
     else
         vital->stage = PLB__VITAL_DONE;
+    vital->again = false;
 }
 
 /* From the start of a check's last probe to the next; 0: there is none. */
@@ -9898,7 +9945,7 @@ static void plb__probe_again(plb_balancer *lb, const plb__result *r)
     uint64_t due_ms = r->op->started_ms + interval;
     if (r->vital->again || due_ms < lb->timers.now_ms)
         due_ms = lb->timers.now_ms;
-    if (r->vital->again || interval > 0)
+    if (r->vital->again || (interval > 0 && lb->port.clock != NULL))
         plb__vital_due(lb, r->slot, r->op->check, due_ms);
     r->vital->again = false;
 }
@@ -9908,7 +9955,8 @@ static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r);
 /* The op is over, and the backend still there with that check. */
 static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
 {
-    bool local = plb_status_is_local(r->op->report.status);
+    const plb_report *report = &r->op->report;
+    bool local = plb_status_is_local(report->status);
     if (!local)
         plb__vital_record(lb, r);
     plb__probe_tell(lb, r);
@@ -9926,11 +9974,12 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
 {
     size_t probe_size = lb->checks[op->check].what.ops->probe_size;
     plb__result r;
-    op->report.status = status;
+    bool senseless = status == PLB_AGAIN || (uint32_t)status >= PLB_STATUS_COUNT; /* as a result */
+    op->report.status = senseless ? PLB_ERR_ARGUMENT : status;
     r.op = op;
     r.slot = op->slot;
     r.vital = &plb__slot_vitals(op->slot)[op->check];
-    r.why = op->text[0] != '\0' ? op->text : plb_status_text(status);
+    r.why = op->text[0] != '\0' ? op->text : plb_status_text(op->report.status);
     r.tier = NULL;
     r.index = plb__set_find_slot((const plb__set *)lb->current, op->slot, &r.tier);
     lb->probes--;
@@ -10173,6 +10222,7 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
     plb__op *op = plb__op_running(x->token);
     if (!x->keep || op == NULL || x->chunk_count > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
         return false;
+    plb__exchange_forget_rest(x);
     op->report.keep = true;
     x->idle = true;
     return true;
@@ -10233,12 +10283,32 @@ static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t por
     return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
 }
 
+/* An IP address as certificates have it: without port and zone. NULL: it is none. */
+static const char *plb__ip_text(const plb_addr *addr, char *text)
+{
+    plb_addr plain;
+    char *colon;
+    if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
+        return NULL;
+    plb__addr_copy(&plain, addr);
+    plain.scope = 0;
+    plb_addr_format(&plain, text, PLB_ADDR_TEXT_MAX);
+    colon = strrchr(text, ':');
+    if (text[0] != '[') {
+        *colon = '\0';
+        return text;
+    }
+    colon[-1] = '\0';
+    return text + 1;
+}
+
 /* Connects. What it returns is start's to return. */
 static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
 {
     const plb_connect_desc *connect = &x->check->connect;
     const plb_io *io = x->check->env->port.io;
     plb_handler handler;
+    char ip[PLB_ADDR_TEXT_MAX];
     plb_peer peer;
     plb_tls tls;
     memset(&peer, 0, sizeof peer);
@@ -10250,6 +10320,8 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
         tls = *connect->tls;
         if (tls.name == NULL)
             tls.name = x->tls_name != NULL ? x->tls_name : target->name;
+        if (tls.name == NULL)
+            tls.name = plb__ip_text(&target->addr, ip);
         peer.tls = &tls;
     }
     handler.fn = plb__exchange_event;
@@ -10342,6 +10414,7 @@ static plb_status plb__exchange_hand_on(plb_exchange *x, const char *bytes, size
 {
     size_t used = 0;
     plb_status status = x->ops->received(x, bytes, size, &used);
+    x->keep = x->keep && (status == PLB_AGAIN || used == size); /* else the next answer would begin in the middle */
     if (status != PLB_AGAIN)
         return status;
     if (size == 0)
@@ -10370,8 +10443,6 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
         if (status == PLB_END && x->resumed && plb__exchange_renew(x))
             return PLB_END;
         x->resumed = false; /* it has answered */
-        if (status == PLB_OK)
-            plb__exchange_forget_rest(x); /* at the end it stays readable */
         status = plb__exchange_hand_on(x, scratch, status == PLB_END ? 0 : before + got);
     }
     full = got == room;
@@ -10682,16 +10753,19 @@ static bool plb__http_is_host(const plb__http_check *check, const char *host)
     if (host == NULL)
         return true;
     return *host != '\0' && plb__http_is_visible(host) &&
-           (tls == NULL || tls->name != NULL || strchr(host, ':') == NULL);
+           (tls == NULL || tls->name != NULL || memchr(host, ':', strlen(host)) == NULL);
 }
 
 /* Walks the lines of desc.headers. PLB_AGAIN: *out is the next one; PLB_END: there is none; else PLB_ERR_ARGUMENT. */
 static plb_status plb__http_next_header(const char **at, plb_http1_header *out)
 {
-    const char *line = *at, *end = strchr(line, '\n'), *colon = strchr(line, ':');
+    const char *line = *at, *end = (const char *)memchr(line, '\n', strlen(line)), *colon;
     if (*line == '\0')
         return PLB_END;
-    if (end == NULL || end == line || end[-1] != '\r' || colon == NULL || colon > end)
+    if (end == NULL || end == line || end[-1] != '\r')
+        return PLB_ERR_ARGUMENT;
+    colon = (const char *)memchr(line, ':', (size_t)(end - line));
+    if (colon == NULL)
         return PLB_ERR_ARGUMENT;
     *at = end-- + 1;
     out->name.data = line;
@@ -10897,8 +10971,9 @@ static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_che
     }
     addr.scope = 0;
     addr.port = plb__exchange_port(&check->exchange, probe->target.port, backend);
-    plb_addr_format(&addr, text, sizeof text);
-    colon = strrchr(text, ':');
+    colon = text + plb_addr_format(&addr, text, sizeof text);
+    while (*colon != ':')
+        colon--;
     if (addr.port == (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
         *colon = '\0';
     own = backend->name != NULL ? colon : text;
@@ -10915,8 +10990,9 @@ static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *c
     probe->target.host = check->desc.host;
     if (check->desc.target != NULL)
         check->desc.target(check->desc.target_user, backend, &probe->target);
-    if (probe->target.path == NULL || !plb__http_is_path(probe->target.path) ||
-        !plb__http_is_host(check, probe->target.host)) {
+    if (probe->target.path == NULL)
+        probe->target.path = "/";
+    if (!plb__http_is_path(probe->target.path) || !plb__http_is_host(check, probe->target.host)) {
         plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
         return PLB_ERR_ARGUMENT;
     }
@@ -12487,35 +12563,34 @@ PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint
 /* ==== BALANCER =======================================================================================================
    Creation, the schedule that plb_poll keeps, and the end. */
 
-/* Empties the mailbox. Changes join their queue; the rest is returned, oldest first. */
-static plb__mail *plb__mail_sort(plb_balancer *lb)
+/* Empties the mailbox: changes join one queue, the rest another. */
+static void plb__mail_sort(plb_balancer *lb)
 {
-    plb__mail *mail = plb__mail_take(&lb->mailbox), *rest = NULL, **end = &rest;
+    plb__mail *mail = plb__mail_take(&lb->mailbox);
     while (mail != NULL) {
-        plb__mail *next = mail->next;
+        plb__mail *next = mail->next, ***end = mail->kind == PLB__MAIL_CHANGE ? &lb->changes_end : &lb->completions_end;
         mail->next = NULL;
-        if (mail->kind == PLB__MAIL_CHANGE) {
-            *lb->changes_end = mail;
-            lb->changes_end = &mail->next;
-        } else {
-            *end = mail;
-            end = &mail->next;
-        }
+        **end = mail;
+        *end = &mail->next;
         mail = next;
     }
-    return rest;
 }
+
+/* Time-outs, and completions, that one poll sees to at a time, so that it stays short. */
+#define PLB__ENDS_PER_POLL 256
 
 static void plb__mail_read(plb_balancer *lb)
 {
-    plb__mail *mail = plb__mail_sort(lb);
-    while (mail != NULL) {
+    uint32_t ends;
+    plb__mail_sort(lb);
+    for (ends = 0; ends < PLB__ENDS_PER_POLL && lb->completions != NULL; ends++) {
+        plb__mail *mail = lb->completions;
         plb__op *op = (plb__op *)(void *)mail;
-        bool suspect = mail->kind == PLB__MAIL_SUSPECT;
-        plb__record *record = (plb__record *)(void *)mail;
-        mail = mail->next;
-        if (suspect)
-            plb__outlier_suspected(lb, record);
+        lb->completions = mail->next;
+        if (lb->completions == NULL)
+            lb->completions_end = &lb->completions;
+        if (mail->kind == PLB__MAIL_SUSPECT)
+            plb__outlier_suspected(lb, (plb__record *)(void *)mail);
         else if (op == lb->discovery)
             plb__discovery_answered(lb, op->report.status);
         else
@@ -12523,15 +12598,17 @@ static void plb__mail_read(plb_balancer *lb)
     }
 }
 
-/* At the end: completions belong to what is freed, and nobody is ejected any more. */
+/* At the end: completions belong to what is freed later, what they keep is given back, and nobody is ejected any more. */
 static void plb__mail_drop(plb_balancer *lb)
 {
-    plb__mail *mail = plb__mail_sort(lb);
-    while (mail != NULL) {
-        plb__mail *next = mail->next;
+    plb__mail *mail;
+    plb__mail_sort(lb);
+    for (mail = lb->completions; mail != NULL; mail = mail->next) {
+        plb__op *op = (plb__op *)(void *)mail;
         if (mail->kind == PLB__MAIL_SUSPECT)
             PLB__STORE(&((plb__record *)(void *)mail)->told, PLB_EJECTION_NONE);
-        mail = next;
+        else if (op != lb->discovery && op->report.keep)
+            lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
     }
 }
 
@@ -12559,7 +12636,7 @@ static void plb__check_all(plb_balancer *lb)
 /* Is there something to do at once? */
 static bool plb__is_busy(plb_balancer *lb)
 {
-    if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0)
+    if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0 || lb->completions != NULL)
         return true;
     if (plb__discovery_can_start(lb) || (lb->discovery == NULL && lb->changes != NULL && !lb->changes_stalled))
         return true;
@@ -12594,7 +12671,7 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
     uintptr_t wanted = plb__exchange(&lb->wanted, 0);
     if (lb->port.clock != NULL) {
         plb_timers_update(&lb->timers, lb->port.clock);
-        plb_timers_run(&lb->timers);
+        plb__timers_run_some(&lb->timers, PLB__ENDS_PER_POLL);
     }
     if ((wanted & PLB__WANT_READ) != 0)
         plb__exchanges_go_on(lb);
@@ -12854,6 +12931,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     lb->task.poll = plb__task_poll;
     lb->task.user = lb;
     lb->changes_end = &lb->changes;
+    lb->completions_end = &lb->completions;
     lb->update.status = PLB_AGAIN;
     plb__timer_init(&lb->update_timer, plb__update_due, lb);
     plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
@@ -12889,7 +12967,7 @@ static void plb__cancel_all(plb_balancer *lb)
     plb__op *op;
     for (op = lb->running; op != NULL; op = op->next_running) {
         plb_token token = plb__op_token(op);
-        if (plb__op_claim(token) == NULL && !op->report.keep)
+        if (plb__op_claim(token) == NULL)
             continue; /* it has completed, and nobody will look at it */
         if (op == lb->discovery)
             discovery->cancel(lb->discovery_state, token);
