@@ -7,6 +7,8 @@
 #include <greatest.h>
 #include "rig.h"
 
+#include <pthread.h>
+
 #define BACKENDS 4096
 #define STARTS   8192
 #define PLAYERS  9
@@ -466,7 +468,7 @@ TEST a_check_that_goes_takes_its_advice_with_it(bool off)
     memset(&said, 0, sizeof said);
     said.has_share = true;
     said.share = 100;
-    said.off = off;
+    said.enablement = off ? PLB_ENABLEMENT_OFF : PLB_ENABLEMENT_KEEP;
     plb_check_report(players[1].tokens[0], &said);
     settle(&s);
     ASSERT_EQ(PLB_OK, plb_find(s.r.lb, &backends[0].addr, 0, &info));
@@ -1144,8 +1146,48 @@ TEST any_allocation_may_fail(void)
     PASS();
 }
 
+#ifndef PLB_NO_THREADS
+static void *report_all(void *user)
+{
+    uint32_t n;
+    (void)user;
+    for (n = 0; n < players[0].starts; n++) {
+        plb_report said;
+        memset(&said, 0, sizeof said);
+        said.status = n % 2 == 0 ? PLB_OK : PLB_ERR_ANSWER;
+        said.text = "from afar";
+        said.keep = true;
+        plb_check_report(players[0].tokens[n], &said);
+    }
+    return NULL;
+}
+
+TEST reports_may_come_from_another_thread(void)
+{
+    pthread_t thread;
+    static stage s;
+    begin(&s, 300, 1);
+    s.r.desc.parallel_checks = PLB_UNLIMITED;
+    players[0].later = true;
+    ASSERT_EQ(PLB_OK, rig_create(&s.r));
+    settle(&s);
+    ASSERT_EQ(0, pthread_create(&thread, NULL, report_all, NULL));
+    while (s.probes < 300)
+        plb_poll(s.r.lb);
+    pthread_join(thread, NULL);
+    ASSERT_STR_EQ("from afar", s.text);
+    ASSERT_EQ(150u, s.r.flips);
+    ASSERT_EQ(0, rig_end(&s.r));
+    ASSERT_EQ(300u, players[0].cancels); /* what was kept */
+    PASS();
+}
+#endif
+
 SUITE(checks)
 {
+#ifndef PLB_NO_THREADS
+    RUN_TEST(reports_may_come_from_another_thread);
+#endif
     RUN_TEST(a_backend_is_healthy_while_all_of_its_checks_pass);
     RUN_TEST(each_check_counts_by_itself);
     RUN_TEST(one_that_starts_unhealthy_waits_for_all_checks);
