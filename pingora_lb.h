@@ -1009,8 +1009,8 @@ PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect);
    agent said. No set is rebuilt. Several agents combine: the least share holds, and one that wants no requests is
    enough.
    An agent that is not there, does not answer in time or says nothing that is known is no failure (the backend's other
-   checks find out about the backend): the result is written down, but is neutral, as is an answer without a word of
-   the last group but one. */
+   checks find out about the backend): the result is written down, but is neutral (plb_report). So is an answer that
+   speaks neither of up nor of down. */
 
 typedef enum plb_agent_verdict { PLB_AGENT_SILENT = 0, PLB_AGENT_UP, PLB_AGENT_DOWN } plb_agent_verdict;
 
