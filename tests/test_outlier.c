@@ -594,11 +594,11 @@ TEST a_difference_that_rounding_hides_ejects_nobody(void)
     begin(&s);
     ASSERT_EQ(PLB_OK, create(&s, 5));
     for (n = 1; n <= 5; n++) {
-        requests(&s, n, PLB_OUTCOME_SUCCESS, 40000);
+        requests(&s, n, PLB_OUTCOME_SUCCESS, 66000);
         requests(&s, n, PLB_OUTCOME_BROKEN, n <= 2);
     }
     rig_run(&s.r, 10000);
-    ASSERT_EQ_FMT(PLB_SUCCESS_RATE_ONE - 2, look(&s, 1).success_rate, "%u");
+    ASSERT_EQ_FMT(PLB_SUCCESS_RATE_ONE - 1, look(&s, 1).success_rate, "%u");
     ASSERT_EQ(0u, s.ejections);
     ASSERT_EQ(0, rig_end(&s.r));
     PASS();
