@@ -1,6 +1,7 @@
 # make run     builds the load balancer and shows it at work
 # make test    installs or names what the tests need, then runs all of them
 # make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
+# make bench-probe, bench-proxy, bench-idle   health checks beside HAProxy's, the proxy beside nginx, an idle process
 # make fuzz    runs each fuzz target for FUZZ_SECONDS
 # make         builds the examples; needs nothing but a C compiler
 
@@ -20,7 +21,10 @@ EXAMPLES := $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
 all: $(EXAMPLES)
 
 build/%: examples/%.c $(HEADERS) | build
-	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+	$(CC) -std=c99 $(WARN) $(CFLAGS) $(WITH_TLS) $< -o $@ -pthread $(WITH_TLS_LIBS)
+
+build/plb_probe: WITH_TLS = $(if $(MBEDTLS),-DPLB_HAVE_MBEDTLS)
+build/plb_probe: WITH_TLS_LIBS = $(if $(MBEDTLS),$(TLS_LIBS))
 
 build build/unit build/fuzz:
 	mkdir -p $@
@@ -28,15 +32,25 @@ build build/unit build/fuzz:
 run: build/load_balancer
 	build/load_balancer --demo
 
+# ---- mbedTLS: where it is missing, what needs it is left out ----
+
+TLS_LIBS := -lmbedtls -lmbedx509 -lmbedcrypto
+MBEDTLS  := $(shell printf '\043include <mbedtls/ssl.h>\nint main(void) { return mbedtls_ssl_handshake(0) == 0; }' | \
+              $(CC) -x c - -o /dev/null $(TLS_LIBS) 2>/dev/null && echo yes)
+TLS_UNITS := mbedtls conformance_mbedtls
+
 # ---- tests: every unit plainly, under address and undefined, under thread; then builds, fuzz corpora, real peers ----
 
 # A name that ends in _poll, _spill, _shared, _crc1 or _crc8 is the same source built another way.
 UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
          conformance_posix_poll threads_spill stress_spill stress_shared \
-         ring_crc1 ring_crc8
+         ring_crc1 ring_crc8 conformance_mbedtls
+ifneq ($(MBEDTLS),yes)
+UNITS := $(filter-out $(TLS_UNITS),$(UNITS))
+endif
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-TEST_BUILD = -std=c99 $(WARN) -Werror -isystem $(GREATEST) -g $(VARIANT) $(filter %.c,$^) -o $@ -pthread
+TEST_BUILD = -std=c99 $(WARN) -Werror -isystem $(GREATEST) -g $(VARIANT) $(filter %.c,$^) -o $@ -pthread $(LIBS)
 FLAGS_plain := -O2
 FLAGS_asan  := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 FLAGS_tsan  := -O1 -fsanitize=thread
@@ -47,7 +61,13 @@ build/unit/%_shared.plain build/unit/%_shared.asan build/unit/%_shared.tsan: VAR
 build/unit/%_crc1.plain build/unit/%_crc1.asan build/unit/%_crc1.tsan: VARIANT = -DPLB_CRC_TABLES=1
 build/unit/%_crc8.plain build/unit/%_crc8.asan build/unit/%_crc8.tsan: VARIANT = -DPLB_CRC_TABLES=8
 
+$(foreach kind,plain asan tsan,$(TLS_UNITS:%=build/unit/%.$(kind))): LIBS = $(TLS_LIBS)
+
 define unit_rules
+build/unit/conformance_mbedtls.$(1): tests/io_conformance.c tests/io_fixture_mbedtls.c tests/io_fixture_posix.c \
+		$(TESTING) | build/unit
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(subst tests/io_fixture_posix.c,,$$(TEST_BUILD))
 build/unit/conformance_sim.$(1): tests/io_conformance.c tests/io_fixture_sim.c $(TESTING) | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
@@ -87,12 +107,26 @@ TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan,$(foreach kind,plain asa
 test-needs:
 	@sh tests/needs.sh
 
+# What is there to be built may depend on what was installed just before: hence another make.
 test-build: test-needs
-	@$(MAKE) --no-print-directory -j$$(nproc) $(TEST_PROGRAMS) $(FUZZERS:%=build/fuzz/%) all
+	@$(MAKE) --no-print-directory -j$$(nproc) test-programs
+
+build/tls_peer: tests/tls_peer.c $(HEADERS) | build
+	@echo "build $@"
+	@$(GCC) -std=c99 $(WARN) -Werror -g -O1 -fsanitize=address,undefined $< -o $@ -pthread $(TLS_LIBS)
+
+test-programs: $(TEST_PROGRAMS) $(FUZZERS:%=build/fuzz/%) $(if $(MBEDTLS),build/tls_peer) all
+ifneq ($(MBEDTLS),yes)
+	@echo "mbedTLS is not here: the tests of ports/plb_mbedtls.h are left out (Debian: apt-get install libmbedtls-dev)"
+endif
 
 test: test-build
+	@$(MAKE) --no-print-directory test-run
+
+TEST_SCRIPTS := $(if $(MBEDTLS),tests/test_tls_peers.sh)
+test-run:
 	@bash tests/run.sh $(TEST_PROGRAMS) tests/test_build.sh $(FUZZERS:%=build/fuzz/%) tests/test_plb_pick.sh \
-		tests/test_system.sh
+		tests/test_system.sh $(TEST_SCRIPTS) tests/test_peers.sh
 
 # ---- figures ----
 
@@ -112,6 +146,12 @@ bench-idle: build/load_balancer
 bench-proxy: build/load_balancer
 	bash tests/bench/proxy.sh
 
+build/bench_probe: tests/bench/probe.c $(HEADERS) | build
+	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+
+bench-probe: build/bench_probe
+	@bash tests/bench/probe.sh
+
 FUZZ_SECONDS ?= 60
 fuzz: $(FUZZERS:%=build/fuzz/%)
 	for f in $(FUZZERS); do \
@@ -122,4 +162,5 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 clean:
 	rm -rf build
 
-.PHONY: all run test test-needs test-build bench bench-plot bench-idle bench-proxy fuzz clean
+.PHONY: all run test test-needs test-build test-programs test-run bench bench-plot bench-idle bench-proxy bench-probe \
+        fuzz clean

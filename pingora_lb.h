@@ -48,7 +48,11 @@
      HEALTH CHECK        how health is found out, and when; the TCP check
      EXCHANGE            probes over streams, for checks of all kinds
      HTTP CHECK          a request and what its answer must be
+     SEND AND EXPECT     checks that say something and look at the answer: Redis, SMTP, MySQL, PostgreSQL, memcached
+     AGENT CHECK         a backend's agent says how much it can take
+     GRPC CHECK          asks a gRPC server's health service
      STRATEGY            how a backend is chosen: twelve ways, and what one of your own needs
+     OUTLIER DETECTION   which backends are taken out for what their requests met with
      BALANCER            create, poll, destroy, observe
      PICKING             select, begin and end, handles, walk
      METRICS             all of it as Prometheus text
@@ -58,11 +62,12 @@
      GRPC                the health checking protocol of gRPC as bytes
    Implementation:
      COMPILER, VERSION AND STATUS, MEMORY, TEXT, ADDRESS, TIMER, RANDOM NUMBERS
-     SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, PICKING
+     SLOT, SET AND VIEW, MAILBOX, BALANCER MEMORY, LOG, READERS, OUTLIER RECORDS, PICKING
      ROUND ROBIN RANDOM FNV, CRC-32, KETAMA, SMOOTH ROUND ROBIN, LEAST CONNECTIONS, BOUNDED LOADS, IP HASH
      POWER OF TWO CHOICES, PEAK EWMA, KEY HASH, MAGLEV, RENDEZVOUS
      OPS, LISTS, SCHEDULE, UPDATE, DISCOVERY, STATIC DISCOVERY
-     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK
+     HEALTH CHECK, EXCHANGE, TCP CHECK, HTTP CHECK, SEND AND EXPECT, AGENT CHECK, HTTP/2 CHECK, GRPC CHECK,
+     OUTLIER DETECTION
      BALANCER, METRICS, HTTP/1, HPACK, HTTP/2, GRPC
 
    WORDS
@@ -71,6 +76,7 @@
    slot        what outlives sets, one per (address, id): health, enablement, requests in flight
    view        a set as a strategy sees it: its backends and which of them are ready
    strategy    how one is chosen; discovery: where sets come from; check: how health is found out
+   ejection    a backend is taken out for a while for what its requests met with, whatever its checks say
    port        what a platform lends: plb_io (streams) and tables for time, random bytes, names
 
    DEFINES
@@ -82,6 +88,7 @@
    PLB_READERS                threads that get a cache line of their own to read by; as many lines more are for the
                               threads that got none, and readers beyond those share one counter (16)
    PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 4 bytes of stack each (128)
+   PLB_EXCHANGE_SIZE          bytes of the buffer through which probes read; the longest head of an answer (8192)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
@@ -97,13 +104,13 @@
    THREADS
    One thread at a time calls plb_poll (plb_create and plb_destroy too). From any thread, meanwhile: plb_select and
    plb_select_with, plb_begin and plb_end, plb_ready, plb_find, plb_each, plb_walk_..., plb_set_enabled, plb_add,
-   plb_remove, plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done, plb_handle_... None of
-   them takes a lock, waits or makes a system call, but for plb_add and its like and plb_handle_open, which allocate,
-   and what plb_io.wake does. With the allocator from several threads it must be thread-safe: malloc is, plb_arena is
-   not. Callbacks (on_..., log, summary, ext_release) come from the polling thread; they may call anything but plb_poll
-   and plb_destroy; during plb_destroy, nothing. An accept callback comes from the thread that picks, and may pick. So
-   may a signal handler, by plb_select and plb_select_with, whatever it interrupts. A walk may end on another thread
-   than it began on.
+   plb_remove, plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done, plb_check_report,
+   plb_handle_... None of them takes a lock, waits or makes a system call, but for plb_add and its like and
+   plb_handle_open, which allocate, and what plb_io.wake does. With the allocator from several threads it must be
+   thread-safe: malloc is, plb_arena is not. Callbacks (on_..., log, summary, ext_release) come from the polling
+   thread; they may call anything but plb_poll and plb_destroy; during plb_destroy, nothing. An accept callback comes
+   from the thread that picks, and may pick. So may a signal handler, by plb_select and plb_select_with, whatever it
+   interrupts. A walk may end on another thread than it began on.
 
    HOW A SET STAYS ALIVE WHILE IT IS READ
    A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader stores the
@@ -148,10 +155,40 @@
    others at random. What it refuses goes to one that is drawn, for a key the same each time; the requests of the others
    stay where they are. A tier that panics spares nobody.
 
+   HEALTH
+   A balancer has up to eight checks, and a backend is healthy while all of its checks pass: each has its own
+   thresholds, interval, and last result (plb_find_probe, on_probe). Which one?
+   Does anything listen                      plb_tcp_check; with TLS and a certificate that holds: .tls = &tls
+   Does it serve                             plb_http_check (HTTP/1.1, HTTPS), plb_http2_check: a status, a header, a
+                                             text in the page
+   Does it say so itself                     plb_grpc_check (grpc.health.v1); plb_agent_check, by which a backend also
+                                             asks for less, or for no more requests
+   Redis, SMTP, MySQL, PostgreSQL,           plb_redis_check and so on; anything else that answers when it is spoken to:
+   memcached                                 plb_expect_check
+   Something of your own                     a plb_check_ops; over streams, section EXCHANGE leaves two functions to
+                                             write, with the codecs HTTP/1, HTTP/2 and GRPC at hand
+   All backends have all checks, but for those with by_name, which only those have that name them in plb_backend.checks.
+   A backend whose port, path or host is its own: plb_http_check_desc.target, or a check by_name. Intervals: every_ms,
+   shorter or longer while in doubt (fast_every_ms) and while down (down_every_ms), jitter_percent against step, and
+   plb_backend.check_every_ms. parallel_checks bounds what is in flight. build/plb_probe tries any of it by hand.
+       plb_check checks[2] = {plb_tcp_check(NULL), plb_http_check(&(plb_http_check_desc){.path = "/health"})};
+       checks[1].every_ms = 5000, checks[1].down_every_ms = 1000, checks[1].consecutive_failure = 3;
+       plb_balancer_desc desc = {.checks = checks, .check_count = 2, .check_every_ms = 1000, ...};
+   plb_metrics writes all that is known as text for Prometheus.
+
+   OUTLIER DETECTION
+   With plb_balancer_desc.outlier.on, what plb_end is told ejects backends: so many failures in a row, or a success rate
+   far below that of the others. The thread that meets the last failure leaves word, the next plb_poll ejects, and the
+   port's wake sees to it that it is soon. It costs a request 4 ns. Ejected backends come back when their time is over,
+   by slow start if there is one, or by a passed probe. A tier that panics uses them all the same. plb_find_outlier and
+   on_eject tell what happens.
+
    MEMORY (64-bit)
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
    the static list             240 bytes an entry and its name
    a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 27 bytes in each set
+   checks                      24 bytes a backend, and 40 for each of its checks
+   outlier detection           144 bytes a backend more, 112 where it has checks
    a handle                    184 bytes
    round robin, random, FNV,   8 bytes a backend, none where each weighs 1
    least connections, IP hash
@@ -161,20 +198,23 @@
    smooth round robin          4.1 bytes a backend and 20 for each distinct weight
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
-   a probe in flight (TCP)     180 bytes and the port's stream
+   a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB
+                               (HTTP/2, gRPC), and the port's stream; all share one buffer of PLB_EXCHANGE_SIZE
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
-   constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES)
-   Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
-   as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
-   there before goes on, and the balancer tries again after a second.
+   an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
+   constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
+   Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
+   many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
+   it, what was there before goes on, and the balancer tries again after a second.
 
    TIME
    Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
    steps back stands still. plb_poll starts 64 probes at most, and sees to some hundreds that end, before it returns.
    Building a set runs to its end inside plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less
-   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. A loop that cannot spare that
-   runs plb_poll on the port's background thread.
+   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. The end of an interval of outlier
+   detection takes 0.2 ms for 10 000 backends. A loop that cannot spare that runs plb_poll on the port's background
+   thread.
 
    FORK
    After fork the child has a copy of the balancer, frozen: it may select from it (its random numbers go on as the
@@ -354,7 +394,7 @@ typedef struct plb_handler {
 typedef struct plb_credentials plb_credentials; /* whom to trust, who one is: a TLS port's own, made by it */
 
 /* What a TLS session needs. Zero members: the port's credentials, every check made, no ALPN. Read during connect or
-   listen only, but for the credentials, which must outlive the streams. TLS 1.2 or later, always. */
+   listen only; when credentials may be given back their port says. TLS 1.2 or later, always. */
 typedef struct plb_tls {
     const char *name;                   /* client: sent as SNI (RFC 6066; not where it is an IP address), and what the
                                      certificate must be for. Needed unless any_name */
@@ -378,7 +418,7 @@ typedef struct plb_listen_desc {
     plb_addr addr;      /* its port may be 0: the system's choice, which info tells */
     uint32_t backlog;   /* connections waiting to be accepted; 0: 512 */
     bool reuse_port;    /* several listeners may share the address (SO_REUSEPORT) */
-    const plb_tls *tls; /* as plb_peer's. What is accepted shakes hands while it is read and written */
+    const plb_tls *tls; /* as plb_peer's. What is accepted shakes hands by itself; read and write tell if that fails */
 } plb_listen_desc;
 
 #define PLB_CHUNK_CONSTANT 1u /* the bytes never change nor go away (static data): a port need not copy them */
@@ -410,15 +450,15 @@ typedef struct plb_io {
 
     /* Begins a connection. PLB_AGAIN: *out is the stream and PLB_EVENT_CONNECT is armed. PLB_OK: *out is connected
        already. Else nothing was made: PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (a family, or TLS, that the
-       port lacks), PLB_ERR_ARGUMENT (TLS without a name, say),
-       PLB_ERR_ADDRESS (the source is not an address of this machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE,
-       PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO. */
+       port lacks), PLB_ERR_ARGUMENT (TLS without a name, say), PLB_ERR_ADDRESS (the source is not an address of this
+       machine), PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE, PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_IO; what read returns, if
+       a handshake fails so soon. */
     plb_status (*connect)(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out);
 
     /* Reads what is there into the caller's buffer. PLB_OK: 1 to capacity bytes in *got. PLB_AGAIN: nothing yet;
        PLB_EVENT_READ is armed. PLB_END: the peer ended its side; writing may go on. PLB_ERR_RESET, PLB_ERR_TIMEOUT,
-       PLB_ERR_UNREACHABLE, PLB_ERR_TRUNCATED, PLB_ERR_TLS, PLB_ERR_CERTIFICATE, PLB_ERR_IO: the stream is broken;
-       close it. capacity is above 0. */
+       PLB_ERR_UNREACHABLE, PLB_ERR_TRUNCATED, PLB_ERR_TLS, PLB_ERR_CERTIFICATE, PLB_ERR_MEMORY (of a TLS library),
+       PLB_ERR_IO: the stream is broken; close it. capacity is above 0. */
     plb_status (*read)(void *self, plb_stream *stream, void *buffer, size_t capacity, size_t *got);
 
     /* Offers `count` chunks (1 to PLB_CHUNKS_MAX), in order. PLB_OK: the first *taken bytes (1 or more) are the port's
@@ -436,12 +476,13 @@ typedef struct plb_io {
     /* Gives the stream back, listener or connection. Cannot fail. */
     void (*close)(void *self, plb_stream *stream, plb_close_how how);
 
-    /* What is known about a stream. PLB_OK, or PLB_ERR_IO; *out is zeroed first. */
+    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed
+       first. */
     plb_status (*info)(void *self, plb_stream *stream, plb_stream_info *out);
 
     /* Listens; PLB_EVENT_ACCEPT is not armed yet. PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_LIMIT, PLB_ERR_MEMORY,
-       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_UNSUPPORTED, PLB_ERR_IO. A Unix path that nobody
-       listens on any more is replaced. */
+       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_UNSUPPORTED, PLB_ERR_ARGUMENT (TLS without a
+       certificate to show, say), PLB_ERR_IO. A Unix path that nobody listens on any more is replaced. */
     plb_status (*listen)(void *self, const plb_listen_desc *desc, plb_handler handler, plb_stream **out);
 
     /* Takes one waiting connection; `handler` is the new stream's. PLB_AGAIN: none; PLB_EVENT_ACCEPT is armed. A port
@@ -723,9 +764,12 @@ typedef struct plb_report {
                         */
     bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open. When it is
                           reported while plb_destroy runs, no cancel follows: close gives it back */
-    bool advises;      /* `share` and `off` are meant: an agent speaks for its backend */
-    uint8_t share;     /* requests that it wants, in 255ths of its weight */
-    bool off;          /* it wants no new requests at all, whatever its health */
+    bool neutral;      /* it says nothing of the backend's health: written down, but no success and no failure. Only
+                          where start_unhealthy waits for a first result, it is a success */
+    bool has_share;    /* `share` is meant, until another report has one */
+    uint8_t share;     /* requests that the backend wants, in 255ths of its weight; 0: no new ones */
+    plb_enablement enablement; /* does it want new requests at all, whatever its health? Holds until another report
+                                  says something else than PLB_ENABLEMENT_KEEP */
 } plb_report;
 
 #define PLB_REPORT_TEXT 80
@@ -742,7 +786,8 @@ typedef struct plb_connect_desc {
     uint32_t timeout_ms; /* for the connection, and TLS where there is; 0: 1000 */
     uint16_t port;       /* other than the backend's; 0: that */
     plb_addr source;     /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
-    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend */
+    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
+                            else its IP address */
 } plb_connect_desc;
 
 /* TCP check: a connection that is established is a success; it is closed at once. With `tls`: a whole handshake. Zero
@@ -800,7 +845,7 @@ struct plb_exchange {
     uint8_t chunk_count;
     plb_token token;
     const char *tls_name;
-    char *rest;
+    char *rest; /* readable when the peer has ended its side: what was lent and not used. NULL: nothing */
     size_t rest_size;
     plb_chunk chunks[PLB_EXCHANGE_CHUNKS];
 };
@@ -812,14 +857,14 @@ PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connec
 PLB_API void plb_exchange_close(plb_exchange_check *check);
 
 /* For start: connects to where the check and the target say, or goes on with what was kept. tls_name: the name that
-   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name. What it
-   returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
+   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name, or else its
+   IP address. What it returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
 PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange_ops *ops,
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
 
-/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still to
-   be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
+/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still
+   to be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
@@ -830,11 +875,11 @@ PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
 PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
 
 /* ==== HTTP CHECK =====================================================================================================
-   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's HttpHealthCheck: GET /,
-   a second to connect and a second for the answer, status 200 and no other, the body read to its end, a connection of
-   its own each time. Interim answers (1xx) are skipped. What failed is told by the report: PLB_ERR_ANSWER when the answer
-   is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP, PLB_ERR_RESET when it ended too early, each
-   with words, and the HTTP status as its code once there is one. */
+   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's
+   HttpHealthCheck: GET /, a second to connect and a second for the answer, status 200 and no other, the body read
+   to its end, a connection of its own each time. Interim answers (1xx) are skipped. What failed is told by the
+   report: PLB_ERR_ANSWER when the answer is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP,
+   PLB_ERR_RESET when it ended too early, each with words, and the HTTP status as its code once there is one. */
 
 struct plb_http1_header;
 
@@ -859,16 +904,17 @@ typedef struct plb_http_check_desc {
     const char *method; /* any but CONNECT; NULL: "GET" */
     const char *path;   /* with its query; begins with '/', or is "*"; NULL: "/" */
     const char *host;   /* Host as it is sent, and, where connect.tls has no name, TLS's: then without a port. NULL: the
-                              backend's name or else its address, with the port unless that is 80 (443 with TLS);
-                              "localhost" for a Unix path */
-    const char *headers; /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no body is
-                              sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL: none */
+                           backend's name or else its address, with the port unless that is 80 (443 with TLS);
+                           "localhost" for a Unix path */
+    const char *headers;   /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no
+                              body is sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL:
+                              none */
     const char *statuses;  /* what is accepted: "200-299,301", from 200 to 999; NULL: "200" */
     const char *contains;  /* the body must contain these bytes, at most 65535; NULL: any body */
-    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by these, and
-                              the connection closed. 0: 65536 */
-    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was closed
-                              meanwhile is made anew, which is no failure */
+    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by
+                              these, and the connection closed. 0: 65536 */
+    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was
+                              closed meanwhile is made anew, which is no failure */
     plb_http_validate_fn validate; /* instead of `statuses`; asked for final answers, from status 200 on */
     void *validate_user;
     plb_http_target_fn target; /* NULL: all backends alike */
@@ -879,6 +925,133 @@ typedef struct plb_http_check_desc {
    makes no sense: what is no token, line, path or list of statuses, a text in a HEAD's body or past body_limit. Any
    thread. */
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
+
+/* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
+   list), without TLS by prior knowledge. `validate` sees the first 64 headers, names in small letters, cut where they
+   have more than 4096 bytes together. PLB_ERR_ARGUMENT also for headers that HTTP/2 does not know (RFC 9113 section
+   8.2.2) or that do not fit PLB_HTTP2_MEMORY. Any thread. */
+PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
+/* ==== SEND AND EXPECT ================================================================================================
+   Checks in steps: each sends some bytes, or none, and looks at the answer. What makes the answer wrong ends the probe
+   as soon as it is seen, with PLB_ERR_ANSWER, the number of the step (from 1) as the report's code, and a text such as
+   `step 2: expected "+PONG", got "-NOAUTH Authentication required.\r\n"`. */
+
+typedef enum plb_expect_kind {
+    PLB_EXPECT_PREFIX = 0, /* the answer begins with these bytes */
+    PLB_EXPECT_SUBSTRING,  /* they are somewhere in it */
+    PLB_EXPECT_EXACT       /* they are all of it: when the last of them has come, nothing has come behind it */
+} plb_expect_kind;
+
+/* Judges an answer, of which `size` bytes have come so far (1 or more, at most receive_limit). PLB_OK: the first *used
+   of them are the answer. PLB_AGAIN: more are needed; the same bytes come again, with more. Any other status is the
+   probe's, and what was written to `why` (PLB_REPORT_TEXT bytes, an empty text) takes the place of what was got. */
+typedef plb_status (*plb_expect_fn)(const char *bytes, size_t size, size_t *used, char *why);
+
+/* A size of 0 means that the text ends at its NUL. */
+typedef struct plb_expect_step {
+    const void *send; /* NULL: nothing */
+    size_t send_size;
+    plb_expect_kind kind;
+    const void *expect; /* what is to come. NULL, in a last step that is not the first: nothing; what is sent is a
+                           farewell, offered once before the connection is closed */
+    size_t expect_size;
+    const void *until; /* the answer goes on to the end of these bytes, the end of a line for one; what follows is the
+                          next step's. NULL: it ends with what was expected */
+    size_t until_size;
+    plb_expect_fn judge; /* instead of kind, expect and until */
+} plb_expect_step;
+
+typedef struct plb_expect_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms;           /* for all steps together, from the connection on; 0: 1000 */
+    const plb_expect_step *steps; /* with all that they point to: copied by plb_create */
+    size_t step_count;            /* 1 or more */
+    uint32_t receive_limit;       /* bytes of each answer that are looked at, below PLB_EXCHANGE_SIZE; 0: 4096 */
+} plb_expect_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. plb_create reports PLB_ERR_ARGUMENT where a step expects nothing, more than
+   receive_limit, or two things (`judge` with another, `until` after PLB_EXPECT_EXACT). A step that is to send while the
+   last one's bytes are not all sent, for its answer came first, ends the probe with PLB_ERR_PROTOCOL. Any thread. */
+PLB_API plb_check plb_expect_check(const plb_expect_check_desc *desc);
+
+/* Ready-made ones. NULL: all defaults. Any thread.
+   Redis: PING, +PONG. As in HAProxy's redis-check a server that asks for a password (-NOAUTH), loads its data
+   (-LOADING) or has lost its master (-MASTERDOWN) fails, and the text says which. To log in, have a first step that
+   sends AUTH and expects +OK. */
+PLB_API plb_check plb_redis_check(const plb_connect_desc *connect);
+
+/* SMTP (RFC 5321): a greeting, EHLO localhost, QUIT, each of which has to be answered with a code of 200 to 299. */
+PLB_API plb_check plb_smtp_check(const plb_connect_desc *connect);
+
+/* MySQL and MariaDB: the server's first packet is a handshake of protocol version 10. Of an error packet (too many
+   connections, host is blocked) the text tells number and message. As nobody logs in, a server that counts
+   interrupted connections (max_connect_errors) blocks this host in the end, unless others on it log in meanwhile. */
+PLB_API plb_check plb_mysql_check(const plb_connect_desc *connect);
+
+/* PostgreSQL: an SSLRequest, answered with `S` or `N`; needs no role and leaves no session behind. A server that has
+   TLS switched on (`S`) logs a line that no handshake followed; one without it logs nothing. */
+PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect);
+
+/* memcached's text protocol: version, VERSION. */
+PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect);
+
+/* ==== AGENT CHECK ====================================================================================================
+   A program beside the backend says how it is: HAProxy's agent-check. It is connected to, may be sent a text, and
+   answers with one line, which ends with a CR, an LF or the stream. Its words stand between spaces, tabs or commas, in
+   any order and letter case; of two that speak of the same thing the last one counts:
+       75%                            the share of its weight that the backend wants; above 100 is 100; 0%: no new
+                                      requests
+       ready, drain, maint            it wants new requests; it wants none (both)
+       up, down, fail(ed), stopped    the check passes; it fails (all three)
+       maxconn:30                     known, without effect: plb_backend.max_conns is the program's
+       #text                          why; the rest of the line, for people
+   Other words are passed over. What a line does not speak of stays as it was, so only the agent takes back what the
+   agent said. No set is rebuilt. Several agents combine: the least share holds, and one that wants no requests is
+   enough.
+   An agent that is not there, does not answer in time or says nothing that is known is no failure (the backend's other
+   checks find out about the backend): the result is written down, but is neutral, as is an answer without a word of
+   the last group but one. */
+
+typedef enum plb_agent_verdict { PLB_AGENT_SILENT = 0, PLB_AGENT_UP, PLB_AGENT_DOWN } plb_agent_verdict;
+
+typedef struct plb_agent_answer {
+    plb_agent_verdict verdict;
+    plb_enablement enablement; /* PLB_ENABLEMENT_KEEP: the line does not say */
+    bool has_share;
+    uint8_t share; /* in 255ths; above 0 unless the line says 0% */
+} plb_agent_answer;
+
+/* Reads a line, up to the first CR or LF if there is one. PLB_ERR_ANSWER: no word of it is known. Any thread. */
+PLB_API plb_status plb_agent_parse(plb_agent_answer *out, const char *line, size_t size);
+
+typedef struct plb_agent_check_desc {
+    plb_connect_desc connect; /* its port is the agent's; 0: the backend's own */
+    uint32_t answer_ms;       /* from the connection to the line's end; 0: 1000 */
+    const char *send;         /* sent first, as it is; copied by plb_create; NULL: nothing (HAProxy's agent-send) */
+    bool must_answer;         /* an agent that is not there, or says nothing that is known, is a failure; any answer but
+                                 down, fail and stopped is then a success */
+} plb_agent_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
+PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
+
+/* ==== GRPC CHECK =====================================================================================================
+   The health service that gRPC servers have (grpc.health.v1.Health/Check), over HTTP/2: with TLS by ALPN, without by
+   prior knowledge. SERVING is the success. Else the report says which: PLB_ERR_ANSWER with the text "NOT_SERVING",
+   "SERVICE_UNKNOWN", "UNKNOWN" and the number of that status as its code, or "gRPC status UNIMPLEMENTED" and the like
+   with that one's. Source: "GRPC Health Checking Protocol" of the gRPC project. */
+
+/* Zero members: the default. Read in plb_create, and copied. */
+typedef struct plb_grpc_check_desc {
+    plb_connect_desc connect;
+    uint32_t answer_ms;    /* from the connection to the end of the answer; 0: 1000 */
+    const char *service;   /* at most 256 bytes; NULL: the server as a whole */
+    const char *host;      /* :authority, as plb_http_check_desc's host */
+    bool reuse_connection; /* as plb_http_check_desc's */
+} plb_grpc_check_desc;
+
+/* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
+PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc);
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -1088,6 +1261,59 @@ PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc);
    the first. Weights are exact. 8 bytes a backend. */
 PLB_API plb_strategy plb_rendezvous(void);
 
+/* ==== OUTLIER DETECTION ==============================================================================================
+   Passive health, by the rules of Envoy's outlier detection: what plb_end is told decides whether a backend is taken
+   out for a while. PLB_OUTCOME_CANCELLED counts for nothing; every other outcome is a request. */
+
+/* Zero members: the default, which is Envoy's. */
+typedef struct plb_outlier_desc {
+    bool on;                     /* needs port.clock */
+    bool ignore_success_rate;    /* only failures in a row eject */
+    bool ignore_probes;          /* ejections end by time only. Else a success of any check ends one too, if the
+                              probe began after the ejection and no check fails */
+    uint32_t consecutive_errors; /* failures of any kind in a row that eject; 0: 5; PLB_UNLIMITED: never */
+    uint32_t
+        consecutive_connect_errors; /* PLB_OUTCOME_CONNECT_ERRORs in a row that eject; 0: 5; PLB_UNLIMITED: never */
+    uint32_t interval_ms;           /* between two looks at the success rates; 0: 10000 */
+    uint32_t base_ejection_ms;      /* how long the first ejection lasts; 0: 30000. The next ones last 2, 3, ...
+                                          times as long; one less for each interval that ends while the backend is not
+                                          ejected */
+    uint32_t max_ejection_ms;       /* the longest; 0: 300000. At least base_ejection_ms */
+    uint32_t max_ejection_percent;  /* of the backends of the set, at most, are ejected; 0: 10; up to 100. One may be
+                                  ejected however few there are, unless it is the only one and this is below 100 */
+    uint32_t success_rate_backends; /* so many must have requests enough, or no rate is judged; 0: 5 */
+    uint32_t success_rate_requests; /* in one interval that are enough; 0: 100 */
+    uint32_t success_rate_stdev_factor; /* thousandths: a rate below the mean of the rates by more than so many standard
+                                       deviations ejects; 0: 1900 */
+} plb_outlier_desc;
+
+/* Why a backend was ejected, or came back. */
+typedef enum plb_ejection {
+    PLB_EJECTION_NONE = 0,
+    PLB_EJECTION_ERRORS,         /* ejected: consecutive_errors */
+    PLB_EJECTION_CONNECT_ERRORS, /* ejected: consecutive_connect_errors */
+    PLB_EJECTION_SUCCESS_RATE,   /* ejected: its success rate, compared with the others' */
+    PLB_EJECTION_TIME_OVER,      /* back: the ejection lasted as long as it should */
+    PLB_EJECTION_PROBE_PASSED    /* back: a probe found it in good health */
+} plb_ejection;
+
+#define PLB_SUCCESS_RATE_ONE 65536u /* every request succeeded */
+
+/* What is known of one backend's requests since it came into the set. */
+typedef struct plb_outlier_info {
+    uint64_t requests, failures; /* that ended; failures are among the requests */
+    uint32_t ejections;          /* how often it was ejected */
+    uint32_t success_rate;       /* in the last interval, of PLB_SUCCESS_RATE_ONE; PLB_NONE: too few requests */
+    uint32_t errors_in_a_row;    /* at the moment */
+    uint32_t connect_errors_in_a_row;
+    bool ejected;
+    uint32_t back_ms; /* if it is: from now until its time is over */
+} plb_outlier_info;
+
+/* What is known of one backend of the current set. PLB_ERR_ADDRESS: not in the set; PLB_ERR_UNSUPPORTED: detection is
+   off. From the polling thread. */
+PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out);
+
 /* ==== BALANCER =======================================================================================================
    The whole: made, polled, observed, ended. */
 
@@ -1098,12 +1324,12 @@ typedef struct plb_backend_info {
     plb_backend backend;
     uint32_t slot;      /* as plb_pick.slot */
     uint32_t in_flight; /* plb_begin without plb_end yet */
-    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly */
+    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
     bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
                            panics, an unhealthy one too */
     bool healthy;
     bool enabled;
-    bool ejected;     /* taken out for what requests met with (passive health) */
+    bool ejected;     /* taken out for what requests met with (section OUTLIER DETECTION) */
     bool advised_off; /* its agent wants no new requests */
     uint32_t failing; /* checks that fail, a bit each, as plb_backend.checks */
     uint32_t flips;   /* how often it became healthy or unhealthy */
@@ -1114,7 +1340,7 @@ typedef struct plb_probe_info {
     plb_status status;       /* of the last one; PLB_AGAIN: none is over yet */
     uint32_t code;           /* of the last one: plb_report.code */
     uint32_t latency_us;     /* of the last one, from its start */
-    uint32_t passed, failed; /* how many; failures of this side are neither */
+    uint32_t passed, failed; /* how many; neutral ones (plb_report) and failures of this side are neither */
     bool passing;            /* the check's state */
     const char *text; /* in on_probe: what the probe said, or what its status means. Else what the status means */
 } plb_probe_info;
@@ -1151,6 +1377,7 @@ typedef struct plb_balancer_desc {
                                  caches can fill; needs port.clock; 0: at once */
     uint32_t panic_percent;   /* a tier in which less than this share of the enabled backends is healthy ignores health:
                                  failing some requests beats drowning the last ones. 0: never; up to 100 */
+    plb_outlier_desc outlier; /* passive health */
 
     void *user;                                                 /* handed to the callbacks below */
     void (*on_change)(void *user, plb_balancer *lb);            /* another set was published */
@@ -1159,7 +1386,8 @@ typedef struct plb_balancer_desc {
                                                                             probe's result that did it */
     void (*on_probe)(void *user, const plb_backend_info *info, uint32_t check, const plb_probe_info *probe); /* a probe
                                 is over; check: 0 to PLB_CHECKS_MAX - 1. Before on_flip */
-    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status); /* the first discovery is over */
+    void (*on_eject)(void *user, const plb_backend_info *info, plb_ejection why); /* was ejected, or came back */
+    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status);     /* the first discovery is over */
     void (*on_first_checks)(void *user, plb_balancer *lb); /* each check of each backend has a result */
     size_t (*summary)(void *user, const plb_backend *backend, char *text, size_t capacity); /* names a backend in
                                                 log lines, as snprintf would; default: its address */
@@ -1207,8 +1435,8 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
    in the set. Any thread; but name and ext may go with the next update, so only the polling thread may rely on them. */
 PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info);
 
-/* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has no
-   such check. From the polling thread. */
+/* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has
+   no such check. From the polling thread. */
 PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
                                   plb_probe_info *out);
 
@@ -1557,7 +1785,7 @@ typedef struct plb_http2 {
     /* the frame and the header block that are being read */
     uint32_t frame_stream, frame_left, block_size, list_size;
     uint8_t frame_type, frame_flags, frame_padding, phase, continuations, collected;
-    bool block_open, block_ends_stream, block_has_regular;
+    bool block_open, block_ends_stream;
     uint8_t bytes[9];
     /* the answer */
     uint64_t content_left;
@@ -2063,6 +2291,46 @@ static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
     } while (number != 0);
     while (n > 0)
         plb__put_char(text, digits[--n]);
+}
+
+/* A byte as it may stand between quotes: itself, or the escape that C has for it. Returns the length. */
+static size_t plb__escape(uint8_t byte, char escaped[4])
+{
+    static const char digits[] = "0123456789abcdef";
+    escaped[0] = '\\';
+    if (byte == '\r' || byte == '\n' || byte == '"' || byte == '\\') {
+        escaped[1] = byte == '\r' ? 'r' : byte == '\n' ? 'n' : (char)byte;
+        return 2;
+    }
+    if (byte >= 0x20 && byte < 0x7f) {
+        escaped[0] = (char)byte;
+        return 1;
+    }
+    escaped[1] = 'x';
+    escaped[2] = digits[byte >> 4];
+    escaped[3] = digits[byte & 15];
+    return 4;
+}
+
+/* Any bytes between quotes, in printable ASCII; where that takes more than `room` (3 or more) characters, three dots
+   stand for the end. */
+static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
+{
+    size_t i, j, length = 0, shown;
+    char escaped[4];
+    bool cut;
+    for (i = 0; i < size && length <= room; i++)
+        length += plb__escape((uint8_t)bytes[i], escaped);
+    cut = length > room;
+    plb__put_char(text, '"');
+    for (i = 0, length = 0; i < size; i++, length += shown) {
+        shown = plb__escape((uint8_t)bytes[i], escaped);
+        if (cut && length + shown + 3 > room)
+            break;
+        for (j = 0; j < shown; j++)
+            plb__put_char(text, escaped[j]);
+    }
+    plb__put(text, cut ? "...\"" : "\"");
 }
 
 /* ==== ADDRESS ========================================================================================================
@@ -2576,8 +2844,8 @@ typedef struct plb__vital {
     uint16_t streak; /* results in a row that speak against the state */
     uint8_t status;  /* of the last probe */
     uint8_t stage;
-    uint8_t share;    /* that an agent advises */
-    bool advised_off; /* the same */
+    uint8_t share;    /* that an agent advises; 0: no new requests */
+    bool advised_off; /* the agent wants no new requests, whatever its share */
     bool absent;      /* the backend does not have this check */
     bool again;       /* once more as soon as the one that runs is over */
 } plb__vital;
@@ -2593,7 +2861,7 @@ typedef struct plb__care {
 } plb__care;
 
 /* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stand
-   its care and its checks, then what the strategy keeps for it, next to what is read with it. */
+   its care and its checks, its record, then what the strategy keeps for it, next to what is read with it. */
 typedef struct plb__slot {
     /* any thread */
     uint32_t in_flight;
@@ -3370,7 +3638,7 @@ static void plb__set_sync_all(plb__set *set)
 /* ==== MAILBOX ========================================================================================================
    A list that grows by compare-and-swap and is taken whole, so that there is no ABA problem. */
 
-enum { PLB__MAIL_DONE, PLB__MAIL_CHANGE };
+enum { PLB__MAIL_DONE, PLB__MAIL_CHANGE, PLB__MAIL_SUSPECT };
 
 typedef struct plb__mail {
     struct plb__mail *next;
@@ -3488,19 +3756,21 @@ typedef struct plb__op {
     uint32_t check;
     plb_report report; /* its status is a discovery's too */
     char text[PLB_REPORT_TEXT];
+    bool unread; /* its exchange has more to read, in another turn */
 } plb__op;
 
 #define PLB__OP_SIZE ((sizeof(plb__op) + 15) / 16 * 16)
 
-enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u };
+enum { PLB__WANT_UPDATE = 1u, PLB__WANT_CHECK = 2u, PLB__WANT_READ = 4u };
 
 struct plb_balancer {
     /* hot: any thread */
     uintptr_t current; /* the published plb__set */
     void *strategy_state;
     const plb_strategy_ops *strategy;
+    uintptr_t watches; /* 1: outlier detection is on */
     plb_port port;
-    char pad[2 * PLB__CACHE_LINE - 3 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
+    char pad[2 * PLB__CACHE_LINE - 4 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
     plb__cell cells[PLB__CELLS];
     /* other threads now and then */
     uintptr_t newest;    /* the plb__set that is published, or about to be */
@@ -3546,6 +3816,11 @@ struct plb_balancer {
     uint64_t epoch_ms; /* what the schedule counts from */
     uint64_t jitter;   /* random numbers */
     bool first_checks_over;
+    /* outlier detection */
+    struct plb__record *ejected; /* of the current set */
+    uint32_t ejected_count;
+    uint32_t watched; /* slots in the current set */
+    plb_timer interval_timer, return_timer;
 };
 
 static void plb__wake(plb_balancer *lb)
@@ -3969,6 +4244,130 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
     info->advised_off = (flags & PLB__ADVISED_OFF) != 0;
     info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING;
     info->flips = plb__slot_care(slot) != NULL ? PLB__LOAD_RELAXED(&plb__slot_care(slot)->flips) : 0;
+}
+
+/* ==== OUTLIER RECORDS ================================================================================================
+   What requests leave behind for outlier detection: counted by the threads that end them, read by plb_poll. */
+
+/* What is kept of one slot's requests, in its allocation between its checks and what the strategy has. */
+typedef struct plb__record {
+    plb__mail mail; /* in the mailbox while told is not 0 */
+    plb__slot *slot;
+    /* any thread */
+    uint32_t passed, failed;         /* requests; they may wrap */
+    uint32_t errors, connect_errors; /* in a row */
+    uint32_t told;                   /* the plb_ejection that plb_poll is asked for; 0: none */
+    /* the polling thread */
+    uint32_t passed_before, failed_before; /* as they were when they were looked at last */
+    uint32_t rate;                         /* plb_outlier_info.success_rate */
+    uint32_t ejections;
+    uint32_t multiplier;         /* of the last ejection's time, less what good behaviour took off */
+    uint64_t requests, failures; /* up to the last look */
+    uint64_t ejected_ms, back_ms;
+    struct plb__record *next_ejected, **ejected_link;
+} plb__record;
+
+#define PLB__RECORD_LEAD PLB__SLOT_LEAD(sizeof(plb__record))
+
+static plb__record *plb__slot_record(plb__slot *slot)
+{
+    return (plb__record *)(void *)((char *)slot - (size_t)slot->data * PLB__SLOT_UNIT - PLB__RECORD_LEAD);
+}
+
+static void plb__record_init(plb__slot *slot)
+{
+    plb__record *record = plb__slot_record(slot);
+    record->mail.kind = PLB__MAIL_SUSPECT;
+    record->slot = slot;
+    record->rate = PLB_NONE;
+}
+
+/* Is word of it on its way? Then it must stay, though nothing else may hold it. Asked once no request is in flight. */
+static bool plb__slot_is_suspect(const plb_balancer *lb, plb__slot *slot)
+{
+    return lb->watches != 0 && PLB__LOAD(&plb__slot_record(slot)->told) != PLB_EJECTION_NONE;
+}
+
+/* Asks plb_poll to eject, unless it was asked already. */
+static void plb__record_tell(plb_balancer *lb, plb__record *record, plb_ejection why)
+{
+    if (PLB__LOAD(&record->told) != PLB_EJECTION_NONE || !plb__cas32(&record->told, PLB_EJECTION_NONE, (uint32_t)why))
+        return;
+    plb__mail_push(&lb->mailbox, &record->mail);
+    plb__wake(lb);
+}
+
+/* Most of the time there is nothing to clear, and the line stays as it is. */
+static void plb__streak_end(uint32_t *streak)
+{
+    if (PLB__LOAD_RELAXED(streak) != 0)
+        PLB__STORE_RELAXED(streak, 0);
+}
+
+static void plb__record_failure(plb_balancer *lb, plb__record *record, plb_outcome outcome)
+{
+    uint32_t errors = plb__fetch_add(&record->errors, 1) + 1, connect_errors = 0;
+    plb__fetch_add(&record->failed, 1);
+    if (outcome == PLB_OUTCOME_CONNECT_ERROR)
+        connect_errors = plb__fetch_add(&record->connect_errors, 1) + 1;
+    else
+        plb__streak_end(&record->connect_errors);
+    if (connect_errors >= lb->desc.outlier.consecutive_connect_errors)
+        plb__record_tell(lb, record, PLB_EJECTION_CONNECT_ERRORS);
+    else if (errors >= lb->desc.outlier.consecutive_errors)
+        plb__record_tell(lb, record, PLB_EJECTION_ERRORS);
+}
+
+/* A request is over that still holds the slot. */
+PLB__RARE void plb__record_outcome(plb_balancer *lb, plb__slot *slot, plb_outcome outcome)
+{
+    plb__record *record = plb__slot_record(slot);
+    if (outcome == PLB_OUTCOME_CANCELLED)
+        return;
+    if (outcome != PLB_OUTCOME_SUCCESS) {
+        plb__record_failure(lb, record, outcome);
+        return;
+    }
+    plb__fetch_add(&record->passed, 1);
+    plb__streak_end(&record->errors);
+    plb__streak_end(&record->connect_errors);
+}
+
+static void plb__record_link(plb_balancer *lb, plb__record *record)
+{
+    record->next_ejected = lb->ejected;
+    record->ejected_link = &lb->ejected;
+    if (lb->ejected != NULL)
+        lb->ejected->ejected_link = &record->next_ejected;
+    lb->ejected = record;
+    lb->ejected_count++;
+}
+
+static void plb__record_unlink(plb_balancer *lb, plb__record *record)
+{
+    *record->ejected_link = record->next_ejected;
+    if (record->next_ejected != NULL)
+        record->next_ejected->ejected_link = record->ejected_link;
+    lb->ejected_count--;
+}
+
+/* A set takes the current one's place, and its slots know where they stand: whoever left is no more among the ejected,
+   so that their share is one of this set. */
+static void plb__records_move(plb_balancer *lb, const plb__set *set)
+{
+    plb__record *record, *next;
+    const plb__tier *tier;
+    uint32_t i;
+    if (lb->watches == 0)
+        return;
+    lb->watched = 0;
+    for (i = 0; i < set->count; i++)
+        lb->watched += PLB__LOAD_RELAXED(&set->slots[i]->index) == i; /* duplicates share a slot */
+    for (record = lb->ejected; record != NULL; record = next) {
+        next = record->next_ejected;
+        if (plb__set_find_slot(set, record->slot, &tier) == PLB_NONE)
+            plb__record_unlink(lb, record);
+    }
 }
 
 /* ==== PICKING ========================================================================================================
@@ -4433,6 +4832,8 @@ PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
     }
     if (lb->strategy->ended != NULL)
         lb->strategy->ended(lb->strategy_state, slot->number, plb__slot_data(slot), outcome, latency_us);
+    if (PLB__UNLIKELY(lb->watches != 0))
+        plb__record_outcome(lb, slot, outcome);
     plb__slot_drop(lb, slot);
 }
 
@@ -7581,6 +7982,7 @@ static bool plb__op_start(plb_balancer *lb, plb__op *op)
     op->started_ms = lb->timers.now_ms;
     memset(&op->report, 0, sizeof op->report);
     op->text[0] = '\0';
+    op->unread = false;
     PLB__STORE(&ticket->state,
                (PLB__LOAD_RELAXED(&ticket->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
     return true;
@@ -7990,8 +8392,9 @@ static void plb__schedule_all(plb_balancer *lb)
 }
 
 /* Section HEALTH CHECK. */
-static void plb__vital_advise(plb_balancer *lb, plb__slot *slot, plb__vital *vital, uint8_t share, bool off);
-static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, plb_status status, const char *why);
+static void plb__slot_advise(plb_balancer *lb, plb__slot *slot);
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why);
 
 /* Is a check for backends with these plb_backend.checks? */
 static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
@@ -8007,9 +8410,11 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
     if (absent) {
         lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
         plb__vital_drop_kept(lb, vital, check);
-        plb__vital_advise(lb, slot, vital, PLB__SHARE_ALL, false);
+        vital->share = PLB__SHARE_ALL;
+        vital->advised_off = false;
+        plb__slot_advise(lb, slot);
         if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
-            plb__vital_flip(lb, slot, check, PLB_OK, "it is not checked so any more");
+            plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
     } else {
         vital->status = PLB_AGAIN;
         vital->streak = 0;
@@ -8176,8 +8581,10 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
 
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
-    size_t care = lb->check_count > 0 ? sizeof(plb__care) + lb->check_count * sizeof(plb__vital) : 0;
-    return PLB__SLOT_LEAD(care) + PLB__SLOT_LEAD(lb->strategy->slot_size);
+    size_t care = lb->check_count > 0 || lb->watches != 0 ? sizeof(plb__care) : 0;
+    size_t record = lb->watches != 0 ? PLB__RECORD_LEAD : 0;
+    care += lb->check_count * sizeof(plb__vital);
+    return PLB__SLOT_LEAD(care) + record + PLB__SLOT_LEAD(lb->strategy->slot_size);
 }
 
 /* A new slot's state: before anybody can see it. */
@@ -8196,6 +8603,8 @@ static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_ba
         plb__slot_care(slot)->checks = backend->checks;
         plb__slot_care(slot)->every_ms = backend->check_every_ms;
     }
+    if (lb->watches != 0)
+        plb__record_init(slot);
     if (backend->enablement == PLB_ENABLEMENT_OFF)
         slot->flags |= PLB__DISABLED;
     plb__slot_limit(slot, backend->max_conns);
@@ -8340,13 +8749,13 @@ static void plb__slot_free(plb_balancer *lb, plb__slot *slot)
     plb__slot_delete(&lb->env.allocator, slot);
 }
 
-/* One holder less. A slot that nothing holds departs: at once, or with the last request in flight. */
+/* One holder less. A slot that nothing holds departs: at once, or with the last request in flight and what it left. */
 static void plb__slot_let_go(plb_balancer *lb, plb__slot *slot)
 {
     if (--slot->u.control.holders > 0)
         return;
     plb__slot_drop_kept(lb, slot);
-    if ((plb__fetch_add(&slot->in_flight, PLB__DEPARTED) & PLB__COUNT_MASK) == 0) {
+    if ((plb__fetch_add(&slot->in_flight, PLB__DEPARTED) & PLB__COUNT_MASK) == 0 && !plb__slot_is_suspect(lb, slot)) {
         plb__slot_free(lb, slot);
         return;
     }
@@ -8386,7 +8795,7 @@ static bool plb__reclaim(plb_balancer *lb)
     }
     while (*link != NULL) {
         plb__slot *slot = *link;
-        if ((PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) != 0) {
+        if ((PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) != 0 || plb__slot_is_suspect(lb, slot)) {
             link = &slot->u.control.next_departed;
             continue;
         }
@@ -8408,6 +8817,7 @@ static void plb__publish(plb_balancer *lb, plb__set *set)
             PLB__STORE_RELAXED(&set->slots[i]->index, i);
     }
     plb__schedule_move(lb, set);
+    plb__records_move(lb, set);
     PLB__STORE(&lb->newest, (uintptr_t)set);
     plb__set_sync_all(set);
     PLB__STORE(&lb->current, (uintptr_t)set);
@@ -9383,6 +9793,18 @@ static void plb__share_update(plb_balancer *lb, plb__slot *slot)
         plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
 }
 
+/* Makes a slot what its agents want together: the least of the shares, nothing where one of them wants nothing. */
+static void plb__slot_advise(plb_balancer *lb, plb__slot *slot)
+{
+    bool off = false;
+    uint32_t c;
+    for (c = 0; c < lb->check_count; c++)
+        off = off || plb__slot_vitals(slot)[c].advised_off || plb__slot_vitals(slot)[c].share == 0;
+    plb__share_update(lb, slot);
+    if (off != ((PLB__LOAD(&slot->flags) & PLB__ADVISED_OFF) != 0))
+        plb__slot_flag(lb, slot, PLB__ADVISED_OFF, off);
+}
+
 /* The slot is about to become healthy. The share comes first, so that nobody sees it healthy with all of it. */
 static void plb__ramp_start(plb_balancer *lb, plb__slot *slot)
 {
@@ -9419,25 +9841,25 @@ typedef struct plb__result {
     const char *why; /* what the probe said, or what its status means */
 } plb__result;
 
-/* An agent speaks for its backend, or falls silent. */
-static void plb__vital_advise(plb_balancer *lb, plb__slot *slot, plb__vital *vital, uint8_t share, bool advised_off)
+/* What the report advises, if it does. */
+static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 {
-    bool off = false;
-    uint32_t c;
-    vital->share = share;
-    vital->advised_off = advised_off;
-    for (c = 0; c < lb->check_count; c++)
-        off = off || plb__slot_vitals(slot)[c].advised_off;
-    plb__share_update(lb, slot);
-    if (off != ((PLB__LOAD(&slot->flags) & PLB__ADVISED_OFF) != 0))
-        plb__slot_flag(lb, slot, PLB__ADVISED_OFF, off);
+    const plb_report *report = &r->op->report;
+    if (!report->has_share && report->enablement == PLB_ENABLEMENT_KEEP)
+        return;
+    if (report->has_share)
+        r->vital->share = report->share;
+    if (report->enablement != PLB_ENABLEMENT_KEEP)
+        r->vital->advised_off = report->enablement == PLB_ENABLEMENT_OFF;
+    plb__slot_advise(lb, r->slot);
 }
 
 /* One check flips; the backend with it, unless another check fails. */
-static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, plb_status status, const char *why)
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why)
 {
     uint32_t bit = plb__failing(check), failing = PLB__LOAD(&slot->flags) & PLB__UNHEALTHY, index;
-    bool flips = (failing & ~bit) == 0, success = status == PLB_OK;
+    bool flips = (failing & ~bit) == 0;
     const plb__tier *tier = NULL;
     plb_backend_info info;
     if (success && flips)
@@ -9458,8 +9880,10 @@ static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, p
 static void plb__health_observe(plb_balancer *lb, const plb__result *r)
 {
     const plb_check *check = &lb->checks[r->op->check].what;
-    bool success = r->op->report.status == PLB_OK;
+    bool success = r->op->report.status == PLB_OK || r->op->report.neutral;
     bool passing = (PLB__LOAD(&r->slot->flags) & plb__failing(r->op->check)) == 0;
+    if (r->op->report.neutral && r->vital->passed + r->vital->failed > 0)
+        return;
     if (success == passing) {
         r->vital->streak = 0;
         return;
@@ -9467,7 +9891,7 @@ static void plb__health_observe(plb_balancer *lb, const plb__result *r)
     if (++r->vital->streak < (success ? check->consecutive_success : check->consecutive_failure))
         return;
     r->vital->streak = 0;
-    plb__vital_flip(lb, r->slot, r->op->check, r->op->report.status, success ? NULL : r->why);
+    plb__vital_flip(lb, r->slot, r->op->check, success, r->op->report.status, success ? NULL : r->why);
 }
 
 /* Writes a result down. */
@@ -9478,8 +9902,8 @@ static void plb__vital_record(plb_balancer *lb, const plb__result *r)
     vital->status = (uint8_t)r->op->report.status;
     vital->code = (uint16_t)r->op->report.code;
     vital->latency_us = r->op->latency_us < UINT32_MAX ? (uint32_t)r->op->latency_us : UINT32_MAX;
-    vital->passed += vital->status == PLB_OK;
-    vital->failed += vital->status != PLB_OK;
+    vital->passed += vital->status == PLB_OK && !r->op->report.neutral;
+    vital->failed += vital->status != PLB_OK && !r->op->report.neutral;
 }
 
 static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint32_t check, plb_probe_info *out)
@@ -9553,6 +9977,8 @@ static void plb__probe_again(plb_balancer *lb, const plb__result *r)
     r->vital->again = false;
 }
 
+static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r);
+
 /* The op is over, and the backend still there with that check. */
 static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
 {
@@ -9565,10 +9991,9 @@ static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
         plb__probe_impossible(lb, r->slot, r->op->check, r->why);
         return;
     }
-    if (report->advises)
-        plb__vital_advise(lb, r->slot, r->vital, report->share > 0 ? report->share : PLB__SHARE_ALL,
-                          report->off || report->share == 0);
+    plb__health_advise(lb, r);
     plb__health_observe(lb, r);
+    plb__outlier_absolve(lb, r);
     plb__probe_again(lb, r);
 }
 
@@ -9615,8 +10040,10 @@ static void plb__probe_timeout(void *user)
 PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms)
 {
     plb__op *op = plb__op_running(token);
-    if (op != NULL)
-        plb__op_deadline(token.balancer, op, plb__probe_timeout, delay_ms);
+    if (op == NULL || op->lb->port.clock == NULL)
+        return;
+    plb_timers_update(&op->lb->timers, op->lb->port.clock); /* the port's callbacks come long after the last poll */
+    plb__op_deadline(op->lb, op, plb__probe_timeout, delay_ms);
 }
 
 /* An op for the next probe: the one that was kept, or a new one; NULL: no memory. */
@@ -9804,6 +10231,17 @@ PLB_API void plb_exchange_say(plb_exchange *x, const plb_report *report)
     op->report.keep = keep;
 }
 
+/* Says why, and leaves the rest of the report as it is. */
+static void plb__exchange_explain(plb_exchange *x, const char *why)
+{
+    plb__op *op = plb__op_running(x->token);
+    plb__text text;
+    if (op == NULL)
+        return;
+    text = plb__text_in(op->text, sizeof op->text);
+    plb__put(&text, why);
+}
+
 /* Leaves the connection open for the next start. What comes on it meanwhile can only be its end. */
 static bool plb__exchange_rest_idle(plb_exchange *x)
 {
@@ -9811,6 +10249,7 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
     plb__op *op = plb__op_running(x->token);
     if (!x->keep || op == NULL || x->chunk_count > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
         return false;
+    plb__exchange_forget_rest(x);
     op->report.keep = true;
     x->idle = true;
     return true;
@@ -9823,14 +10262,39 @@ static void plb__exchange_over(plb_exchange *x, plb_status status)
     plb_check_done(x->token, status);
 }
 
-/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
-   at once. */
-static void plb__exchange_end(plb_exchange *x, plb_status status)
+/* Takes so many bytes off what is to be sent. */
+static void plb__exchange_taken(plb_exchange *x, size_t taken)
+{
+    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
+        taken -= x->chunks[0].size;
+        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
+    }
+    if (taken > 0) {
+        x->chunks[0].data = (const char *)x->chunks[0].data + taken;
+        x->chunks[0].size -= taken;
+    }
+}
+
+/* Offers what is to be sent to the port, and tells the protocol once all of it is taken. */
+static plb_status plb__exchange_offer(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
-    size_t taken;
+    size_t taken = 0;
+    plb_status status = io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
+    if (status != PLB_OK)
+        return status;
+    plb__exchange_taken(x, taken);
+    if (x->chunk_count == 0 && x->ops->sent != NULL)
+        x->ops->sent(x);
+    return PLB_OK;
+}
+
+/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it
+   goes at once. */
+static void plb__exchange_end(plb_exchange *x, plb_status status)
+{
     if (x->chunk_count > 0)
-        io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
+        plb__exchange_offer(x);
     if (status != PLB_OK || !plb__exchange_rest_idle(x))
         plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     plb_check_done(x->token, status);
@@ -9846,12 +10310,32 @@ static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t por
     return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
 }
 
+/* An IP address as certificates have it: without port and zone. NULL: it is none. */
+static const char *plb__ip_text(const plb_addr *addr, char *text)
+{
+    plb_addr plain;
+    char *colon;
+    if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
+        return NULL;
+    plb__addr_copy(&plain, addr);
+    plain.scope = 0;
+    plb_addr_format(&plain, text, PLB_ADDR_TEXT_MAX);
+    colon = strrchr(text, ':');
+    if (text[0] != '[') {
+        *colon = '\0';
+        return text;
+    }
+    colon[-1] = '\0';
+    return text + 1;
+}
+
 /* Connects. What it returns is start's to return. */
 static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
 {
     const plb_connect_desc *connect = &x->check->connect;
     const plb_io *io = x->check->env->port.io;
     plb_handler handler;
+    char ip[PLB_ADDR_TEXT_MAX];
     plb_peer peer;
     plb_tls tls;
     memset(&peer, 0, sizeof peer);
@@ -9863,6 +10347,8 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
         tls = *connect->tls;
         if (tls.name == NULL)
             tls.name = x->tls_name != NULL ? x->tls_name : target->name;
+        if (tls.name == NULL)
+            tls.name = plb__ip_text(&target->addr, ip);
         peer.tls = &tls;
     }
     handler.fn = plb__exchange_event;
@@ -9896,14 +10382,10 @@ static void plb__exchange_broke(plb_exchange *x, plb_status status)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
-    plb_report report;
     if (plb__exchange_renew(x))
         return;
-    if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL) {
-        memset(&report, 0, sizeof report);
-        report.text = info.tls_reason;
-        plb_exchange_say(x, &report);
-    }
+    if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL)
+        plb__exchange_explain(x, info.tls_reason);
     plb__exchange_over(x, status);
 }
 
@@ -9916,37 +10398,16 @@ PLB_API void plb_exchange_send(plb_exchange *x, const plb_chunk *chunks, size_t 
             x->chunks[x->chunk_count++] = chunks[i];
 }
 
-/* Takes so many bytes off what is to be sent. */
-static void plb__exchange_taken(plb_exchange *x, size_t taken)
-{
-    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
-        taken -= x->chunks[0].size;
-        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
-    }
-    if (taken > 0) {
-        x->chunks[0].data = (const char *)x->chunks[0].data + taken;
-        x->chunks[0].size -= taken;
-    }
-}
-
 /* Sends what there is to send; false: the probe is over. */
 static bool plb__exchange_write(plb_exchange *x)
 {
-    const plb_io *io = x->check->env->port.io;
-    while (x->chunk_count > 0) {
-        size_t taken = 0;
-        plb_status status = io->write(io->self, x->stream, x->chunks, x->chunk_count, &taken);
-        if (status == PLB_AGAIN)
-            return true;
-        if (status != PLB_OK) {
-            plb__exchange_broke(x, status);
-            return false;
-        }
-        plb__exchange_taken(x, taken);
-        if (x->chunk_count == 0 && x->ops->sent != NULL)
-            x->ops->sent(x);
-    }
-    return true;
+    plb_status status = PLB_OK;
+    while (x->chunk_count > 0 && status == PLB_OK)
+        status = plb__exchange_offer(x);
+    if (status == PLB_OK || status == PLB_AGAIN)
+        return true;
+    plb__exchange_broke(x, status);
+    return false;
 }
 
 /* The buffer that all exchanges of a balancer share, or NULL. */
@@ -9960,12 +10421,9 @@ static char *plb__exchange_scratch(plb_balancer *lb)
 /* Keeps what was not used for the next time. */
 static plb_status plb__exchange_keep_rest(plb_exchange *x, const char *bytes, size_t size)
 {
-    static const char too_long[] = "The answer is longer than there is room for (PLB_EXCHANGE_SIZE).";
-    plb_report report;
+    plb__exchange_forget_rest(x);
     if (size == PLB_EXCHANGE_SIZE) {
-        memset(&report, 0, sizeof report);
-        report.text = too_long;
-        plb_exchange_say(x, &report);
+        plb__exchange_explain(x, "The answer is longer than there is room for (PLB_EXCHANGE_SIZE).");
         return PLB_ERR_PROTOCOL;
     }
     if (size == 0)
@@ -10012,7 +10470,6 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
         if (status == PLB_END && x->resumed && plb__exchange_renew(x))
             return PLB_END;
         x->resumed = false; /* it has answered */
-        plb__exchange_forget_rest(x);
         status = plb__exchange_hand_on(x, scratch, status == PLB_END ? 0 : before + got);
     }
     full = got == room;
@@ -10022,8 +10479,18 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
     return PLB_END;
 }
 
-/* Reads bounded by what a peer may send before others get their turn. */
-#define PLB__EXCHANGE_READS 256
+/* The rest is for the next poll, so that a peer that never stops leaves a turn to others, and to its deadline. */
+static void plb__exchange_put_off(plb_exchange *x)
+{
+    plb__op *op = plb__op_running(x->token);
+    if (op == NULL)
+        return;
+    op->unread = true;
+    plb__fetch_or(&op->lb->wanted, PLB__WANT_READ);
+    plb__wake(op->lb);
+}
+
+#define PLB__EXCHANGE_READS 64 /* in one turn */
 
 static void plb__exchange_read(plb_exchange *x)
 {
@@ -10038,7 +10505,21 @@ static void plb__exchange_read(plb_exchange *x)
             status = io->watch(io->self, x->stream, PLB_EVENT_READ);
     }
     if (status == PLB_OK)
-        plb__exchange_over(x, PLB_ERR_PROTOCOL); /* it never stops */
+        plb__exchange_put_off(x);
+}
+
+/* Reads on where it was put off. */
+static void plb__exchanges_go_on(plb_balancer *lb)
+{
+    plb__op *op;
+    for (op = lb->running; op != NULL; op = op->next_running) {
+        plb_exchange *x = (plb_exchange *)plb__op_probe(op);
+        if (!op->unread)
+            continue;
+        op->unread = false;
+        if (x->stream != NULL && !x->idle)
+            plb__exchange_read(x);
+    }
 }
 
 /* Is called anew for a connection that was kept. */
@@ -10051,9 +10532,9 @@ static void plb__exchange_connected(plb_exchange *x)
         plb_check_deadline(x->token, x->check->answer_ms);
         status = x->ops->connected(x);
     }
-    if (status != PLB_AGAIN)
+    if (status != PLB_AGAIN && (status == PLB_OK || !plb__exchange_renew(x)))
         plb__exchange_end(x, status);
-    else if (plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
+    else if (status == PLB_AGAIN && plb__exchange_write(x) && io->watch(io->self, x->stream, PLB_EVENT_READ) == PLB_OK)
         plb__exchange_read(x);
 }
 
@@ -10299,16 +10780,19 @@ static bool plb__http_is_host(const plb__http_check *check, const char *host)
     if (host == NULL)
         return true;
     return *host != '\0' && plb__http_is_visible(host) &&
-           (tls == NULL || tls->name != NULL || strchr(host, ':') == NULL);
+           (tls == NULL || tls->name != NULL || memchr(host, ':', strlen(host)) == NULL);
 }
 
 /* Walks the lines of desc.headers. PLB_AGAIN: *out is the next one; PLB_END: there is none; else PLB_ERR_ARGUMENT. */
 static plb_status plb__http_next_header(const char **at, plb_http1_header *out)
 {
-    const char *line = *at, *end = strchr(line, '\n'), *colon = strchr(line, ':');
+    const char *line = *at, *end = (const char *)memchr(line, '\n', strlen(line)), *colon;
     if (*line == '\0')
         return PLB_END;
-    if (end == NULL || end == line || end[-1] != '\r' || colon == NULL || colon > end)
+    if (end == NULL || end == line || end[-1] != '\r')
+        return PLB_ERR_ARGUMENT;
+    colon = (const char *)memchr(line, ':', (size_t)(end - line));
+    if (colon == NULL)
         return PLB_ERR_ARGUMENT;
     *at = end-- + 1;
     out->name.data = line;
@@ -10514,8 +10998,9 @@ static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_che
     }
     addr.scope = 0;
     addr.port = plb__exchange_port(&check->exchange, probe->target.port, backend);
-    plb_addr_format(&addr, text, sizeof text);
-    colon = strrchr(text, ':');
+    colon = text + plb_addr_format(&addr, text, sizeof text);
+    while (*colon != ':')
+        colon--;
     if (addr.port == (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
         *colon = '\0';
     own = backend->name != NULL ? colon : text;
@@ -10532,8 +11017,9 @@ static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *c
     probe->target.host = check->desc.host;
     if (check->desc.target != NULL)
         check->desc.target(check->desc.target_user, backend, &probe->target);
-    if (probe->target.path == NULL || !plb__http_is_path(probe->target.path) ||
-        !plb__http_is_host(check, probe->target.host)) {
+    if (probe->target.path == NULL)
+        probe->target.path = "/";
+    if (!plb__http_is_path(probe->target.path) || !plb__http_is_host(check, probe->target.host)) {
         plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
         return PLB_ERR_ARGUMENT;
     }
@@ -10743,10 +11229,1371 @@ PLB_API plb_check plb_http_check(const plb_http_check_desc *desc)
     return plb__check_of(&plb__http_check_ops, desc, desc != NULL ? &desc->connect : NULL);
 }
 
+/* ==== SEND AND EXPECT ================================================================================================
+   Steps, each a text to send and an answer to judge. */
+
+#define PLB__EXPECT_LIMIT 4096u
+
+typedef struct plb__expect_check {
+    plb_exchange_check exchange;
+    plb_expect_step *steps; /* then their bytes, in the same allocation */
+    size_t count, size;
+    size_t limit;
+} plb__expect_check;
+
+typedef struct plb__expect_probe {
+    plb_exchange exchange;
+    uint32_t step;
+    bool sending; /* the step's text is not all sent */
+} plb__expect_probe;
+
+static size_t plb__expect_size(const void *bytes, size_t size)
+{
+    return bytes == NULL ? 0 : size > 0 ? size : strlen((const char *)bytes);
+}
+
+static bool plb__expect_makes_sense(const plb_expect_step *step, size_t limit, bool may_be_farewell)
+{
+    size_t expect = plb__expect_size(step->expect, step->expect_size);
+    size_t until = plb__expect_size(step->until, step->until_size);
+    if (step->judge != NULL || (expect == 0 && may_be_farewell))
+        return expect == 0 && until == 0;
+    return expect > 0 && expect <= limit && until <= limit - expect &&
+           (step->kind == PLB_EXPECT_PREFIX || step->kind == PLB_EXPECT_SUBSTRING ||
+            (step->kind == PLB_EXPECT_EXACT && until == 0));
+}
+
+static void plb__expect_put(char **at, const void **bytes, size_t *size)
+{
+    *size = plb__expect_size(*bytes, *size);
+    if (*size > 0)
+        memcpy(*at, *bytes, *size);
+    *bytes = *at;
+    *at += *size;
+}
+
+/* Copies steps that make sense. */
+static plb_status plb__expect_copy(plb__expect_check *check, const plb_expect_step *steps, size_t count)
+{
+    size_t size = count * sizeof *steps, i;
+    char *at;
+    for (i = 0; i < count; i++)
+        size += plb__expect_size(steps[i].send, steps[i].send_size) +
+                plb__expect_size(steps[i].expect, steps[i].expect_size) +
+                plb__expect_size(steps[i].until, steps[i].until_size);
+    check->steps = (plb_expect_step *)plb__new(&check->exchange.env->allocator, size);
+    if (check->steps == NULL)
+        return PLB_ERR_MEMORY;
+    check->count = count;
+    check->size = size;
+    at = (char *)(check->steps + count);
+    for (i = 0; i < count; i++) {
+        plb_expect_step *step = &check->steps[i];
+        *step = steps[i];
+        plb__expect_put(&at, &step->send, &step->send_size);
+        plb__expect_put(&at, &step->expect, &step->expect_size);
+        plb__expect_put(&at, &step->until, &step->until_size);
+    }
+    return PLB_OK;
+}
+
+static plb_status plb__expect_open_with(plb__expect_check *check, const plb_connect_desc *connect,
+                                        const plb_expect_check_desc *desc, const plb_env *env)
+{
+    plb_status status = plb_exchange_open(&check->exchange, connect, desc->answer_ms, env);
+    size_t i;
+    check->limit = desc->receive_limit;
+    if (check->limit == 0)
+        check->limit = PLB__EXPECT_LIMIT < PLB_EXCHANGE_SIZE ? PLB__EXPECT_LIMIT : PLB_EXCHANGE_SIZE - 1;
+    if (status != PLB_OK)
+        return status;
+    if (desc->steps == NULL || desc->step_count == 0 || check->limit >= PLB_EXCHANGE_SIZE)
+        return PLB_ERR_ARGUMENT;
+    for (i = 0; i < desc->step_count; i++)
+        if (!plb__expect_makes_sense(&desc->steps[i], check->limit, i > 0 && i + 1 == desc->step_count))
+            return PLB_ERR_ARGUMENT;
+    return plb__expect_copy(check, desc->steps, desc->step_count);
+}
+
+static plb_status plb__expect_open(void *state, const void *desc, const plb_env *env)
+{
+    const plb_expect_check_desc *expect = (const plb_expect_check_desc *)desc;
+    return expect != NULL ? plb__expect_open_with((plb__expect_check *)state, &expect->connect, expect, env)
+                          : PLB_ERR_ARGUMENT;
+}
+
+static void plb__expect_close(void *state)
+{
+    plb__expect_check *check = (plb__expect_check *)state;
+    if (check->steps != NULL)
+        plb__delete(&check->exchange.env->allocator, check->steps, check->size);
+    plb_exchange_close(&check->exchange);
+}
+
+/* Where bytes first stand among others, or NULL. */
+static const char *plb__expect_search(const char *bytes, size_t size, const void *what, size_t what_size)
+{
+    const char *at = bytes, *end = bytes + size;
+    while ((size_t)(end - at) >= what_size) {
+        at = (const char *)memchr(at, *(const unsigned char *)what, (size_t)(end - at) - what_size + 1);
+        if (at == NULL || memcmp(at, what, what_size) == 0)
+            return at;
+        at++;
+    }
+    return NULL;
+}
+
+/* PLB_OK: what was expected is there, and ends at *end. */
+static plb_status plb__expect_find(const plb_expect_step *step, const char *bytes, size_t size, size_t limit,
+                                   size_t *end)
+{
+    size_t wanted = step->expect_size, compared = size < wanted ? size : wanted;
+    const char *at = bytes;
+    if (step->kind == PLB_EXPECT_SUBSTRING) {
+        at = plb__expect_search(bytes, size < limit ? size : limit, step->expect, wanted);
+        if (at == NULL)
+            return PLB_AGAIN;
+    } else if (memcmp(bytes, step->expect, compared) != 0) {
+        return PLB_ERR_ANSWER;
+    } else if (size < wanted) {
+        return PLB_AGAIN;
+    } else if (step->kind == PLB_EXPECT_EXACT && size > wanted) {
+        return PLB_ERR_ANSWER;
+    }
+    *end = (size_t)(at - bytes) + wanted;
+    return PLB_OK;
+}
+
+/* What one step says to the bytes that have come for it so far. PLB_OK: the first *used are its answer. But for
+   PLB_EXPECT_EXACT it is the same whatever the portions that they come in. */
+static plb_status plb__expect_match(const plb_expect_step *step, const char *bytes, size_t size, size_t limit,
+                                    size_t *used, char *why)
+{
+    size_t seen = size < limit ? size : limit, end = 0;
+    const char *at;
+    plb_status status;
+    if (step->judge != NULL) {
+        status = step->judge(bytes, seen, &end, why);
+    } else {
+        status = plb__expect_find(step, bytes, size, limit, &end);
+        if (status == PLB_OK && step->until_size > 0) {
+            at = plb__expect_search(bytes + end, seen - end, step->until, step->until_size);
+            status = at != NULL ? PLB_OK : PLB_AGAIN;
+            end = at != NULL ? (size_t)(at - bytes) + step->until_size : 0;
+        }
+    }
+    *used = end < seen ? end : seen;
+    return status == PLB_AGAIN && size >= limit ? PLB_ERR_ANSWER : status;
+}
+
+static const plb__expect_check *plb__expect_check_of(const plb_exchange *x)
+{
+    return (const plb__expect_check *)(const void *)x->check;
+}
+
+#define PLB__EXPECT_SHOWN 24u /* characters of what was expected; the rest of the text shows what came */
+
+/* The step that is on has failed. `why`: an empty text where what came shows it. */
+static plb_status plb__expect_fail(plb__expect_probe *probe, plb_status status, const char *bytes, size_t size,
+                                   bool ended, const char *why)
+{
+    const plb_expect_step *step = &plb__expect_check_of(&probe->exchange)->steps[probe->step];
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb_report report;
+    memset(&report, 0, sizeof report);
+    report.code = probe->step + 1;
+    report.text = line;
+    plb__put(&text, "step ");
+    plb__put_number(&text, report.code, 10);
+    plb__put(&text, ": ");
+    plb__put(&text, why);
+    if (why[0] == '\0') {
+        if (step->judge == NULL) {
+            plb__put(&text, "expected ");
+            plb__put_quoted(&text, (const char *)step->expect, step->expect_size, PLB__EXPECT_SHOWN);
+            plb__put(&text, ", ");
+        }
+        plb__put(&text, "got ");
+        if (size > 0)
+            plb__put_quoted(&text, bytes, size, sizeof line - text.length - (ended ? sizeof " and the end" : 1) - 2);
+        if (ended)
+            plb__put(&text, size > 0 ? " and the end" : "the end");
+    }
+    plb_exchange_say(&probe->exchange, &report);
+    return status;
+}
+
+static void plb__expect_send(plb__expect_probe *probe)
+{
+    const plb_expect_step *step = &plb__expect_check_of(&probe->exchange)->steps[probe->step];
+    plb_chunk chunk;
+    chunk.data = step->send;
+    chunk.size = step->send_size;
+    chunk.flags = 0;
+    probe->sending = chunk.size > 0;
+    plb_exchange_send(&probe->exchange, &chunk, 1);
+}
+
+static plb_status plb__expect_connected(plb_exchange *x)
+{
+    plb__expect_probe *probe = (plb__expect_probe *)(void *)x;
+    probe->step = 0;
+    plb__expect_send(probe);
+    return PLB_AGAIN;
+}
+
+static void plb__expect_sent(plb_exchange *x)
+{
+    ((plb__expect_probe *)(void *)x)->sending = false;
+}
+
+static plb_status plb__expect_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__expect_probe *probe = (plb__expect_probe *)(void *)x;
+    const plb__expect_check *check = plb__expect_check_of(x);
+    char why[PLB_REPORT_TEXT];
+    if (size == 0)
+        return plb__expect_fail(probe, PLB_ERR_ANSWER, x->rest, x->rest_size, true, "");
+    while (*used < size) {
+        size_t taken = 0;
+        plb_status status;
+        why[0] = '\0';
+        status = plb__expect_match(&check->steps[probe->step], bytes + *used, size - *used, check->limit, &taken, why);
+        why[sizeof why - 1] = '\0';
+        if (status == PLB_AGAIN)
+            return PLB_AGAIN;
+        if (status != PLB_OK)
+            return plb__expect_fail(probe, status, bytes + *used, size - *used, false, why);
+        *used += taken;
+        if (probe->step + 1 == check->count)
+            return PLB_OK;
+        if (probe->sending)
+            return plb__expect_fail(probe, PLB_ERR_PROTOCOL, NULL, 0, false, "answered before all was sent");
+        probe->step++;
+        plb__expect_send(probe);
+        if (check->steps[probe->step].judge == NULL && check->steps[probe->step].expect_size == 0)
+            return PLB_OK;
+    }
+    return PLB_AGAIN;
+}
+
+static plb_status plb__expect_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__expect_connected, plb__expect_received, plb__expect_sent};
+    return plb_exchange_start((plb_exchange *)probe, &ops, (const plb_exchange_check *)state, target, NULL, token);
+}
+
+static const plb_check_ops plb__expect_check_ops = {
+    "expect",          sizeof(plb__expect_check), sizeof(plb__expect_probe), plb__expect_open,
+    plb__expect_close, plb__expect_start,         plb_exchange_cancel};
+
+PLB_API plb_check plb_expect_check(const plb_expect_check_desc *desc)
+{
+    return plb__check_of(&plb__expect_check_ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* For the open of a ready-made check. */
+static plb_status plb__expect_open_steps(void *state, const void *connect, const plb_env *env,
+                                         const plb_expect_step *steps, size_t count)
+{
+    plb_expect_check_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.steps = steps;
+    desc.step_count = count;
+    return plb__expect_open_with((plb__expect_check *)state, (const plb_connect_desc *)connect, &desc, env);
+}
+
+static plb_status plb__redis_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {{"PING\r\n", 0, PLB_EXPECT_PREFIX, "+PONG\r\n", 0, NULL, 0, NULL}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_redis_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {
+        "redis",           sizeof(plb__expect_check), sizeof(plb__expect_probe), plb__redis_open,
+        plb__expect_close, plb__expect_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+static plb_status plb__memcached_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {{"version\r\n", 0, PLB_EXPECT_PREFIX, "VERSION ", 0, "\r\n", 0, NULL}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {"memcached",         sizeof(plb__expect_check), sizeof(plb__expect_probe),
+                                      plb__memcached_open, plb__expect_close,         plb__expect_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+/* A reply of SMTP, RFC 5321 section 4.2: lines that begin with three digits, all but the last with a hyphen behind
+   them. A wrong first line is told once it is whole, for it says why. */
+static plb_status plb__smtp_judge(const char *bytes, size_t size, size_t *used, char *why)
+{
+    size_t at = 0, i;
+    (void)why;
+    for (;;) {
+        const char *line = bytes + at, *end = (const char *)memchr(line, '\n', size - at);
+        size_t length = end != NULL ? (size_t)(end - line) : size - at;
+        for (i = 0; i < length && i < 3; i++)
+            if (line[i] < '0' || line[i] > '9')
+                return PLB_ERR_ANSWER;
+        if (end == NULL)
+            return PLB_AGAIN;
+        if (length < 3 || line[0] != '2')
+            return PLB_ERR_ANSWER;
+        at += length + 1;
+        if (line[3] != '-')
+            break;
+        if (at == size)
+            return PLB_AGAIN;
+    }
+    *used = at;
+    return PLB_OK;
+}
+
+static plb_status plb__smtp_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {
+        {NULL, 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__smtp_judge},
+        {"EHLO localhost\r\n", 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__smtp_judge},
+        {"QUIT\r\n", 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__smtp_judge}};
+    return plb__expect_open_steps(state, desc, env, steps, 3);
+}
+
+PLB_API plb_check plb_smtp_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {"smtp",
+                                      sizeof(plb__expect_check),
+                                      sizeof(plb__expect_probe),
+                                      plb__smtp_open,
+                                      plb__expect_close,
+                                      plb__expect_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+/* An error packet: 0xFF, the number, and in later protocols "#" with five characters of state; then the message. */
+static void plb__mysql_tell(const char *packet, size_t size, char *why)
+{
+    plb__text text = plb__text_in(why, PLB_REPORT_TEXT);
+    size_t at = size > 3 && packet[3] == '#' ? 9 : 3;
+    if (size < at)
+        return;
+    plb__put(&text, "error ");
+    plb__put_number(&text, (uint8_t)packet[1] | (uint32_t)(uint8_t)packet[2] << 8, 10);
+    plb__put(&text, ", ");
+    plb__put_quoted(&text, packet + at, size - at, PLB_REPORT_TEXT - sizeof "step 1: " - text.length - 2);
+}
+
+/* The first packet of MySQL's protocol: three bytes of length, the lowest first, a sequence number, which is 0, and
+   the packet, whose first byte says what it is. */
+static plb_status plb__mysql_judge(const char *bytes, size_t size, size_t *used, char *why)
+{
+    size_t header = 4, length;
+    if (size >= header && bytes[3] != 0)
+        return PLB_ERR_ANSWER;
+    if (size <= header)
+        return PLB_AGAIN;
+    length = (uint8_t)bytes[0] | (size_t)(uint8_t)bytes[1] << 8 | (size_t)(uint8_t)bytes[2] << 16;
+    if (length == 0 || ((uint8_t)bytes[header] != 10 && (uint8_t)bytes[header] != 0xff))
+        return PLB_ERR_ANSWER;
+    if (size - header < length)
+        return PLB_AGAIN;
+    *used = header + length;
+    if (bytes[header] == 10)
+        return PLB_OK;
+    plb__mysql_tell(bytes + header, length, why);
+    return PLB_ERR_ANSWER;
+}
+
+static plb_status plb__mysql_open(void *state, const void *desc, const plb_env *env)
+{
+    static const plb_expect_step steps[] = {{NULL, 0, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__mysql_judge}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_mysql_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {
+        "mysql",           sizeof(plb__expect_check), sizeof(plb__expect_probe), plb__mysql_open,
+        plb__expect_close, plb__expect_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+static plb_status plb__postgres_judge(const char *bytes, size_t size, size_t *used, char *why)
+{
+    (void)size;
+    (void)why;
+    *used = 1;
+    return bytes[0] == 'S' || bytes[0] == 'N' ? PLB_OK : PLB_ERR_ANSWER;
+}
+
+static plb_status plb__postgres_open(void *state, const void *desc, const plb_env *env)
+{
+    /* SSLRequest of PostgreSQL's protocol 3.0: its length, 8, and the number 80877103 */
+    static const plb_expect_step steps[] = {
+        {"\0\0\0\x08\x04\xd2\x16\x2f", 8, PLB_EXPECT_PREFIX, NULL, 0, NULL, 0, plb__postgres_judge}};
+    return plb__expect_open_steps(state, desc, env, steps, 1);
+}
+
+PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect)
+{
+    static const plb_check_ops ops = {"postgres",         sizeof(plb__expect_check), sizeof(plb__expect_probe),
+                                      plb__postgres_open, plb__expect_close,         plb__expect_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, connect, connect);
+}
+
+/* ==== AGENT CHECK ====================================================================================================
+   One line from a backend's agent. */
+
+/* "75%": a share in 255ths. */
+static bool plb__agent_share(plb_text word, uint8_t *share)
+{
+    uint32_t percent = 0;
+    size_t i;
+    if (word.size < 2 || word.data[word.size - 1] != '%')
+        return false;
+    for (i = 0; i + 1 < word.size; i++) {
+        if (word.data[i] < '0' || word.data[i] > '9')
+            return false;
+        percent = percent * 10 + (uint32_t)(word.data[i] - '0');
+        if (percent > 100)
+            percent = 100;
+    }
+    *share = (uint8_t)((percent * PLB__SHARE_ALL + 50) / 100);
+    return true;
+}
+
+/* Is the word known? Then the answer has it. */
+static bool plb__agent_word(plb_agent_answer *out, plb_text word)
+{
+    static const struct {
+        const char *word;
+        plb_agent_verdict verdict;
+        plb_enablement enablement;
+    } known[] = {{"up", PLB_AGENT_UP, PLB_ENABLEMENT_KEEP},        {"down", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP},
+                 {"fail", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP},    {"failed", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP},
+                 {"stopped", PLB_AGENT_DOWN, PLB_ENABLEMENT_KEEP}, {"ready", PLB_AGENT_SILENT, PLB_ENABLEMENT_ON},
+                 {"drain", PLB_AGENT_SILENT, PLB_ENABLEMENT_OFF},  {"maint", PLB_AGENT_SILENT, PLB_ENABLEMENT_OFF}};
+    static const char limit[] = "maxconn:";
+    plb_text begin = word;
+    size_t i;
+    for (i = 0; i < sizeof known / sizeof known[0]; i++) {
+        if (!plb_text_is(word, known[i].word))
+            continue;
+        if (known[i].verdict != PLB_AGENT_SILENT)
+            out->verdict = known[i].verdict;
+        if (known[i].enablement != PLB_ENABLEMENT_KEEP)
+            out->enablement = known[i].enablement;
+        return true;
+    }
+    if (plb__agent_share(word, &out->share)) {
+        out->has_share = true;
+        return true;
+    }
+    begin.size = sizeof limit - 1;
+    return word.size > begin.size && plb_text_is(begin, limit);
+}
+
+static bool plb__agent_line_ends(char c)
+{
+    return c == '\r' || c == '\n';
+}
+
+static bool plb__agent_separates(char c)
+{
+    return c == ' ' || c == '\t' || c == ',';
+}
+
+PLB_API plb_status plb_agent_parse(plb_agent_answer *out, const char *line, size_t size)
+{
+    plb_status status = PLB_ERR_ANSWER;
+    size_t at = 0;
+    memset(out, 0, sizeof *out);
+    while (at < size && line[at] != '#' && !plb__agent_line_ends(line[at])) {
+        plb_text word;
+        word.data = line + at;
+        for (word.size = 0; at < size && line[at] != '#' && !plb__agent_line_ends(line[at]); word.size++)
+            if (plb__agent_separates(line[at++]))
+                break;
+        if (plb__agent_word(out, word))
+            status = PLB_OK;
+    }
+    return status;
+}
+
+typedef struct plb__agent_check {
+    plb_exchange_check exchange;
+    char *send;
+    size_t send_size;
+    bool must_answer;
+} plb__agent_check;
+
+static const plb__agent_check *plb__agent_check_of(const plb_exchange *x)
+{
+    return (const plb__agent_check *)(const void *)x->check;
+}
+
+static plb_status plb__agent_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__agent_check *check = (plb__agent_check *)state;
+    const plb_agent_check_desc *agent = (const plb_agent_check_desc *)desc;
+    plb_status status = plb_exchange_open(&check->exchange, agent != NULL ? &agent->connect : NULL,
+                                          agent != NULL ? agent->answer_ms : 0, env);
+    if (status != PLB_OK || agent == NULL)
+        return status;
+    check->must_answer = agent->must_answer;
+    check->send_size = agent->send != NULL ? strlen(agent->send) : 0;
+    if (check->send_size == 0)
+        return PLB_OK;
+    check->send = (char *)plb__new(&env->allocator, check->send_size);
+    if (check->send == NULL)
+        return PLB_ERR_MEMORY;
+    memcpy(check->send, agent->send, check->send_size);
+    return PLB_OK;
+}
+
+static void plb__agent_close(void *state)
+{
+    plb__agent_check *check = (plb__agent_check *)state;
+    if (check->send != NULL)
+        plb__delete(&check->exchange.env->allocator, check->send, check->send_size);
+    plb_exchange_close(&check->exchange);
+}
+
+static plb_status plb__agent_connected(plb_exchange *x)
+{
+    plb_chunk chunk;
+    chunk.data = plb__agent_check_of(x)->send;
+    chunk.size = plb__agent_check_of(x)->send_size;
+    chunk.flags = 0;
+    plb_exchange_send(x, &chunk, 1);
+    return PLB_AGAIN;
+}
+
+/* Says what a line says; its text is the line itself. */
+static plb_status plb__agent_judge(plb_exchange *x, const char *line, size_t size)
+{
+    char said[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(said, sizeof said);
+    plb_agent_answer answer;
+    plb_report report;
+    plb_status status = plb_agent_parse(&answer, line, size);
+    memset(&report, 0, sizeof report);
+    plb__put(&text, "agent: ");
+    plb__put_quoted(&text, line, size, sizeof said - 1 - text.length - 2);
+    report.text = said;
+    report.has_share = answer.has_share;
+    report.share = answer.share;
+    report.enablement = answer.enablement;
+    report.neutral = answer.verdict == PLB_AGENT_SILENT && !plb__agent_check_of(x)->must_answer;
+    plb_exchange_say(x, &report);
+    return answer.verdict == PLB_AGENT_DOWN ? PLB_ERR_ANSWER : status;
+}
+
+static plb_status plb__agent_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    size_t i;
+    (void)used;
+    if (size == 0)
+        return plb__agent_judge(x, x->rest, x->rest_size);
+    for (i = 0; i < size; i++)
+        if (plb__agent_line_ends(bytes[i]))
+            return plb__agent_judge(x, bytes, i);
+    return PLB_AGAIN;
+}
+
+/* Until a line has come, the probe has nothing to say of its backend, however it ends. */
+static plb_status plb__agent_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__agent_connected, plb__agent_received, NULL};
+    const plb__agent_check *check = (const plb__agent_check *)state;
+    plb_exchange *x = (plb_exchange *)probe;
+    plb_report report;
+    memset(&report, 0, sizeof report);
+    report.neutral = !check->must_answer;
+    x->token = token;
+    plb_exchange_say(x, &report);
+    return plb_exchange_start(x, &ops, &check->exchange, target, NULL, token);
+}
+
+PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
+{
+    static const plb_check_ops ops = {"agent",          sizeof(plb__agent_check), sizeof(plb_exchange), plb__agent_open,
+                                      plb__agent_close, plb__agent_start,         plb_exchange_cancel};
+    return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== HTTP/2 CHECK ===================================================================================================
+   One request at a time over HTTP/2: a page, or gRPC's health service. */
+
+typedef struct plb__http2_probe plb__http2_probe;
+
+typedef struct plb__http2_check {
+    plb__http_check http;
+    plb_status (*request)(plb__http2_probe *probe, plb_text authority);
+    plb_status (*event)(plb__http2_probe *probe, const plb_http2_event *event); /* PLB_AGAIN: the next one */
+    char *service;                                                              /* gRPC: the request's body */
+    size_t service_size;
+} plb__http2_check;
+
+/* Headers of an answer, for a validator. */
+typedef struct plb__http2_fields {
+    plb_http1_header headers[PLB__HTTP_HEADERS];
+    size_t count, used;
+    char text[4096];
+} plb__http2_fields;
+
+struct plb__http2_probe {
+    plb__http_probe http;
+    plb_http2 connection;
+    size_t offered; /* bytes of output that the exchange was given */
+    plb_grpc_health health;
+    uint32_t grpc_status;
+    bool has_grpc_status, has_health;
+    char memory[PLB_HTTP2_MEMORY];
+};
+
+/* A probe whose check has a validator. */
+typedef struct plb__http2_fields_probe {
+    plb__http2_probe probe;
+    plb__http2_fields fields;
+} plb__http2_fields_probe;
+
+static const plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
+{
+    return (const plb__http2_check *)(const void *)probe->http.exchange.check;
+}
+
+/* Bytes that the exchange has sent of the codec's output are the codec's no more; what is left is taken back, for the
+   codec may move it. */
+static void plb__http2_take_back(plb__http2_probe *probe)
+{
+    plb_exchange *x = &probe->http.exchange;
+    size_t left = x->chunk_count > 0 ? x->chunks[0].size : 0;
+    plb_http2_sent(&probe->connection, probe->offered - left);
+    plb_exchange_send(x, NULL, 0);
+    probe->offered = 0;
+}
+
+static void plb__http2_offer(plb__http2_probe *probe)
+{
+    plb_text out = plb_http2_output(&probe->connection);
+    plb_chunk chunk;
+    chunk.data = out.data;
+    chunk.size = out.size;
+    chunk.flags = 0;
+    probe->offered = out.size;
+    plb_exchange_send(&probe->http.exchange, &chunk, 1);
+}
+
+static void plb__http2_probe_sent(plb_exchange *x)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    plb__http2_take_back(probe);
+    plb__http2_offer(probe);
+}
+
+/* Over TLS the two sides must have agreed. */
+static bool plb__http2_is_spoken(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb_stream_info info;
+    if (x->check->connect.tls == NULL)
+        return true;
+    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && strcmp(info.alpn, "h2") == 0;
+}
+
+#define PLB__HTTP2_AUTHORITY 320
+
+static plb_status plb__http2_probe_connected(plb_exchange *x)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    char authority[PLB__HTTP2_AUTHORITY];
+    plb__text text = plb__text_in(authority, sizeof authority);
+    plb_text host;
+    plb_status status;
+    plb__http_await(&probe->http);
+    memset(&probe->health, 0, sizeof probe->health);
+    probe->has_grpc_status = probe->has_health = false;
+    probe->offered = 0;
+    if (!plb__http2_is_spoken(x))
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The server does not agree to HTTP/2 (ALPN h2).");
+    if (!x->resumed)
+        plb_http2_open(&probe->connection, probe->memory, sizeof probe->memory);
+    plb__put(&text, probe->http.target.host);
+    plb__put(&text, probe->http.authority);
+    host.data = authority;
+    host.size = text.length;
+    status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
+    if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
+        return PLB_ERR_RESET;
+    if (status != PLB_OK)
+        return status;
+    plb__http2_offer(probe);
+    x->keep = plb__http2_check_of(probe)->http.desc.reuse_connection;
+    return PLB_AGAIN;
+}
+
+/* "WORDS NUMBER" as the report's text. */
+static plb_status plb__http2_say_code(plb__http2_probe *probe, plb_status status, const char *words, uint32_t code)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb__put(&text, words);
+    plb__put_number(&text, code, 10);
+    return plb__http_say(&probe->http, status, line);
+}
+
+/* What ends an answer of any kind too early. PLB_AGAIN: nothing of that. */
+static plb_status plb__http2_judge_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    if (event->kind == PLB_HTTP2_RESET && event->ours)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer is not well-formed HTTP/2.");
+    if (event->kind == PLB_HTTP2_RESET)
+        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server reset the stream: HTTP/2 error ", event->code);
+    if (event->kind == PLB_HTTP2_GOAWAY)
+        probe->http.exchange.keep = false;
+    if (event->kind == PLB_HTTP2_GOAWAY && !event->covered)
+        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server goes away: HTTP/2 error ", event->code);
+    return plb__http2_check_of(probe)->event(probe, event);
+}
+
+/* The codec has given up the connection, and said so to the peer. */
+static plb_status plb__http2_give_up(plb__http2_probe *probe, plb_status status, uint32_t code)
+{
+    if (status == PLB_ERR_LIMIT)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's headers are longer than allowed.");
+    return plb__http2_say_code(probe, PLB_ERR_PROTOCOL, "The server breaks HTTP/2's rules: error ", code);
+}
+
+static plb_status plb__http2_probe_received(plb_exchange *x, const char *bytes, size_t size, size_t *used)
+{
+    plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
+    plb_status result = PLB_AGAIN;
+    if (size == 0)
+        return plb__http_say(&probe->http, PLB_ERR_RESET, "The connection ended before the answer was complete.");
+    plb__http2_take_back(probe);
+    while (result == PLB_AGAIN) {
+        plb_http2_event event;
+        size_t taken = 0;
+        plb_status status = plb_http2_next(&probe->connection, bytes + *used, size - *used, &taken, &event);
+        *used += taken;
+        if (status == PLB_AGAIN)
+            break;
+        result =
+            status == PLB_OK ? plb__http2_judge_event(probe, &event) : plb__http2_give_up(probe, status, event.code);
+    }
+    if (*used < size)
+        x->keep = false;
+    if (result != PLB_AGAIN && !x->keep)
+        plb_http2_close(&probe->connection);
+    plb__http2_offer(probe);
+    return result;
+}
+
+static plb_status plb__http2_probe_start(void *state, void *probe, const plb_backend *target, plb_token token)
+{
+    static const plb_exchange_ops ops = {plb__http2_probe_connected, plb__http2_probe_received, plb__http2_probe_sent};
+    return plb__http_start((const plb__http_check *)state, (plb__http_probe *)probe, &ops, target, token);
+}
+
+static void plb__http2_check_close(void *state)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    if (check->service != NULL)
+        plb__delete(&check->http.exchange.env->allocator, check->service, check->service_size);
+    plb__http_check_close(state);
+}
+
+/* Opens the part that both kinds have, with "h2" as what TLS asks for unless the program has something else. */
+static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_check_desc *desc, const plb_env *env)
+{
+    static const char *const alpn[] = {"h2", NULL};
+    plb_http_check_desc with;
+    plb_tls tls;
+    memset(&with, 0, sizeof with);
+    if (desc != NULL)
+        with = *desc;
+    if (with.connect.tls != NULL) {
+        tls = *with.connect.tls;
+        if (tls.alpn == NULL)
+            tls.alpn = alpn;
+        with.connect.tls = &tls;
+    }
+    return plb__http_check_open(&check->http, &with, env);
+}
+
+/* ---- a page ---- */
+
+#define PLB__HTTP2_EXTRA 32 /* headers of the program's */
+
+/* desc.headers as HTTP/2 has them, after those that each request has. */
+static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http2_header *headers, size_t *count)
+{
+    static const char agent[] = "user-agent", version[] = "pingora_lb/" PLB_VERSION;
+    const char *at = check->desc.headers;
+    plb_http1_header line;
+    bool has_agent = false;
+    size_t first = *count;
+    while (plb__http_next_header(&at, &line) == PLB_AGAIN) {
+        if (*count - first == PLB__HTTP2_EXTRA)
+            return PLB_ERR_ARGUMENT;
+        has_agent = has_agent || plb_text_is(line.name, agent);
+        headers[*count].name = line.name;
+        headers[(*count)++].value = line.value;
+    }
+    if (!has_agent) {
+        headers[*count].name.data = agent;
+        headers[*count].name.size = sizeof agent - 1;
+        headers[*count].value.data = version;
+        headers[(*count)++].value.size = sizeof version - 1;
+    }
+    return PLB_OK;
+}
+
+static void plb__http2_put_header(plb_http2_header *headers, size_t *count, const char *name, const char *value)
+{
+    headers[*count].name.data = name;
+    headers[*count].name.size = strlen(name);
+    headers[*count].value.data = value;
+    headers[(*count)++].value.size = strlen(value);
+}
+
+static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 *connection, const char *path,
+                                        plb_text authority)
+{
+    plb_http2_header headers[4 + PLB__HTTP2_EXTRA + 1];
+    plb_text no_body;
+    plb_status status;
+    size_t count = 0;
+    memset(&no_body, 0, sizeof no_body);
+    plb__http2_put_header(headers, &count, ":method", check->desc.method);
+    plb__http2_put_header(headers, &count, ":scheme", check->exchange.connect.tls != NULL ? "https" : "http");
+    plb__http2_put_header(headers, &count, ":path", path);
+    plb__http2_put_header(headers, &count, ":authority", "");
+    headers[count - 1].value = authority;
+    status = plb__http2_page_headers(check, headers, &count);
+    return status == PLB_OK ? plb_http2_request(connection, headers, count, no_body) : status;
+}
+
+static plb__http2_fields *plb__http2_fields_of(plb__http2_probe *probe)
+{
+    if (plb__http2_check_of(probe)->http.desc.validate == NULL)
+        return NULL;
+    return &((plb__http2_fields_probe *)(void *)probe)->fields;
+}
+
+static plb_status plb__http2_page_request(plb__http2_probe *probe, plb_text authority)
+{
+    const plb__http_check *check = &plb__http2_check_of(probe)->http;
+    return plb__http2_page_queue(check, &probe->connection, probe->http.target.path, authority);
+}
+
+/* Keeps a header for the validator, as far as there is room. */
+static void plb__http2_keep_field(plb__http2_fields *fields, const plb_http2_event *event)
+{
+    plb_http1_header *header;
+    if (fields->count == PLB__HTTP_HEADERS || event->name.size + event->value.size > sizeof fields->text - fields->used)
+        return;
+    header = &fields->headers[fields->count++];
+    header->name.data = fields->text + fields->used;
+    header->name.size = event->name.size;
+    memcpy(fields->text + fields->used, event->name.data, event->name.size);
+    fields->used += event->name.size;
+    header->value.data = fields->text + fields->used;
+    header->value.size = event->value.size;
+    memcpy(fields->text + fields->used, event->value.data, event->value.size);
+    fields->used += event->value.size;
+}
+
+static plb_status plb__http2_page_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    plb__http2_fields *fields = plb__http2_fields_of(probe);
+    switch (event->kind) {
+    case PLB_HTTP2_STATUS:
+        if (fields != NULL)
+            fields->count = fields->used = 0;
+        return PLB_AGAIN;
+    case PLB_HTTP2_HEADER:
+        if (fields != NULL)
+            plb__http2_keep_field(fields, event);
+        return PLB_AGAIN;
+    case PLB_HTTP2_HEADERS_END:
+        if (event->status < 200 && event->status != 101)
+            return PLB_AGAIN;
+        return plb__http_judge_head(&probe->http, event->status, fields != NULL ? fields->headers : NULL,
+                                    fields != NULL ? fields->count : 0);
+    case PLB_HTTP2_DATA:
+        return plb__http_judge_body(&probe->http, event->data.data, event->data.size);
+    case PLB_HTTP2_END:
+        return plb__http_judge_end(&probe->http);
+    default:
+        return PLB_AGAIN;
+    }
+}
+
+/* Names in small letters, as HTTP/2 has them (RFC 9113 section 8.2.1): in the check's own copy. */
+static void plb__http2_lower_names(plb__http_check *check)
+{
+    char *at = check->memory + (check->desc.headers - check->memory);
+    bool in_name = true;
+    for (; *at != '\0'; at++) {
+        in_name = in_name && *at != ':';
+        if (in_name && *at >= 'A' && *at <= 'Z')
+            *at = (char)(*at + 'a' - 'A');
+        in_name = in_name || *at == '\n';
+    }
+}
+
+/* A request on trial, so that what HTTP/2 cannot carry fails plb_create and not each probe. */
+static plb_status plb__http2_page_try(const plb__http_check *check)
+{
+    char memory[PLB_HTTP2_MEMORY];
+    plb_http2 connection;
+    plb_text authority;
+    plb_status status;
+    authority.data = check->desc.host != NULL ? check->desc.host : "a";
+    authority.size = strlen(authority.data);
+    plb_http2_open(&connection, memory, sizeof memory);
+    status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
+    return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
+}
+
+static plb_status plb__http2_page_open(void *state, const void *desc, const plb_env *env)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    plb_status status = plb__http2_open_check(check, (const plb_http_check_desc *)desc, env);
+    if (status != PLB_OK)
+        return status;
+    check->request = plb__http2_page_request;
+    check->event = plb__http2_page_event;
+    plb__http2_lower_names(&check->http);
+    return plb__http2_page_try(&check->http);
+}
+
+PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
+{
+    static const plb_check_ops plain = {"http2",
+                                        sizeof(plb__http2_check),
+                                        sizeof(plb__http2_probe),
+                                        plb__http2_page_open,
+                                        plb__http2_check_close,
+                                        plb__http2_probe_start,
+                                        plb_exchange_cancel};
+    static const plb_check_ops with_fields = {"http2",
+                                              sizeof(plb__http2_check),
+                                              sizeof(plb__http2_fields_probe),
+                                              plb__http2_page_open,
+                                              plb__http2_check_close,
+                                              plb__http2_probe_start,
+                                              plb_exchange_cancel};
+    bool validates = desc != NULL && desc->validate != NULL;
+    return plb__check_of(validates ? &with_fields : &plain, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== GRPC CHECK =====================================================================================================
+   A call of grpc.health.v1.Health/Check. */
+
+#define PLB__GRPC_SERVICE_MAX 256
+
+static plb_status plb__grpc_request(plb__http2_probe *probe, plb_text authority)
+{
+    const plb__http2_check *check = plb__http2_check_of(probe);
+    plb_http2_header headers[PLB_GRPC_HEADERS];
+    plb_text body;
+    body.data = check->service;
+    body.size = check->service_size;
+    plb_grpc_health_headers(headers, authority, check->http.exchange.connect.tls != NULL);
+    return plb_http2_request(&probe->connection, headers, PLB_GRPC_HEADERS, body);
+}
+
+/* "gRPC status UNAVAILABLE", or what the health service says. */
+static plb_status plb__grpc_say(plb__http2_probe *probe, uint32_t code, const char *words, const char *name)
+{
+    char line[PLB_REPORT_TEXT];
+    plb__text text = plb__text_in(line, sizeof line);
+    plb_report report;
+    plb__put(&text, words);
+    plb__put(&text, name);
+    memset(&report, 0, sizeof report);
+    report.code = code < UINT16_MAX ? code : UINT16_MAX;
+    report.text = line;
+    plb_exchange_say(&probe->http.exchange, &report);
+    return PLB_ERR_ANSWER;
+}
+
+static plb_status plb__grpc_judge(plb__http2_probe *probe)
+{
+    uint32_t serving = probe->health.serving;
+    if (!probe->has_grpc_status)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer has no grpc-status.");
+    if (probe->grpc_status != 0)
+        return plb__grpc_say(probe, probe->grpc_status, "gRPC status ", plb_grpc_status_name(probe->grpc_status));
+    if (!probe->has_health)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer has no message.");
+    if (serving != PLB_GRPC_SERVING)
+        return plb__grpc_say(probe, serving, "", plb_grpc_serving_name(serving));
+    return PLB_OK;
+}
+
+static plb_status plb__grpc_field(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    if (!plb_text_is(event->name, "grpc-status"))
+        return PLB_AGAIN;
+    if (plb_grpc_status(event->value, &probe->grpc_status) != PLB_OK)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's grpc-status is no number.");
+    probe->has_grpc_status = true;
+    return PLB_AGAIN;
+}
+
+static plb_status plb__grpc_data(plb__http2_probe *probe, plb_text data)
+{
+    plb_status status = plb_grpc_health_next(&probe->health, data.data, data.size);
+    if (status != PLB_OK && status != PLB_AGAIN)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL,
+                             "The answer's message is malformed, compressed or too long.");
+    probe->has_health = probe->has_health || status == PLB_OK;
+    return PLB_AGAIN;
+}
+
+static plb_status plb__grpc_event(plb__http2_probe *probe, const plb_http2_event *event)
+{
+    switch (event->kind) {
+    case PLB_HTTP2_HEADER:
+    case PLB_HTTP2_TRAILER:
+        return plb__grpc_field(probe, event);
+    case PLB_HTTP2_HEADERS_END:
+        if (event->status < 200)
+            return PLB_AGAIN;
+        probe->http.status = event->status;
+        return event->status == 200 ? PLB_AGAIN : plb__http_say_status(&probe->http, "HTTP status ");
+    case PLB_HTTP2_DATA:
+        return plb__grpc_data(probe, event->data);
+    case PLB_HTTP2_END:
+        return plb__grpc_judge(probe);
+    default:
+        return PLB_AGAIN;
+    }
+}
+
+static plb_status plb__grpc_open(void *state, const void *opaque_desc, const plb_env *env)
+{
+    plb__http2_check *check = (plb__http2_check *)state;
+    const plb_grpc_check_desc *desc = (const plb_grpc_check_desc *)opaque_desc;
+    plb_http_check_desc http;
+    plb_text service;
+    plb_status status;
+    memset(&http, 0, sizeof http);
+    service.data = desc != NULL && desc->service != NULL ? desc->service : "";
+    service.size = strlen(service.data);
+    if (desc != NULL) {
+        http.connect = desc->connect;
+        http.answer_ms = desc->answer_ms;
+        http.host = desc->host;
+        http.reuse_connection = desc->reuse_connection;
+    }
+    status = plb__http2_open_check(check, &http, env);
+    if (status == PLB_OK && service.size > PLB__GRPC_SERVICE_MAX)
+        status = PLB_ERR_ARGUMENT;
+    if (status != PLB_OK)
+        return status;
+    check->request = plb__grpc_request;
+    check->event = plb__grpc_event;
+    check->service_size = plb_grpc_health_request(NULL, 0, service);
+    check->service = (char *)plb__new(&env->allocator, check->service_size);
+    if (check->service == NULL)
+        return PLB_ERR_MEMORY;
+    plb_grpc_health_request(check->service, check->service_size, service);
+    return PLB_OK;
+}
+
+PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc)
+{
+    static const plb_check_ops ops = {"grpc",
+                                      sizeof(plb__http2_check),
+                                      sizeof(plb__http2_probe),
+                                      plb__grpc_open,
+                                      plb__http2_check_close,
+                                      plb__http2_probe_start,
+                                      plb_exchange_cancel};
+    return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
+}
+
+/* ==== OUTLIER DETECTION ==============================================================================================
+   What is made of the records: who is ejected, for how long, and who comes back. */
+
+static void plb__outlier_tell(plb_balancer *lb, const plb__record *record, plb_ejection why, const char *reason)
+{
+    bool back = why >= PLB_EJECTION_TIME_OVER;
+    const plb__tier *tier = NULL;
+    uint32_t index = plb__set_find_slot((const plb__set *)lb->current, record->slot, &tier);
+    plb_backend_info info;
+    plb__fill_info(tier, index, &info);
+    plb__log_backend(lb, back ? PLB_LOG_INFO : PLB_LOG_WARN, back ? "no longer ejected:" : "ejected:", &info.backend,
+                     reason);
+    if (lb->desc.on_eject != NULL)
+        lb->desc.on_eject(lb->desc.user, &info, why);
+}
+
+/* Takes note of the requests since the last look. */
+static void plb__record_look(plb__record *record, uint32_t *passed, uint32_t *failed)
+{
+    uint32_t passed_now = PLB__LOAD_RELAXED(&record->passed), failed_now = PLB__LOAD_RELAXED(&record->failed);
+    *passed = passed_now - record->passed_before;
+    *failed = failed_now - record->failed_before;
+    record->passed_before = passed_now;
+    record->failed_before = failed_now;
+    record->requests += (uint64_t)*passed + *failed;
+    record->failures += *failed;
+}
+
+static void plb__record_forgive(plb__record *record)
+{
+    PLB__STORE_RELAXED(&record->errors, 0);
+    PLB__STORE_RELAXED(&record->connect_errors, 0);
+}
+
+static bool plb__record_is_ejected(const plb__record *record)
+{
+    return (PLB__LOAD(&record->slot->flags) & PLB__EJECTED) != 0;
+}
+
+/* What it did before the ejection is not held against it again. */
+static void plb__outlier_return(plb_balancer *lb, plb__record *record, plb_ejection why)
+{
+    uint32_t passed, failed;
+    plb__record_unlink(lb, record);
+    plb__record_forgive(record);
+    plb__record_look(record, &passed, &failed);
+    if ((PLB__LOAD(&record->slot->flags) & PLB__UNHEALTHY) == 0)
+        plb__ramp_start(lb, record->slot);
+    plb__slot_flag(lb, record->slot, PLB__EJECTED, false);
+    plb__outlier_tell(lb, record, why, why == PLB_EJECTION_TIME_OVER ? "its time is over" : "a probe succeeded");
+}
+
+static void plb__outlier_wait(plb_balancer *lb, uint64_t until_ms)
+{
+    uint64_t now_ms = lb->timers.now_ms;
+    if (!plb_timer_is_set(&lb->return_timer) || until_ms < lb->return_timer.at_ms)
+        plb_timer_set(&lb->timers, &lb->return_timer, until_ms > now_ms ? (uint32_t)(until_ms - now_ms) : 0);
+}
+
+/* Lets those come back whose time is over. */
+static void plb__outlier_returns(void *user)
+{
+    plb_balancer *lb = (plb_balancer *)user;
+    plb__record *record, *next;
+    for (record = lb->ejected; record != NULL; record = next) {
+        next = record->next_ejected;
+        if (record->back_ms <= lb->timers.now_ms)
+            plb__outlier_return(lb, record, PLB_EJECTION_TIME_OVER);
+        else
+            plb__outlier_wait(lb, record->back_ms);
+    }
+}
+
+/* A probe found a backend in good health. One that began before the ejection knows nothing of what led to it. */
+static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r)
+{
+    uint32_t flags = PLB__LOAD(&r->slot->flags);
+    if ((flags & PLB__EJECTED) == 0 || (flags & PLB__UNHEALTHY) != 0 || lb->desc.outlier.ignore_probes)
+        return;
+    if (r->op->report.status == PLB_OK && r->op->started_ms > plb__slot_record(r->slot)->ejected_ms)
+        plb__outlier_return(lb, plb__slot_record(r->slot), PLB_EJECTION_PROBE_PASSED);
+}
+
+/* Would one more be within the share? The only backend goes only where all may. */
+static bool plb__outlier_may_eject(const plb_balancer *lb)
+{
+    uint64_t share = (uint64_t)lb->watched * lb->desc.outlier.max_ejection_percent;
+    return ((uint64_t)lb->ejected_count + 1) * 100 <= share || (lb->ejected_count == 0 && lb->watched > 1);
+}
+
+/* The time of an ejection, which has just become its last: longer each time, up to the limit. */
+static uint32_t plb__outlier_time(const plb_balancer *lb, plb__record *record)
+{
+    uint64_t base_ms = lb->desc.outlier.base_ejection_ms, max_ms = lb->desc.outlier.max_ejection_ms;
+    if (base_ms * record->multiplier < max_ms) /* beyond that, good behaviour would take long to show */
+        record->multiplier++;
+    return (uint32_t)(base_ms * record->multiplier < max_ms ? base_ms * record->multiplier : max_ms);
+}
+
+/* Ejects a backend of the current set, unless it is ejected already or too many are. */
+static void plb__outlier_eject(plb_balancer *lb, plb__record *record, plb_ejection why, plb__text *reason)
+{
+    uint32_t time_ms;
+    if (plb__record_is_ejected(record) || !plb__outlier_may_eject(lb))
+        return;
+    time_ms = plb__outlier_time(lb, record);
+    record->ejections++;
+    record->ejected_ms = lb->timers.now_ms;
+    record->back_ms = lb->timers.now_ms + time_ms;
+    plb__record_link(lb, record);
+    plb__outlier_wait(lb, record->back_ms);
+    plb__slot_flag(lb, record->slot, PLB__EJECTED, true);
+    plb__put(reason, ", for ");
+    plb__put_number(reason, time_ms, 10);
+    plb__put(reason, " ms");
+    plb__outlier_tell(lb, record, why, reason->buffer);
+}
+
+#define PLB__REASON_MAX 120
+
+/* A thread left word. New failures are counted from here on, and may leave word again. */
+static void plb__outlier_suspected(plb_balancer *lb, plb__record *record)
+{
+    plb_ejection why = (plb_ejection)PLB__LOAD(&record->told);
+    const plb__tier *tier = NULL;
+    char buffer[PLB__REASON_MAX];
+    plb__text reason = plb__text_in(buffer, sizeof buffer);
+    bool connect = why == PLB_EJECTION_CONNECT_ERRORS;
+    plb__record_forgive(record);
+    PLB__STORE(&record->told, PLB_EJECTION_NONE);
+    if (plb__set_find_slot((const plb__set *)lb->current, record->slot, &tier) == PLB_NONE)
+        return; /* it has left */
+    plb__put_number(&reason,
+                    connect ? lb->desc.outlier.consecutive_connect_errors : lb->desc.outlier.consecutive_errors, 10);
+    plb__put(&reason, connect ? " connect errors in a row" : " errors in a row");
+    plb__outlier_eject(lb, record, why, &reason);
+}
+
+/* The rates of one interval. */
+typedef struct plb__rates {
+    uint32_t count;
+    uint64_t sum, squares; /* of rates, which are 16 bits and one: 2^32 squares fit */
+} plb__rates;
+
+/* What happened to a slot's requests in the interval that ends. */
+static void plb__outlier_sample(plb_balancer *lb, plb__record *record, plb__rates *rates)
+{
+    uint32_t passed, failed;
+    uint64_t total;
+    plb__record_look(record, &passed, &failed);
+    total = (uint64_t)passed + failed;
+    record->rate = PLB_NONE;
+    if (total > 0 && total >= lb->desc.outlier.success_rate_requests)
+        record->rate = (uint32_t)((uint64_t)passed * PLB_SUCCESS_RATE_ONE / total);
+    if (plb__record_is_ejected(record))
+        return;
+    record->multiplier -= record->multiplier > 0;
+    if (record->rate == PLB_NONE)
+        return;
+    rates->count++;
+    rates->sum += record->rate;
+    rates->squares += (uint64_t)record->rate * record->rate;
+}
+
+/* The integer part of a square root, bit by bit. */
+static uint64_t plb__square_root(uint64_t n)
+{
+    uint64_t root = 0, bit;
+    for (bit = UINT64_C(1) << 31; bit > 0; bit /= 2)
+        if ((root + bit) * (root + bit) <= n)
+            root += bit;
+    return root;
+}
+
+/* The lowest rate that is not an outlier, in thousandths: the mean less so many standard deviations. The variance,
+   mean of the squares less square of the mean, is rounded up: a difference that is lost in rounding ejects nobody. */
+static uint64_t plb__outlier_limit(const plb__rates *rates, uint32_t stdev_factor)
+{
+    uint64_t mean = rates->sum / rates->count, rest = rates->sum % rates->count;
+    uint64_t variance = rates->squares / rates->count - mean * mean - 2 * mean * rest / rates->count + 1;
+    uint64_t below = plb__square_root(variance * 1000000) * stdev_factor / 1000;
+    mean = rates->sum * 1000 / rates->count;
+    return mean > below ? mean - below : 0;
+}
+
+static void plb__put_percent(plb__text *text, uint64_t rate)
+{
+    plb__put_number(text, (rate * 100 + PLB_SUCCESS_RATE_ONE / 2) / PLB_SUCCESS_RATE_ONE, 10);
+    plb__put_char(text, '%');
+}
+
+/* Ejects those whose rate is below the limit. */
+static void plb__outlier_compare(plb_balancer *lb, const plb__set *set, const plb__rates *rates)
+{
+    uint64_t limit = plb__outlier_limit(rates, lb->desc.outlier.success_rate_stdev_factor);
+    uint32_t i;
+    for (i = 0; i < set->count; i++) {
+        plb__record *record = plb__slot_record(set->slots[i]);
+        char buffer[PLB__REASON_MAX];
+        plb__text reason = plb__text_in(buffer, sizeof buffer);
+        if (record->rate == PLB_NONE || (uint64_t)record->rate * 1000 >= limit)
+            continue;
+        plb__put(&reason, "success rate ");
+        plb__put_percent(&reason, record->rate);
+        plb__put(&reason, ", the mean is ");
+        plb__put_percent(&reason, rates->sum / rates->count);
+        plb__outlier_eject(lb, record, PLB_EJECTION_SUCCESS_RATE, &reason);
+    }
+}
+
+static void plb__outlier_interval(void *user)
+{
+    plb_balancer *lb = (plb_balancer *)user;
+    const plb_outlier_desc *desc = &lb->desc.outlier;
+    const plb__set *set = (const plb__set *)lb->current;
+    plb__rates rates;
+    uint32_t i;
+    plb_timer_set(&lb->timers, &lb->interval_timer, desc->interval_ms);
+    plb__outlier_returns(lb); /* whose time is over at this very moment is not ejected any more */
+    memset(&rates, 0, sizeof rates);
+    for (i = 0; set != NULL && i < set->count; i++)
+        if (PLB__LOAD_RELAXED(&set->slots[i]->index) == i) /* duplicates share a slot */
+            plb__outlier_sample(lb, plb__slot_record(set->slots[i]), &rates);
+    if (rates.count > 0 && rates.count >= desc->success_rate_backends && !desc->ignore_success_rate)
+        plb__outlier_compare(lb, set, &rates);
+}
+
+static void plb__outlier_start(plb_balancer *lb)
+{
+    if (lb->watches != 0)
+        plb_timer_set(&lb->timers, &lb->interval_timer, lb->desc.outlier.interval_ms);
+}
+
+static void plb__record_fill(const plb_balancer *lb, const plb__record *record, plb_outlier_info *out)
+{
+    uint32_t passed = PLB__LOAD_RELAXED(&record->passed) - record->passed_before;
+    uint32_t failed = PLB__LOAD_RELAXED(&record->failed) - record->failed_before;
+    memset(out, 0, sizeof *out);
+    out->requests = record->requests + passed + failed;
+    out->failures = record->failures + failed;
+    out->ejections = record->ejections;
+    out->success_rate = record->rate;
+    out->errors_in_a_row = PLB__LOAD_RELAXED(&record->errors);
+    out->connect_errors_in_a_row = PLB__LOAD_RELAXED(&record->connect_errors);
+    out->ejected = plb__record_is_ejected(record);
+    if (out->ejected && record->back_ms > lb->timers.now_ms)
+        out->back_ms = (uint32_t)(record->back_ms - lb->timers.now_ms);
+}
+
+PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    const plb__tier *tier = NULL;
+    uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE;
+    if (lb->watches == 0)
+        return PLB_ERR_UNSUPPORTED;
+    if (index == PLB_NONE)
+        return PLB_ERR_ADDRESS;
+    plb__record_fill(lb, plb__slot_record(tier->view.slots[index]), out);
+    return PLB_OK;
+}
+
 /* ==== BALANCER =======================================================================================================
    Creation, the schedule that plb_poll keeps, and the end. */
 
-/* Empties the mailbox: changes and completions join their queues. */
+/* Empties the mailbox: changes join one queue, the rest another. */
 static void plb__mail_sort(plb_balancer *lb)
 {
     plb__mail *mail = plb__mail_take(&lb->mailbox);
@@ -10767,14 +12614,32 @@ static void plb__mail_read(plb_balancer *lb)
     uint32_t ends;
     plb__mail_sort(lb);
     for (ends = 0; ends < PLB__ENDS_PER_POLL && lb->completions != NULL; ends++) {
-        plb__op *op = (plb__op *)(void *)lb->completions;
-        lb->completions = op->mail.next;
+        plb__mail *mail = lb->completions;
+        plb__op *op = (plb__op *)(void *)mail;
+        lb->completions = mail->next;
         if (lb->completions == NULL)
             lb->completions_end = &lb->completions;
-        if (op == lb->discovery)
+        if (mail->kind == PLB__MAIL_SUSPECT)
+            plb__outlier_suspected(lb, (plb__record *)(void *)mail);
+        else if (op == lb->discovery)
             plb__discovery_answered(lb, op->report.status);
         else
             plb__probe_over(lb, op, op->report.status);
+    }
+}
+
+/* At the end: completions belong to what is freed later, what they keep is given back, and nobody is ejected any
+   more. */
+static void plb__mail_drop(plb_balancer *lb)
+{
+    plb__mail *mail;
+    plb__mail_sort(lb);
+    for (mail = lb->completions; mail != NULL; mail = mail->next) {
+        plb__op *op = (plb__op *)(void *)mail;
+        if (mail->kind == PLB__MAIL_SUSPECT)
+            PLB__STORE(&((plb__record *)(void *)mail)->told, PLB_EJECTION_NONE);
+        else if (op != lb->discovery && op->report.keep)
+            lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
     }
 }
 
@@ -10839,6 +12704,8 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
         plb_timers_update(&lb->timers, lb->port.clock);
         plb__timers_run_some(&lb->timers, PLB__ENDS_PER_POLL);
     }
+    if ((wanted & PLB__WANT_READ) != 0)
+        plb__exchanges_go_on(lb);
     lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
     plb__mail_read(lb);
     if ((wanted & PLB__WANT_CHECK) != 0)
@@ -10868,6 +12735,21 @@ static uint32_t plb__or(uint32_t value, uint32_t default_value)
     return value > 0 ? value : default_value;
 }
 
+static void plb__outlier_resolve(plb_outlier_desc *outlier)
+{
+    outlier->consecutive_errors = plb__or(outlier->consecutive_errors, 5);
+    outlier->consecutive_connect_errors = plb__or(outlier->consecutive_connect_errors, 5);
+    outlier->interval_ms = plb__or(outlier->interval_ms, 10000);
+    outlier->base_ejection_ms = plb__or(outlier->base_ejection_ms, 30000);
+    outlier->max_ejection_ms = plb__or(outlier->max_ejection_ms, 300000);
+    if (outlier->max_ejection_ms < outlier->base_ejection_ms)
+        outlier->max_ejection_ms = outlier->base_ejection_ms;
+    outlier->max_ejection_percent = plb__or(outlier->max_ejection_percent, 10);
+    outlier->success_rate_backends = plb__or(outlier->success_rate_backends, 5);
+    outlier->success_rate_requests = plb__or(outlier->success_rate_requests, 100);
+    outlier->success_rate_stdev_factor = plb__or(outlier->success_rate_stdev_factor, 1900);
+}
+
 /* The one place where zero becomes a default. */
 static void plb__desc_resolve(plb_balancer_desc *desc)
 {
@@ -10877,6 +12759,7 @@ static void plb__desc_resolve(plb_balancer_desc *desc)
         desc->discovery = plb_static(NULL);
     desc->discovery.timeout_ms = plb__or(desc->discovery.timeout_ms, 5000);
     desc->parallel_checks = plb__or(desc->parallel_checks, 64);
+    plb__outlier_resolve(&desc->outlier);
     if (desc->log_level == PLB_LOG_NONE)
         desc->log_level = PLB_LOG_INFO;
 }
@@ -10962,6 +12845,14 @@ static plb_status plb__desc_check(const plb_balancer *lb)
     }
     if (desc->panic_percent > 100) {
         plb__log(lb, PLB_LOG_ERROR, "panic_percent is above 100", PLB_OK);
+        return PLB_ERR_ARGUMENT;
+    }
+    if (lb->port.clock == NULL && desc->outlier.on) {
+        plb__log(lb, PLB_LOG_ERROR, "outlier detection needs port.clock", PLB_OK);
+        return PLB_ERR_UNSUPPORTED;
+    }
+    if (desc->outlier.max_ejection_percent > 100) {
+        plb__log(lb, PLB_LOG_ERROR, "max_ejection_percent is above 100", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
     for (c = 0; c < lb->check_count && status == PLB_OK; c++)
@@ -11064,6 +12955,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     plb__desc_resolve(&lb->desc);
     lb->port = desc->port;
     lb->strategy = lb->desc.strategy.ops;
+    lb->watches = desc->outlier.on;
     lb->env.port = desc->port;
     lb->env.allocator = allocator;
     lb->env.balancer = lb;
@@ -11075,6 +12967,8 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     plb__timer_init(&lb->update_timer, plb__update_due, lb);
     plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
     plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb);
+    plb__timer_init(&lb->interval_timer, plb__outlier_interval, lb);
+    plb__timer_init(&lb->return_timer, plb__outlier_returns, lb);
     if (lb->port.clock != NULL)
         plb_timers_update(&lb->timers, lb->port.clock);
     lb->epoch_ms = lb->timers.now_ms;
@@ -11091,6 +12985,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     }
     *out = lb;
     plb__strategy_tick(lb);
+    plb__outlier_start(lb);
     plb__discovery_start(lb);
     plb__mail_read(lb);
     return PLB_OK;
@@ -11112,17 +13007,6 @@ static void plb__cancel_all(plb_balancer *lb)
     }
     if (lb->discovery != NULL && discovery->applied != NULL)
         discovery->applied(lb->discovery_state, PLB_ERR_CANCELLED);
-}
-
-/* Calls off what probes that have completed kept. */
-static void plb__cancel_kept(plb_balancer *lb)
-{
-    plb__mail *mail;
-    for (mail = lb->completions; mail != NULL; mail = mail->next) {
-        plb__op *op = (plb__op *)(void *)mail;
-        if (op != lb->discovery && op->report.keep)
-            lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
-    }
 }
 
 static void plb__set_drop_kept(plb_balancer *lb, const plb__set *set)
@@ -11193,8 +13077,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     allocator = lb->env.allocator;
     desc = &lb->desc;
     plb__cancel_all(lb);
-    plb__mail_sort(lb);
-    plb__cancel_kept(lb); /* completions belong to what is freed below */
+    plb__mail_drop(lb);
     plb__changes_end(lb);
     plb__close(lb, desc->discovery.ops->state_size, desc->discovery.ops->close, lb->discovery_state);
     plb__checks_close(lb);
@@ -11231,7 +13114,7 @@ enum {
 
 /* Of what a metric has a sample: a balancer; a backend in a tier, for what depends on its weight; a backend; one of its
    checks; one of its checks, once it has a result. */
-enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_CHECK, PLB__OF_RESULT };
+enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_RECORD, PLB__OF_CHECK, PLB__OF_RESULT };
 
 enum {
     PLB__METRIC_BACKENDS,
@@ -11255,6 +13138,9 @@ enum {
     PLB__METRIC_SHARE_RATIO,
     PLB__METRIC_IN_FLIGHT,
     PLB__METRIC_FLIPS,
+    PLB__METRIC_REQUESTS,
+    PLB__METRIC_FAILURES,
+    PLB__METRIC_EJECTIONS,
     PLB__METRIC_PASSING,
     PLB__METRIC_PASSED,
     PLB__METRIC_FAILED,
@@ -11308,6 +13194,12 @@ static const plb__metric plb__metric_rows[] = {
      "Requests that began and have not ended."},
     {PLB__METRIC_FLIPS, PLB__OF_BACKEND, PLB__METRIC_COUNT, true, "backend_flips_total", NULL,
      "How often it became healthy or unhealthy."},
+    {PLB__METRIC_REQUESTS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_requests_total", NULL,
+     "Requests that ended, but for those that were called off."},
+    {PLB__METRIC_FAILURES, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_request_failures_total", NULL,
+     "Requests that found no connection, broke, or were answered with a server error."},
+    {PLB__METRIC_EJECTIONS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_ejections_total", NULL,
+     "How often it was taken out for what requests met with."},
     {PLB__METRIC_PASSING, PLB__OF_CHECK, PLB__METRIC_COUNT, false, "check_passing", NULL, "1: the check passes."},
     {PLB__METRIC_PASSED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "passed",
      "Probes by their result."},
@@ -11326,6 +13218,7 @@ static const plb__metric plb__metric_rows[] = {
 typedef struct plb__sample {
     const plb_balancer *lb;
     plb_backend_info info;
+    plb_outlier_info outlier;
     uint32_t check;
     plb_probe_info probe;
 } plb__sample;
@@ -11404,6 +13297,18 @@ static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id
     }
 }
 
+static uint64_t plb__metric_of_record(const plb_outlier_info *outlier, uint32_t id)
+{
+    switch (id) {
+    case PLB__METRIC_REQUESTS:
+        return outlier->requests;
+    case PLB__METRIC_FAILURES:
+        return outlier->failures;
+    default:
+        return outlier->ejections;
+    }
+}
+
 static uint64_t plb__metric_of_check(const plb_probe_info *probe, uint32_t id)
 {
     switch (id) {
@@ -11428,6 +13333,8 @@ static uint64_t plb__metric_get(const plb__metric *m, const plb__sample *sample)
         return plb__metric_of_balancer(sample->lb, m->id);
     if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
         return plb__metric_of_backend(&sample->info, m->id);
+    if (m->of == PLB__OF_RECORD)
+        return plb__metric_of_record(&sample->outlier, m->id);
     return plb__metric_of_check(&sample->probe, m->id);
 }
 
@@ -11564,6 +13471,15 @@ static void plb__metric_sample(plb__metrics *out, const plb__metric *m, const pl
     plb__metric_value(out, m, plb__metric_get(m, sample));
 }
 
+/* Requests are counted where outlier detection is on. */
+static void plb__metric_record(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
+{
+    if (sample->lb->watches == 0)
+        return;
+    plb__record_fill(sample->lb, plb__slot_record(slot), &sample->outlier);
+    plb__metric_sample(out, m, sample);
+}
+
 static void plb__metric_checks(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
 {
     for (sample->check = 0; sample->check < sample->lb->check_count; sample->check++) {
@@ -11601,6 +13517,8 @@ static void plb__metric_tier(plb__metrics *out, const plb__metric *m, plb__sampl
         plb__metric_merge(tier, i, &sample->info);
         if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
             plb__metric_sample(out, m, sample);
+        else if (m->of == PLB__OF_RECORD)
+            plb__metric_record(out, m, sample, slot);
         else
             plb__metric_checks(out, m, sample, slot);
     }
@@ -13134,7 +15052,6 @@ static void plb__http2_begin_block(plb_http2 *h)
 {
     h->block_open = true;
     h->block_ends_stream = (h->frame_flags & PLB__FLAG_END_STREAM) != 0;
-    h->block_has_regular = false;
     h->block_size = h->list_size = 0;
     h->continuations = 0;
     if (h->exchange == PLB__EXCHANGE_HEAD)
@@ -13223,13 +15140,14 @@ static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_h
 
 /* ---- header blocks ---- */
 
-/* Sections 8.3.2 and 8.6: one :status, three digits, and never 101. False: malformed. */
+/* Sections 8.3.2 and 8.6: one :status, before all fields (none is taken before it), three digits, and never 101. False:
+   malformed. */
 static bool plb__http2_read_status(plb_http2 *h, const plb_hpack_field *field)
 {
     const char *digits = field->value.data;
-    if (h->exchange != PLB__EXCHANGE_HEAD || h->block_has_regular || h->answer_status != 0 ||
-        !plb__text_equals(field->name, ":status") || field->value.size != 3 || digits[0] < '1' || digits[0] > '9' ||
-        !plb__http1_is_digit(digits[1]) || !plb__http1_is_digit(digits[2]))
+    if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status != 0 || !plb__text_equals(field->name, ":status") ||
+        field->value.size != 3 || digits[0] < '1' || digits[0] > '9' || !plb__http1_is_digit(digits[1]) ||
+        !plb__http1_is_digit(digits[2]))
         return false;
     h->answer_status = (uint16_t)((digits[0] - '0') * 100 + (digits[1] - '0') * 10 + (digits[2] - '0'));
     return h->answer_status != 101;
@@ -13262,7 +15180,6 @@ static plb_status plb__http2_on_field(plb_http2 *h, const plb_hpack_field *field
         event->status = h->answer_status;
         return PLB_OK;
     }
-    h->block_has_regular = true;
     if (h->answer_status == 0 || !plb__http2_is_field(field->name, field->value, field->cut) ||
         !plb__http2_read_length(h, field))
         return plb__http2_malformed(h, event);

@@ -61,7 +61,10 @@
 
    GOOD TO KNOW
    - SIGPIPE is never raised.
-   - TCP_NODELAY is set on every TCP stream. An IPv6 listener is IPv6 only, on every platform.
+   - Nagle's algorithm delays nothing: TCP_NODELAY is set on every TCP stream, at the latest before the first write that
+     it could hold back. An IPv6 listener is IPv6 only, on every platform.
+   - On Linux the segment that ends a connection's handshake goes with what the callback of PLB_EVENT_CONNECT writes, or
+     with the end of the stream if it closes; alone after it otherwise.
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
      cares sends shutdown first and reads to the end.
    - An aborted Unix stream looks to its peer like an ended one; the system knows no reset there.
@@ -245,13 +248,16 @@ struct plb_stream {
     int fd;
     uint32_t slot;
     uint8_t armed; /* directions that a callback was promised for */
-    bool listener, connecting;
-    bool wrote;  /* there may be bytes on their way */
-    bool at_end; /* read has returned PLB_END */
+    bool listener : 1;
+    bool connecting : 1;
+    bool wrote : 1;    /* there may be bytes on their way */
+    bool at_end : 1;   /* nothing but the end can be left to read */
+    bool prompt : 1;   /* TCP_NODELAY is set, or there is no such thing */
+    bool ack_owed : 1; /* the handshake's last segment waits for the callback */
 #ifdef PLB__PX_EPOLL
+    bool hung_up : 1;   /* nothing more will come, so that the last edge was told */
     uint8_t registered; /* directions that epoll tells the edges of */
     uint8_t ready;      /* directions that it told, and that have not been exhausted since */
-    bool hung_up;       /* nothing more will come, so that the last edge was told */
 #endif
 };
 
@@ -673,6 +679,8 @@ static void plb__px_exhausted(plb_stream *stream, unsigned direction)
 {
     if (direction == PLB__PX_WRITE || !stream->hung_up)
         stream->ready = (uint8_t)(stream->ready & ~direction);
+    else
+        stream->at_end = true;
 }
 
 static bool plb__px_is_ready(const plb_stream *stream, unsigned direction)
@@ -1005,11 +1013,36 @@ static plb_status plb__px_socket_error(int fd)
     return error == 0 ? PLB_OK : plb__px_status(error);
 }
 
-static void plb__px_connected(plb_stream *stream, plb_status status)
+/* The segment that ends the handshake waits until the callback of the connection is over, for our first bytes or our end
+   of stream to take it along (RFC 9293 section 3.8.6.3): a backend that is only probed is woken once, not twice. */
+static void plb__px_owe_ack(plb_stream *stream)
 {
+#ifdef TCP_QUICKACK
+    stream->ack_owed = plb__px_set(stream->fd, IPPROTO_TCP, TCP_QUICKACK, 0);
+#else
+    (void)stream;
+#endif
+}
+
+/* The peer may be the one who speaks first. */
+static void plb__px_send_ack(plb_stream *stream)
+{
+#ifdef TCP_QUICKACK
+    if (stream->ack_owed && !stream->wrote)
+        plb__px_set(stream->fd, IPPROTO_TCP, TCP_QUICKACK, 1);
+#endif
+    stream->ack_owed = false;
+}
+
+static void plb__px_connected(plb_posix *px, plb_stream *stream, plb_status status)
+{
+    uint32_t slot = stream->slot, generation = px->slots[slot].generation;
     stream->connecting = false;
     stream->armed = 0;
     plb__px_call(stream, PLB_EVENT_CONNECT, status);
+    stream = plb__px_find(px, slot, generation); /* the callback may have closed it */
+    if (stream != NULL)
+        plb__px_send_ack(stream);
 }
 
 static void plb__px_retry_connect(void *user);
@@ -1041,7 +1074,7 @@ static void plb__px_retry_connect(void *user)
     plb__px_extra *extra = (plb__px_extra *)user;
     plb_status status = plb__px_try_connect(extra->px, extra->stream, &extra->addr);
     if (status != PLB_AGAIN)
-        plb__px_connected(extra->stream, status);
+        plb__px_connected(extra->px, extra->stream, status);
 }
 
 static plb_status plb__px_bind_source(int fd, const plb_addr *source)
@@ -1068,11 +1101,22 @@ static plb_status plb__px_open_stream(plb_stream *stream, const plb_addr *addr)
 {
     static const int families[] = {AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX}; /* by plb_family */
     stream->fd = plb__px_open_socket(families[addr->family]);
-    if (stream->fd < 0)
-        return plb__px_status(errno);
-    if (addr->family != PLB_FAMILY_UNIX && !plb__px_set(stream->fd, IPPROTO_TCP, TCP_NODELAY, 1))
-        return plb__px_status(errno);
-    return PLB_OK;
+    stream->prompt = addr->family == PLB_FAMILY_UNIX;
+    return stream->fd >= 0 ? PLB_OK : plb__px_status(errno);
+}
+
+/* Nagle's algorithm holds back a short segment while another is on its way (RFC 9293 section 3.7.4), so it never holds
+   a first write that fits into one; this is the least that a segment has room for (section 3.7.1). */
+#define PLB__PX_SEGMENT 536
+
+/* Takes Nagle's algorithm out of the way of a write that it could hold. A stream that says little, as a probe does,
+   gets by without the call; one that is broken already fails in the write. */
+static void plb__px_make_prompt(plb_stream *stream, size_t offered)
+{
+    if (stream->prompt || (!stream->wrote && offered <= PLB__PX_SEGMENT))
+        return;
+    plb__px_set(stream->fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    stream->prompt = true;
 }
 
 static plb_status plb__px_connect(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out)
@@ -1088,6 +1132,8 @@ static plb_status plb__px_connect(void *self, const plb_peer *peer, plb_handler 
     if (stream == NULL)
         return PLB_ERR_MEMORY;
     status = plb__px_open_stream(stream, &peer->addr);
+    if (status == PLB_OK && peer->addr.family != PLB_FAMILY_UNIX)
+        plb__px_owe_ack(stream);
     if (status == PLB_OK)
         status = plb__px_bind_source(stream->fd, &peer->source);
     if (status == PLB_OK)
@@ -1144,6 +1190,7 @@ static plb_status plb__px_write(void *self, plb_stream *stream, const plb_chunk 
     memset(&message, 0, sizeof message);
     message.msg_iov = parts;
     message.msg_iovlen = (unsigned)i;
+    plb__px_make_prompt(stream, offered);
     do
         sent = sendmsg(stream->fd, &message, PLB__PX_NO_SIGNAL);
     while (sent < 0 && errno == EINTR);
@@ -1287,6 +1334,7 @@ static plb_status plb__px_accept(void *self, plb_stream *listener, plb_handler h
         return plb__px_pause(px, listener);
     stream->fd = plb__px_accept_next(listener->fd);
     if (stream->fd >= 0) {
+        stream->prompt = true;
         *out = stream;
         return PLB_OK;
     }
@@ -1348,7 +1396,8 @@ static plb_status plb__px_bind_listener(plb_stream *listener, const plb_listen_d
 {
     if (desc->addr.family == PLB_FAMILY_UNIX)
         return plb__px_bind_path(listener, name);
-    if (!plb__px_set(listener->fd, SOL_SOCKET, SO_REUSEADDR, 1))
+    if (!plb__px_set(listener->fd, SOL_SOCKET, SO_REUSEADDR, 1) ||
+        !plb__px_set(listener->fd, IPPROTO_TCP, TCP_NODELAY, 1))
         return PLB_ERR_IO;
     if (desc->addr.family == PLB_FAMILY_IPV6 && !plb__px_set(listener->fd, IPPROTO_IPV6, IPV6_V6ONLY, 1))
         return PLB_ERR_IO;
@@ -1420,7 +1469,7 @@ static void plb__px_event(plb_posix *px, plb_stream *stream, unsigned ready, boo
     uint32_t slot = stream->slot, generation = px->slots[slot].generation;
     if (stream->connecting) {
         if (ready & PLB__PX_WRITE)
-            plb__px_connected(stream, failed ? plb__px_socket_error(stream->fd) : PLB_OK);
+            plb__px_connected(px, stream, failed ? plb__px_socket_error(stream->fd) : PLB_OK);
         return;
     }
     ready &= stream->armed;

@@ -872,7 +872,7 @@ static plb_status plb__head_splice(plb_session *s, size_t begin, size_t end, con
     return PLB_OK;
 }
 
-static plb_text plb__text_of(const char *zstring)
+static plb_text plb__proxy_text(const char *zstring)
 {
     plb_text text;
     text.data = zstring;
@@ -890,7 +890,7 @@ static bool plb__head_may_edit(const plb_session *s, plb_text name)
 
 PLB_API plb_status plb_session_add_header(plb_session *session, const char *name, const char *value)
 {
-    plb_text name_text = plb__text_of(name), value_text = plb__text_of(value);
+    plb_text name_text = plb__proxy_text(name), value_text = plb__proxy_text(value);
     size_t size = session->head_size;
     if (!plb__head_may_edit(session, name_text) || !plb_http1_is_value(value_text))
         return PLB_ERR_ARGUMENT;
@@ -904,7 +904,7 @@ PLB_API plb_status plb_session_add_header(plb_session *session, const char *name
 
 PLB_API plb_status plb_session_remove_header(plb_session *session, const char *name)
 {
-    plb_text name_text = plb__text_of(name);
+    plb_text name_text = plb__proxy_text(name);
     size_t at;
     if (!plb__head_may_edit(session, name_text))
         return PLB_ERR_ARGUMENT;
@@ -924,14 +924,14 @@ PLB_API plb_status plb_session_remove_header(plb_session *session, const char *n
 PLB_API plb_status plb_session_set_header(plb_session *session, const char *name, const char *value)
 {
     plb_status status = PLB_ERR_ARGUMENT;
-    if (plb_http1_is_value(plb__text_of(value)))
+    if (plb_http1_is_value(plb__proxy_text(value)))
         status = plb_session_remove_header(session, name);
     return status == PLB_OK ? plb_session_add_header(session, name, value) : status;
 }
 
 PLB_API plb_status plb_session_set_target(plb_session *session, const char *target)
 {
-    plb_text text = plb__text_of(target);
+    plb_text text = plb__proxy_text(target);
     size_t begin = session->request.method.size + 1;
     size_t end = plb__head_next_line(session, 0);
     if (!session->filtering || text.size == 0 || !plb_http1_is_value(text) || memchr(target, ' ', text.size) != NULL ||
@@ -1232,7 +1232,7 @@ static bool plb__session_absolute_target(plb_session *s)
     s->path.data = target.data + end;
     s->path.size = target.size - end;
     if (s->path.size == 0)
-        s->path = plb__text_of(plb_text_is(s->request.method, "options") ? "*" : "/");
+        s->path = plb__proxy_text(plb_text_is(s->request.method, "options") ? "*" : "/");
     return s->host.size > 0 && plb__host_is_clean(s->host);
 }
 

@@ -15,6 +15,8 @@ typedef struct io_fixture {
     void (*refused_addr)(void *self, plb_addr *out);
     /* An address where a connection neither succeeds nor fails. False: none can be had here. */
     bool (*silent_addr)(void *self, plb_addr *out);
+    /* Both sides take part before a connection is made: PLB_EVENT_CONNECT comes after accept, as with TLS. */
+    bool handshakes;
     /* How many streams the port was given, both ends counted; 0: as many as the system allows. */
     uint32_t streams;
     /* Calls port.io->wake from another thread (or as if from one), soon but not before this call returns. */

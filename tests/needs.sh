@@ -15,6 +15,11 @@ need curl curl
 need python3 python3-minimal
 need ps procps
 need awk mawk
+need nghttpd nghttp2-server
+need redis-server redis-server
+need memcached memcached
+need openssl openssl
+/usr/bin/python3 -c 'import grpc' 2>/dev/null || missing="$missing python3-grpcio"
 
 # A library to each sanitizer: gcc brings its own, clang's come in a package.
 probe=$(mktemp -d)
@@ -23,6 +28,9 @@ printf 'int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n) { re
 if ! command -v clang >/dev/null 2>&1 || ! clang -fsanitize=address,fuzzer "$probe/p.c" -o "$probe/p" 2>/dev/null; then
     missing="$missing libclang-rt-dev"
 fi
+
+printf '#include <mbedtls/ssl.h>\nint main(void) { return 0; }\n' >"$probe/t.c"
+"${CC:-cc}" -fsyntax-only "$probe/t.c" 2>/dev/null || missing="$missing libmbedtls-dev"
 
 [ -z "$missing" ] && exit 0
 

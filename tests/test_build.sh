@@ -11,17 +11,23 @@ emit() { # file, defines and headers: everything included twice, the implementat
         echo '#define PINGORA_LB_IMPLEMENTATION'
         echo '#define PLB_PROXY_IMPLEMENTATION'
         echo '#define PLB_POSIX_IMPLEMENTATION'
+        echo '#define PLB_MBEDTLS_IMPLEMENTATION'
         for header in "${@:2}"; do printf '#include "%s"\n#include "%s"\n' "$header" "$header"; done
     } >"$1"
 }
 
 emit "$scratch/core.c" pingora_lb.h
 emit "$scratch/all.c" ports/plb_posix.h pingora_lb.h ports/plb_proxy.h
-printf '#include "pingora_lb.h"\n#include "ports/plb_proxy.h"\n#include "ports/plb_posix.h"\n' >"$scratch/declarations.c"
-for f in core all declarations; do cp "$scratch/$f.c" "$scratch/$f.cc"; done
+emit "$scratch/tls.c" ports/plb_posix.h ports/plb_mbedtls.h
+for header in pingora_lb.h ports/plb_proxy.h ports/plb_posix.h ports/plb_mbedtls.h; do
+    printf '#include "%s"\n' "$header"
+done >"$scratch/declarations.c"
+files="core all declarations"
+gcc -E -include mbedtls/ssl.h -x c /dev/null >/dev/null 2>&1 && files="$files tls"
+for f in $files; do cp "$scratch/$f.c" "$scratch/$f.cc"; done
 
 for define in "" -DPLB_NO_THREADS -DPLB_STATIC "-DPLB_NO_THREADS -DPLB_STATIC" -DPLB_POSIX_POLL; do
-    for file in core all declarations; do
+    for file in $files; do
         # A static function is declared where it is defined: not without the implementation.
         case $file$define in declarations*PLB_STATIC*) continue ;; esac
         for compiler in "gcc -std=c99 $c_only" "gcc -std=c11 $c_only" "clang -std=c99 $c_only" "clang -std=c11 $c_only" \

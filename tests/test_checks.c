@@ -466,9 +466,9 @@ TEST a_check_that_goes_takes_its_advice_with_it(bool off)
     ASSERT_EQ(PLB_OK, rig_create(&s.r));
     settle(&s);
     memset(&said, 0, sizeof said);
-    said.advises = true;
+    said.has_share = true;
     said.share = 100;
-    said.off = off;
+    said.enablement = off ? PLB_ENABLEMENT_OFF : PLB_ENABLEMENT_KEEP;
     plb_check_report(players[1].tokens[0], &said);
     settle(&s);
     ASSERT_EQ(PLB_OK, plb_find(s.r.lb, &backends[0].addr, 0, &info));

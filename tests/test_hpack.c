@@ -169,6 +169,7 @@ TEST integers_that_grow_too_long_are_refused(void)
     ASSERT_EQ(PLB_ERR_PROTOCOL, status_of("ff80 8080 8000"));      /* five more bytes, for zero */
     ASSERT_EQ(PLB_ERR_PROTOCOL, status_of("ffff ffff ff0f"));      /* 2^32 and more */
     ASSERT_EQ(PLB_ERR_PROTOCOL, status_of("007f ffff ffff ff7f")); /* as a length */
+    ASSERT_EQ(PLB_ERR_PROTOCOL, status_of("0f80 8080 8000 0161")); /* five more bytes, for zero, again */
     ASSERT_EQ(PLB_OK, status_of("0f80 8080 0001 61"));             /* four more bytes, for zero: 15 */
     PASS();
 }

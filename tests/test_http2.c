@@ -1069,6 +1069,73 @@ TEST frames_that_lead_nowhere_are_bounded(void)
     PASS();
 }
 
+/* The limits are of one block, and of frames that lead nowhere. */
+TEST long_answers_are_no_flood(void)
+{
+    client c;
+    static char lines[8000];
+    int i, j;
+    begin(&c);
+    put_opening();
+    strcpy(lines, ":status: 103\n");
+    for (i = 0; i < 100; i++)
+        strcat(lines, "a-name-of-some-length: and a value of some length\n");
+    for (i = 0; i < 4; i++) /* 8 KiB each */
+        put_headers(0, 1, lines);
+    for (i = 0; i < 2; i++) {
+        put_frame(HEADERS, 0, 1, " \x88", 2);
+        if (i == 0)
+            wire[wire_size - 1] = '\x08'; /* ":status", and a value that is still to come */
+        for (j = 0; j < 40; j++)
+            put_frame(CONTINUATION, 0, 1,
+                      "\x03"
+                      "100",
+                      i == 0 && j == 0 ? 4 : 0);
+        put_frame(CONTINUATION, END_HEADERS, 1, "", 0);
+    }
+    for (i = 0; i < 3000; i++)
+        put_frame(DATA, 0, 1, "x", 1);
+    feed(&c, 1000, 1000);
+    ASSERT_EQ(PLB_AGAIN, c.status);
+    ASSERT(strstr(c.said, "[100][headers 100][200][headers 200][data] xxx") != NULL);
+    PASS();
+}
+
+/* Some of the output is always left: it moves within its memory. */
+TEST output_that_is_sent_slowly_stays_whole(void)
+{
+    client c;
+    uint32_t i;
+    begin(&c);
+    put_opening();
+    feed_piece(&c, wire, wire_size);
+    for (i = 0; i < 200; i++) {
+        plb_text out = plb_http2_output(&c.h);
+        size_t size = out.size > 70 ? out.size - 70 : 17;
+        char expected[20];
+        wire_size = 0;
+        put_number(8, 3);
+        put_number(PING, 1);
+        put_number(0, 1);
+        put_number(0, 4);
+        put_number(0, 4);
+        put_number(i, 4);
+        feed_piece(&c, wire, wire_size);
+        out = plb_http2_output(&c.h);
+        memcpy(c.sent + c.sent_size, out.data, size);
+        c.sent_size += size;
+        plb_http2_sent(&c.h, size);
+        ASSERT_EQ(PLB_AGAIN, c.status);
+        sprintf(expected, "PING!=%u", i);
+        if (i == 199) {
+            drain(&c);
+            ASSERT(strstr(sent(&c), "PING!=0 PING!=1 PING!=2 PING!=3 ") != NULL);
+            ASSERT(strstr(sent(&c), expected) != NULL);
+        }
+    }
+    PASS();
+}
+
 /* A peer that asks without reading the answers. */
 TEST answers_without_room_end_the_connection(void)
 {
@@ -1270,6 +1337,8 @@ SUITE(limits)
     RUN_TEST(header_blocks_are_bounded);
     RUN_TEST(continuations_are_bounded);
     RUN_TEST(frames_that_lead_nowhere_are_bounded);
+    RUN_TEST(long_answers_are_no_flood);
+    RUN_TEST(output_that_is_sent_slowly_stays_whole);
     RUN_TEST(answers_without_room_end_the_connection);
     RUN_TEST(faults_can_always_be_told);
 }

@@ -574,9 +574,9 @@ TEST an_agents_advice_shows(void)
     feed_set(&f, &backend, 1);
     ASSERT_EQ(PLB_OK, rig_create(&r));
     rig_run(&r, 1);
-    said.advises = true;
+    said.has_share = true;
     said.share = 128;
-    said.off = true;
+    said.enablement = PLB_ENABLEMENT_OFF;
     plb_check_report(p.tokens[0], &said);
     p.in_flight--;
     rig_run(&r, 1);

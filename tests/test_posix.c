@@ -296,6 +296,8 @@ TEST sockets_are_non_blocking_private_and_prompt(void)
     plb_addr addr = listen_somewhere(&listener);
     int i;
     ASSERT(connect_pair(&listener, &addr, &ends[0], &ends[1]));
+    for (i = 0; i < 2; i++) /* a first short write cannot be held back, a second one could be */
+        ASSERT(write_text(&ends[i], "a") == PLB_OK && write_text(&ends[i], "b") == PLB_OK);
     for (i = 0; i < 2; i++) {
         int fd = ends[i].stream->fd, prompt = 0;
         socklen_t size = sizeof prompt;
@@ -306,6 +308,56 @@ TEST sockets_are_non_blocking_private_and_prompt(void)
     }
     PASS();
 }
+
+/* The loopback delivers within the call that sends, so nothing here has to wait. */
+TEST a_peer_may_speak_first_at_once(void)
+{
+    end listener, client, server;
+    plb_addr addr = listen_somewhere(&listener);
+    ASSERT_EQ(PLB_AGAIN, connect_to(&client, &addr));
+    ASSERT(reaches(&client.connects, 1));
+    ASSERT_EQ(PLB_OK, accept_on(&listener, &server));
+    PASS();
+}
+
+#ifdef TCP_QUICKACK
+typedef struct early_end {
+    end *listener, server;
+    plb_status accepted;
+    unsigned connects;
+} early_end;
+
+static void close_early(void *user, plb_stream *stream, plb_event event, plb_status status)
+{
+    early_end *e = (early_end *)user;
+    e->connects += event == PLB_EVENT_CONNECT && status == PLB_OK;
+    e->accepted = accept_on(e->listener, &e->server);
+    io->close(io->self, stream, PLB_CLOSE_GRACEFUL);
+}
+
+/* It hears of the connection and of its end together, and is woken once. */
+TEST a_peer_that_is_only_probed_hears_of_it_once(void)
+{
+    end listener;
+    early_end client;
+    plb_addr addr = listen_somewhere(&listener);
+    plb_peer peer;
+    plb_handler handler;
+    plb_stream *stream;
+    memset(&client, 0, sizeof client);
+    client.listener = &listener;
+    handler.fn = close_early;
+    handler.user = &client;
+    memset(&peer, 0, sizeof peer);
+    peer.addr = addr;
+    ASSERT_EQ(PLB_AGAIN, io->connect(io->self, &peer, handler, &stream));
+    ASSERT(reaches(&client.connects, 1));
+    ASSERT_EQ(PLB_AGAIN, client.accepted);
+    ASSERT_EQ(PLB_OK, accept_wait(&listener, &client.server));
+    ASSERT_EQ(PLB_END, read_byte(&client.server));
+    PASS();
+}
+#endif
 
 /* A fork in another thread can keep a closed socket alive for a while, and with it what the kernel tells of it. */
 TEST events_of_a_socket_that_outlives_its_stream_reach_nobody(void)
@@ -1178,6 +1230,10 @@ SUITE(descriptors)
     RUN_TEST(without_descriptors_connect_names_the_limit);
     RUN_TEST(without_descriptors_there_is_no_port);
     RUN_TEST(sockets_are_non_blocking_private_and_prompt);
+    RUN_TEST(a_peer_may_speak_first_at_once);
+#ifdef TCP_QUICKACK
+    RUN_TEST(a_peer_that_is_only_probed_hears_of_it_once);
+#endif
     RUN_TEST(events_of_a_socket_that_outlives_its_stream_reach_nobody);
     RUN_TEST(a_broken_stream_that_nobody_asks_about_does_not_spin);
 #ifdef PLB__PX_EPOLL
