@@ -212,9 +212,9 @@
    Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
    steps back stands still. plb_poll starts 64 probes at most, and sees to some hundreds that end, before it returns.
    Building a set runs to its end inside plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less
-   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. The end of an interval of outlier
-   detection takes 0.2 ms for 10 000 backends. A loop that cannot spare that runs plb_poll on the port's background
-   thread.
+   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. The end of an interval of
+   outlier detection takes 0.2 ms for 10 000 backends. A loop that cannot spare that runs plb_poll on the port's
+   background thread.
 
    FORK
    After fork the child has a copy of the balancer, frozen: it may select from it (its random numbers go on as the

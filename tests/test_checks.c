@@ -592,6 +592,7 @@ TEST a_report_says_code_and_text_cut_to_size(void)
     said.status = PLB_ERR_ANSWER;
     said.code = 503;
     said.text = longer;
+    said.keep = true;
     plb_check_report(players[0].tokens[0], &said);
     memset(longer, 'y', sizeof longer - 1); /* it was copied */
     settle(&s);
@@ -602,7 +603,7 @@ TEST a_report_says_code_and_text_cut_to_size(void)
     ASSERT(rig_logged(&s.r, "xxxx"));
     plb_check_now(s.r.lb);
     settle(&s);
-    player_report(&players[0], 1, PLB_ERR_REFUSED);
+    plb_check_done(players[0].tokens[1], PLB_ERR_REFUSED);
     settle(&s);
     ASSERT_STR_EQ(plb_status_text(PLB_ERR_REFUSED), s.text); /* nothing is left of the one before */
     ASSERT_EQ(0u, s.probe.code);

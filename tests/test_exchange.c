@@ -86,7 +86,7 @@ static plb_status greeter_start(void *state, void *probe, const plb_backend *tar
                               token);
 }
 
-/* ---- the stage: one backend, a host that plays its part, a port that remembers where it was told to connect to ---- */
+/* ---- the stage: one backend, a host that plays its part, a port that remembers where it was to connect to ---- */
 
 typedef struct stage {
     rig r;
