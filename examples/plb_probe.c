@@ -30,13 +30,15 @@ static const char usage[] =
     "  tcp                   a connection is enough\n"
     "  tls                   a TLS handshake is enough\n"
     "  http, https           an answer of HTTP/1.1\n"
+    "  h2, h2c               an answer of HTTP/2: over TLS, or without it by prior knowledge\n"
+    "  grpc, grpcs           SERVING from gRPC's health service\n"
     "  redis, memcached      an answer to PING, or to version\n"
     "  smtp                  the greeting, and an answer to EHLO\n"
     "  mysql, postgres       the greeting, or an answer to SSLRequest\n"
     "  expect                what --send and the like say\n"
     "  agent                 a line of HAProxy's agent-check\n"
     "\n"
-    "WHAT (http, https)\n"
+    "WHAT (http, https, h2, h2c)\n"
     "  --method METHOD       (GET)\n"
     "  --path PATH           (/)\n"
     "  --host HOST           whom to ask for (the host of the address)\n"
@@ -44,6 +46,9 @@ static const char usage[] =
     "  --status LIST         what is a success, such as 200-299,404 (200)\n"
     "  --contains TEXT       the body must contain it\n"
     "  --keep                keep the connection for the next probe\n"
+    "WHAT (grpc, grpcs)\n"
+    "  --service NAME        the service to ask about (the server as a whole)\n"
+    "  --host HOST           whom to ask for (the host of the address)\n"
     "WHAT (expect), in steps; TEXT may have \\r \\n \\t \\0 \\\\ and \\xHH\n"
     "  --send TEXT           first send this, then\n"
     "  --prefix TEXT         expect an answer that begins so;\n"
@@ -134,7 +139,7 @@ struct options {
     const kind *kind;
     uint32_t count, every_ms, timeout_ms, rise, fall, port;
     const char *source, *ca, *cert, *key, *name;
-    const char *method, *path, *host, *status, *contains;
+    const char *method, *path, *host, *status, *contains, *service;
     char *headers;
     plb_expect_step *steps;
     size_t step_count; /* those that are whole */
@@ -151,7 +156,7 @@ static plb_check make_tcp(options *o, const plb_connect_desc *connect)
     return plb_tcp_check(connect);
 }
 
-static plb_check make_http(options *o, const plb_connect_desc *connect)
+static const plb_http_check_desc *describe_http(const options *o, const plb_connect_desc *connect)
 {
     static plb_http_check_desc desc; /* plb_create reads it */
     desc.connect = *connect;
@@ -163,7 +168,27 @@ static plb_check make_http(options *o, const plb_connect_desc *connect)
     desc.statuses = o->status;
     desc.contains = o->contains;
     desc.reuse_connection = o->keep;
-    return plb_http_check(&desc);
+    return &desc;
+}
+
+static plb_check make_http(options *o, const plb_connect_desc *connect)
+{
+    return plb_http_check(describe_http(o, connect));
+}
+
+static plb_check make_http2(options *o, const plb_connect_desc *connect)
+{
+    return plb_http2_check(describe_http(o, connect));
+}
+
+static plb_check make_grpc(options *o, const plb_connect_desc *connect)
+{
+    static plb_grpc_check_desc desc; /* plb_create reads it */
+    desc.connect = *connect;
+    desc.answer_ms = o->timeout_ms;
+    desc.service = o->service;
+    desc.host = o->host;
+    return plb_grpc_check(&desc);
 }
 
 static plb_check make_redis(options *o, const plb_connect_desc *connect)
@@ -222,6 +247,8 @@ static plb_check make_agent(options *o, const plb_connect_desc *connect)
 static const kind kinds[] = {
     {"tcp", false, NULL, make_tcp},           {"tls", true, NULL, make_tcp},
     {"http", false, NULL, make_http},         {"https", true, "http/1.1", make_http},
+    {"h2", true, "h2", make_http2},           {"h2c", false, NULL, make_http2},
+    {"grpc", false, "h2", make_grpc},         {"grpcs", true, "h2", make_grpc},
     {"redis", false, NULL, make_redis},       {"memcached", false, NULL, make_memcached},
     {"smtp", false, NULL, make_smtp},         {"mysql", false, NULL, make_mysql},
     {"postgres", false, NULL, make_postgres}, {"expect", false, NULL, make_expect},
@@ -267,7 +294,7 @@ typedef struct option {
         name, OPTION_NUMBER, offsetof(options, member), min, max, kinds                                                \
     }
 
-#define HTTP_KINDS "http https"
+#define HTTP_KINDS "http https h2 h2c"
 
 enum { MS_MAX = 86400000 };
 
@@ -289,9 +316,10 @@ static const option known_options[] = {
     TAKES_FLAG("--metrics", metrics, NULL),
     TAKES_TEXT("--method", method, HTTP_KINDS),
     TAKES_TEXT("--path", path, HTTP_KINDS),
-    TAKES_TEXT("--host", host, HTTP_KINDS),
+    TAKES_TEXT("--host", host, HTTP_KINDS " grpc grpcs"),
     TAKES_TEXT("--status", status, HTTP_KINDS),
     TAKES_TEXT("--contains", contains, HTTP_KINDS),
+    TAKES_TEXT("--service", service, "grpc grpcs"),
     TAKES_FLAG("--keep", keep, HTTP_KINDS),
     {"--header", OPTION_HEADER, 0, 0, 0, HTTP_KINDS},
     {"--send", OPTION_SEND, 0, 0, 0, "expect agent"},
