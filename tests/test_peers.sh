@@ -39,9 +39,8 @@ start() { # name of the port's variable, command: in the background, until it li
 }
 
 # A prober that was built without mbedTLS has no TLS; what needs it is left out then.
-offers() { # kind
-    ! $probe "$1" --any-name 127.0.0.1:1 2>&1 | grep -qE "without TLS|not a kind"
-}
+tls=yes
+$probe tls --any-name 127.0.0.1:1 2>&1 | grep -q "built without TLS" && tls=
 
 for name in dead http https mtls h2c h2c_nginx redis redis_secret redis_loading redis_replica memcached grpc grpc_tls \
     grpc_none expired early selfsigned wrong old strict silent garbage smtp smtp_busy mysql mysql_error postgres \
@@ -337,11 +336,9 @@ h2c_peers() {
 
 # ---- gRPC ----
 
-grpc_start() {
-    start port_grpc_tls $python tests/peers.py grpc "$port_grpc" "$port_grpc_tls" "$port_grpc_none" "$scratch/good.key" \
-        "$scratch/good.crt"
-    grpc=127.0.0.1:$port_grpc
-}
+start port_grpc_tls $python tests/peers.py grpc "$port_grpc" "$port_grpc_tls" "$port_grpc_none" "$scratch/good.key" \
+    "$scratch/good.crt"
+grpc=127.0.0.1:$port_grpc
 
 grpc_peers() {
     rule "grpc: SERVING" healthy "" grpc "$grpc"
@@ -471,16 +468,13 @@ memcached_peers
 expect_peers
 greeting_peers
 agent_peers
-if offers tls; then
+h2c_peers
+grpc_peers
+if [ -n "$tls" ]; then
     tls_peers
     https_peers
-fi
-offers h2c && h2c_peers
-offers h2 && h2_peers
-if offers grpc; then
-    grpc_start
-    grpc_peers
-    offers grpcs && grpcs_peers
+    h2_peers
+    grpcs_peers
 fi
 flip_peers
 report
