@@ -45,6 +45,7 @@ static const char usage[] =
     "  --header LINE         one more header line; may come again\n"
     "  --status LIST         what is a success, such as 200-299,404 (200)\n"
     "  --contains TEXT       the body must contain it\n"
+    "  --body-limit N        look at so many bytes of the body (65536)\n"
     "  --keep                keep the connection for the next probe\n"
     "WHAT (grpc, grpcs)\n"
     "  --service NAME        the service to ask about (the server as a whole)\n"
@@ -137,7 +138,7 @@ typedef struct kind {
 
 struct options {
     const kind *kind;
-    uint32_t count, every_ms, timeout_ms, rise, fall, port;
+    uint32_t count, every_ms, timeout_ms, rise, fall, port, body_limit;
     const char *source, *ca, *cert, *key, *name;
     const char *method, *path, *host, *status, *contains, *service;
     char *headers;
@@ -161,6 +162,7 @@ static const plb_http_check_desc *describe_http(const options *o, const plb_conn
     desc.headers = o->headers;
     desc.statuses = o->status;
     desc.contains = o->contains;
+    desc.body_limit = o->body_limit;
     desc.reuse_connection = o->keep;
     return &desc;
 }
@@ -293,6 +295,7 @@ static const option known_options[] = {
     TAKES_TEXT("--status", status, HTTP_KINDS),
     TAKES_TEXT("--contains", contains, HTTP_KINDS),
     TAKES_TEXT("--service", service, "grpc grpcs"),
+    TAKES_NUMBER("--body-limit", body_limit, 1, UINT32_MAX, HTTP_KINDS),
     TAKES_FLAG("--keep", keep, HTTP_KINDS " grpc grpcs"),
     {"--header", OPTION_HEADER, 0, 0, 0, HTTP_KINDS},
     {"--send", OPTION_SEND, 0, 0, 0, "expect agent"},
