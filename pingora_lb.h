@@ -156,17 +156,17 @@
    stay where they are. A tier that panics spares nobody.
 
    HEALTH
-   A balancer has up to eight checks, and a backend is healthy while all of its checks pass: each has its own thresholds,
-   interval, and last result (plb_find_probe, on_probe). Which one?
+   A balancer has up to eight checks, and a backend is healthy while all of its checks pass: each has its own
+   thresholds, interval, and last result (plb_find_probe, on_probe). Which one?
    Does anything listen                      plb_tcp_check; with TLS and a certificate that holds: .tls = &tls
-   Does it serve                             plb_http_check (HTTP/1.1, HTTPS), plb_http2_check: a status, a header, a text
-                                             in the page
+   Does it serve                             plb_http_check (HTTP/1.1, HTTPS), plb_http2_check: a status, a header, a
+                                             text in the page
    Does it say so itself                     plb_grpc_check (grpc.health.v1); plb_agent_check, by which a backend also
                                              asks for less, or for no more requests
    Redis, SMTP, MySQL, PostgreSQL,           plb_redis_check and so on; anything else that answers when it is spoken to:
    memcached                                 plb_expect_check
-   Something of your own                     a plb_check_ops; over streams, section EXCHANGE leaves two functions to write,
-                                             with the codecs HTTP/1, HTTP/2 and GRPC at hand
+   Something of your own                     a plb_check_ops; over streams, section EXCHANGE leaves two functions to
+                                             write, with the codecs HTTP/1, HTTP/2 and GRPC at hand
    All backends have all checks, but for those with by_name, which only those have that name them in plb_backend.checks.
    A backend whose port, path or host is its own: plb_http_check_desc.target, or a check by_name. Intervals: every_ms,
    shorter or longer while in doubt (fast_every_ms) and while down (down_every_ms), jitter_percent against step, and
@@ -179,8 +179,9 @@
    OUTLIER DETECTION
    With plb_balancer_desc.outlier.on, what plb_end is told ejects backends: so many failures in a row, or a success rate
    far below that of the others. The thread that meets the last failure leaves word, the next plb_poll ejects, and the
-   port's wake sees to it that it is soon. Ejected backends come back when their time is over, by slow start if there is
-   one, or by a passed probe. A tier that panics uses them all the same. plb_find_outlier and on_eject tell what happens.
+   port's wake sees to it that it is soon. It costs a request 4 ns. Ejected backends come back when their time is over,
+   by slow start if there is one, or by a passed probe. A tier that panics uses them all the same. plb_find_outlier and
+   on_eject tell what happens.
 
    MEMORY (64-bit)
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
@@ -197,8 +198,8 @@
    smooth round robin          4.1 bytes a backend and 20 for each distinct weight
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
-   a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB (HTTP/2,
-                               gRPC), and the port's stream; all probes share one buffer of PLB_EXCHANGE_SIZE
+   a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB
+                               (HTTP/2, gRPC), and the port's stream; all share one buffer of PLB_EXCHANGE_SIZE
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
@@ -211,8 +212,9 @@
    Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
    steps back stands still. plb_poll starts 64 probes at most, and sees to some hundreds that end, before it returns.
    Building a set runs to its end inside plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less
-   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. A loop that cannot spare that
-   runs plb_poll on the port's background thread.
+   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. The end of an interval of outlier
+   detection takes 0.2 ms for 10 000 backends. A loop that cannot spare that runs plb_poll on the port's background
+   thread.
 
    FORK
    After fork the child has a copy of the balancer, frozen: it may select from it (its random numbers go on as the
@@ -474,7 +476,8 @@ typedef struct plb_io {
     /* Gives the stream back, listener or connection. Cannot fail. */
     void (*close)(void *self, plb_stream *stream, plb_close_how how);
 
-    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed first. */
+    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed
+       first. */
     plb_status (*info)(void *self, plb_stream *stream, plb_stream_info *out);
 
     /* Listens; PLB_EVENT_ACCEPT is not armed yet. PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_LIMIT, PLB_ERR_MEMORY,
@@ -860,8 +863,8 @@ PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
 
-/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still to
-   be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
+/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still
+   to be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
@@ -872,11 +875,11 @@ PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
 PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
 
 /* ==== HTTP CHECK =====================================================================================================
-   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's HttpHealthCheck: GET /,
-   a second to connect and a second for the answer, status 200 and no other, the body read to its end, a connection of
-   its own each time. Interim answers (1xx) are skipped. What failed is told by the report: PLB_ERR_ANSWER when the answer
-   is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP, PLB_ERR_RESET when it ended too early, each
-   with words, and the HTTP status as its code once there is one. */
+   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's
+   HttpHealthCheck: GET /, a second to connect and a second for the answer, status 200 and no other, the body read
+   to its end, a connection of its own each time. Interim answers (1xx) are skipped. What failed is told by the
+   report: PLB_ERR_ANSWER when the answer is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP,
+   PLB_ERR_RESET when it ended too early, each with words, and the HTTP status as its code once there is one. */
 
 struct plb_http1_header;
 
@@ -1432,8 +1435,8 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
    in the set. Any thread; but name and ext may go with the next update, so only the polling thread may rely on them. */
 PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info);
 
-/* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has no
-   such check. From the polling thread. */
+/* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has
+   no such check. From the polling thread. */
 PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
                                   plb_probe_info *out);
 
@@ -10286,8 +10289,8 @@ static plb_status plb__exchange_offer(plb_exchange *x)
     return PLB_OK;
 }
 
-/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
-   at once. */
+/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it
+   goes at once. */
 static void plb__exchange_end(plb_exchange *x, plb_status status)
 {
     if (x->chunk_count > 0)
@@ -12559,19 +12562,10 @@ static void plb__outlier_start(plb_balancer *lb)
         plb_timer_set(&lb->timers, &lb->interval_timer, lb->desc.outlier.interval_ms);
 }
 
-PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out)
+static void plb__record_fill(const plb_balancer *lb, const plb__record *record, plb_outlier_info *out)
 {
-    const plb__set *set = (const plb__set *)lb->current;
-    const plb__tier *tier = NULL;
-    uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE, passed, failed;
-    plb__record *record;
-    if (lb->watches == 0)
-        return PLB_ERR_UNSUPPORTED;
-    if (index == PLB_NONE)
-        return PLB_ERR_ADDRESS;
-    record = plb__slot_record(tier->view.slots[index]);
-    passed = PLB__LOAD_RELAXED(&record->passed) - record->passed_before;
-    failed = PLB__LOAD_RELAXED(&record->failed) - record->failed_before;
+    uint32_t passed = PLB__LOAD_RELAXED(&record->passed) - record->passed_before;
+    uint32_t failed = PLB__LOAD_RELAXED(&record->failed) - record->failed_before;
     memset(out, 0, sizeof *out);
     out->requests = record->requests + passed + failed;
     out->failures = record->failures + failed;
@@ -12582,6 +12576,18 @@ PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint
     out->ejected = plb__record_is_ejected(record);
     if (out->ejected && record->back_ms > lb->timers.now_ms)
         out->back_ms = (uint32_t)(record->back_ms - lb->timers.now_ms);
+}
+
+PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    const plb__tier *tier = NULL;
+    uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE;
+    if (lb->watches == 0)
+        return PLB_ERR_UNSUPPORTED;
+    if (index == PLB_NONE)
+        return PLB_ERR_ADDRESS;
+    plb__record_fill(lb, plb__slot_record(tier->view.slots[index]), out);
     return PLB_OK;
 }
 
@@ -12623,7 +12629,8 @@ static void plb__mail_read(plb_balancer *lb)
     }
 }
 
-/* At the end: completions belong to what is freed later, what they keep is given back, and nobody is ejected any more. */
+/* At the end: completions belong to what is freed later, what they keep is given back, and nobody is ejected any
+   more. */
 static void plb__mail_drop(plb_balancer *lb)
 {
     plb__mail *mail;
@@ -13108,7 +13115,7 @@ enum {
 
 /* Of what a metric has a sample: a balancer; a backend in a tier, for what depends on its weight; a backend; one of its
    checks; one of its checks, once it has a result. */
-enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_CHECK, PLB__OF_RESULT };
+enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_RECORD, PLB__OF_CHECK, PLB__OF_RESULT };
 
 enum {
     PLB__METRIC_BACKENDS,
@@ -13132,6 +13139,9 @@ enum {
     PLB__METRIC_SHARE_RATIO,
     PLB__METRIC_IN_FLIGHT,
     PLB__METRIC_FLIPS,
+    PLB__METRIC_REQUESTS,
+    PLB__METRIC_FAILURES,
+    PLB__METRIC_EJECTIONS,
     PLB__METRIC_PASSING,
     PLB__METRIC_PASSED,
     PLB__METRIC_FAILED,
@@ -13185,6 +13195,12 @@ static const plb__metric plb__metric_rows[] = {
      "Requests that began and have not ended."},
     {PLB__METRIC_FLIPS, PLB__OF_BACKEND, PLB__METRIC_COUNT, true, "backend_flips_total", NULL,
      "How often it became healthy or unhealthy."},
+    {PLB__METRIC_REQUESTS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_requests_total", NULL,
+     "Requests that ended, but for those that were called off."},
+    {PLB__METRIC_FAILURES, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_request_failures_total", NULL,
+     "Requests that found no connection, broke, or were answered with a server error."},
+    {PLB__METRIC_EJECTIONS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_ejections_total", NULL,
+     "How often it was taken out for what requests met with."},
     {PLB__METRIC_PASSING, PLB__OF_CHECK, PLB__METRIC_COUNT, false, "check_passing", NULL, "1: the check passes."},
     {PLB__METRIC_PASSED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "passed",
      "Probes by their result."},
@@ -13203,6 +13219,7 @@ static const plb__metric plb__metric_rows[] = {
 typedef struct plb__sample {
     const plb_balancer *lb;
     plb_backend_info info;
+    plb_outlier_info outlier;
     uint32_t check;
     plb_probe_info probe;
 } plb__sample;
@@ -13281,6 +13298,18 @@ static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id
     }
 }
 
+static uint64_t plb__metric_of_record(const plb_outlier_info *outlier, uint32_t id)
+{
+    switch (id) {
+    case PLB__METRIC_REQUESTS:
+        return outlier->requests;
+    case PLB__METRIC_FAILURES:
+        return outlier->failures;
+    default:
+        return outlier->ejections;
+    }
+}
+
 static uint64_t plb__metric_of_check(const plb_probe_info *probe, uint32_t id)
 {
     switch (id) {
@@ -13305,6 +13334,8 @@ static uint64_t plb__metric_get(const plb__metric *m, const plb__sample *sample)
         return plb__metric_of_balancer(sample->lb, m->id);
     if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
         return plb__metric_of_backend(&sample->info, m->id);
+    if (m->of == PLB__OF_RECORD)
+        return plb__metric_of_record(&sample->outlier, m->id);
     return plb__metric_of_check(&sample->probe, m->id);
 }
 
@@ -13441,6 +13472,15 @@ static void plb__metric_sample(plb__metrics *out, const plb__metric *m, const pl
     plb__metric_value(out, m, plb__metric_get(m, sample));
 }
 
+/* Requests are counted where outlier detection is on. */
+static void plb__metric_record(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
+{
+    if (sample->lb->watches == 0)
+        return;
+    plb__record_fill(sample->lb, plb__slot_record(slot), &sample->outlier);
+    plb__metric_sample(out, m, sample);
+}
+
 static void plb__metric_checks(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
 {
     for (sample->check = 0; sample->check < sample->lb->check_count; sample->check++) {
@@ -13478,6 +13518,8 @@ static void plb__metric_tier(plb__metrics *out, const plb__metric *m, plb__sampl
         plb__metric_merge(tier, i, &sample->info);
         if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
             plb__metric_sample(out, m, sample);
+        else if (m->of == PLB__OF_RECORD)
+            plb__metric_record(out, m, sample, slot);
         else
             plb__metric_checks(out, m, sample, slot);
     }

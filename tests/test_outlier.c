@@ -273,6 +273,34 @@ TEST what_is_known_can_be_asked(void)
     PASS();
 }
 
+static bool metrics_say(scene *s, const char *line)
+{
+    static char text[16384];
+    plb_metrics(s->r.lb, text, sizeof text);
+    return strstr(text, line) != NULL;
+}
+
+TEST metrics_tell_requests_failures_and_ejections(void)
+{
+    scene s;
+    begin(&s);
+    ASSERT_EQ(PLB_OK, create(&s, 2));
+    requests(&s, 1, PLB_OUTCOME_SUCCESS, 7);
+    requests(&s, 1, PLB_OUTCOME_CANCELLED, 3);
+    eject(&s, 1);
+    ASSERT(metrics_say(&s, "\nplb_backend_requests_total{address=\"10.0.0.1:80\"} 12\n"));
+    ASSERT(metrics_say(&s, "\nplb_backend_request_failures_total{address=\"10.0.0.1:80\"} 5\n"));
+    ASSERT(metrics_say(&s, "\nplb_backend_ejections_total{address=\"10.0.0.1:80\"} 1\n"));
+    ASSERT(metrics_say(&s, "\nplb_backend_ejections_total{address=\"10.0.0.2:80\"} 0\n"));
+    ASSERT_EQ(0, rig_end(&s.r));
+    begin(&s);
+    s.r.desc.outlier.on = false;
+    ASSERT_EQ(PLB_OK, create(&s, 2));
+    ASSERT(!metrics_say(&s, "\nplb_backend_requests_total{")); /* nobody counts them */
+    ASSERT_EQ(0, rig_end(&s.r));
+    PASS();
+}
+
 /* ==== TIME ======================================================================================================== */
 
 TEST an_ejection_ends_when_its_time_is_over(void)
@@ -1280,6 +1308,7 @@ SUITE(outlier)
     RUN_TEST(the_row_is_judged_as_it_was_when_it_was_complete);
     RUN_TEST(without_detection_nothing_is_counted);
     RUN_TEST(what_is_known_can_be_asked);
+    RUN_TEST(metrics_tell_requests_failures_and_ejections);
     RUN_TEST(an_ejection_ends_when_its_time_is_over);
     RUN_TEST(ejections_last_longer_each_time_up_to_a_limit);
     RUN_TEST(good_intervals_make_the_next_ejection_shorter);
