@@ -179,13 +179,14 @@ CONF
 nginx_start() { start port_http nginx -p "$scratch/nginx" -c "$scratch/nginx/conf" && pid_nginx=$pid; }
 nginx_conf
 nginx_start
-http=127.0.0.1:$port_http https=127.0.0.1:$port_https mtls=127.0.0.1:$port_mtls dead=127.0.0.1:$port_dead
+http=127.0.0.1:$port_http https=127.0.0.1:$port_https mtls=127.0.0.1:$port_mtls
+dead=127.0.0.9:$port_dead # nobody who looks for a free port on 127.0.0.1 can come there
 
 rule "tcp: a server that listens" healthy "" tcp "$http"
 rule "tcp: a port where nobody does" unhealthy "refused" tcp "$dead"
 rule "tcp: by name" healthy "" tcp "localhost:$port_http"
 rule "tcp: by path" healthy "" tcp "unix:$scratch/nginx/socket"
-rule "tcp: --port is the port that is probed" healthy "" tcp "$dead" --port "$port_http"
+rule "tcp: --port is the port that is probed" healthy "" tcp "127.0.0.1:$port_dead" --port "$port_http"
 rule "tcp: from another address" healthy "" tcp "$http" --source 127.0.0.5
 rule "one that fails is enough for exit status 1" unhealthy "refused" tcp "$http" "$dead"
 rule "and the other is told healthy" contains "$scratch/out" "^$http  *ok "
@@ -382,7 +383,7 @@ fill_redis() { # port, directory
 redis_peers() {
     server_redis port_redis --enable-debug-command yes
     server_redis port_redis_secret --requirepass secret
-    server_redis port_redis_replica --replicaof 127.0.0.1 "$port_dead" --replica-serve-stale-data no
+    server_redis port_redis_replica --replicaof 127.0.0.9 "$port_dead" --replica-serve-stale-data no
     mkdir -p "$scratch/port_redis_loading"
     fill_redis "$port_redis" "$scratch/port_redis" "$scratch/port_redis_loading"
     server_redis port_redis_loading --key-load-delay 500 --loading-process-events-interval-bytes 1024
