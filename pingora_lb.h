@@ -10319,8 +10319,9 @@ static const char *plb__ip_text(const plb_addr *addr, char *text)
         return NULL;
     plb__addr_copy(&plain, addr);
     plain.scope = 0;
-    plb_addr_format(&plain, text, PLB_ADDR_TEXT_MAX);
-    colon = strrchr(text, ':');
+    colon = text + plb_addr_format(&plain, text, PLB_ADDR_TEXT_MAX);
+    while (*colon != ':')
+        colon--;
     if (text[0] != '[') {
         *colon = '\0';
         return text;

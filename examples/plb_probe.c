@@ -30,20 +30,26 @@ static const char usage[] =
     "  tcp                   a connection is enough\n"
     "  tls                   a TLS handshake is enough\n"
     "  http, https           an answer of HTTP/1.1\n"
+    "  h2, h2c               an answer of HTTP/2: over TLS, or without it by prior knowledge\n"
+    "  grpc, grpcs           SERVING from gRPC's health service\n"
     "  redis, memcached      an answer to PING, or to version\n"
     "  smtp                  the greeting, and an answer to EHLO\n"
     "  mysql, postgres       the greeting, or an answer to SSLRequest\n"
     "  expect                what --send and the like say\n"
     "  agent                 a line of HAProxy's agent-check\n"
     "\n"
-    "WHAT (http, https)\n"
+    "WHAT (http, https, h2, h2c)\n"
     "  --method METHOD       (GET)\n"
     "  --path PATH           (/)\n"
     "  --host HOST           whom to ask for (the host of the address)\n"
     "  --header LINE         one more header line; may come again\n"
     "  --status LIST         what is a success, such as 200-299,404 (200)\n"
     "  --contains TEXT       the body must contain it\n"
+    "  --body-limit N        look at so many bytes of the body (65536)\n"
     "  --keep                keep the connection for the next probe\n"
+    "WHAT (grpc, grpcs)\n"
+    "  --service NAME        the service to ask about (the server as a whole)\n"
+    "  --host, --keep        as above\n"
     "WHAT (expect), in steps; TEXT may have \\r \\n \\t \\0 \\\\ and \\xHH\n"
     "  --send TEXT           first send this, then\n"
     "  --prefix TEXT         expect an answer that begins so;\n"
@@ -126,16 +132,15 @@ typedef struct options options;
 typedef struct kind {
     const char *name;
     bool tls;                                            /* always */
-    const char *alpn;                                    /* the protocol to agree on, where there is TLS; NULL: none */
     plb_check (*plain)(const plb_connect_desc *connect); /* one that has no options of its own; or else */
     plb_check (*make)(const options *o, const plb_connect_desc *connect);
 } kind;
 
 struct options {
     const kind *kind;
-    uint32_t count, every_ms, timeout_ms, rise, fall, port;
+    uint32_t count, every_ms, timeout_ms, rise, fall, port, body_limit;
     const char *source, *ca, *cert, *key, *name;
-    const char *method, *path, *host, *status, *contains;
+    const char *method, *path, *host, *status, *contains, *service;
     char *headers;
     plb_expect_step *steps;
     size_t step_count; /* those that are whole */
@@ -146,7 +151,7 @@ struct options {
     size_t backend_count;
 };
 
-static plb_check make_http(const options *o, const plb_connect_desc *connect)
+static const plb_http_check_desc *describe_http(const options *o, const plb_connect_desc *connect)
 {
     static plb_http_check_desc desc; /* plb_create reads it */
     desc.connect = *connect;
@@ -157,8 +162,30 @@ static plb_check make_http(const options *o, const plb_connect_desc *connect)
     desc.headers = o->headers;
     desc.statuses = o->status;
     desc.contains = o->contains;
+    desc.body_limit = o->body_limit;
     desc.reuse_connection = o->keep;
-    return plb_http_check(&desc);
+    return &desc;
+}
+
+static plb_check make_http(const options *o, const plb_connect_desc *connect)
+{
+    return plb_http_check(describe_http(o, connect));
+}
+
+static plb_check make_http2(const options *o, const plb_connect_desc *connect)
+{
+    return plb_http2_check(describe_http(o, connect));
+}
+
+static plb_check make_grpc(const options *o, const plb_connect_desc *connect)
+{
+    static plb_grpc_check_desc desc; /* plb_create reads it */
+    desc.connect = *connect;
+    desc.answer_ms = o->timeout_ms;
+    desc.service = o->service;
+    desc.host = o->host;
+    desc.reuse_connection = o->keep;
+    return plb_grpc_check(&desc);
 }
 
 static plb_check make_expect(const options *o, const plb_connect_desc *connect)
@@ -185,17 +212,21 @@ static plb_check make_agent(const options *o, const plb_connect_desc *connect)
 }
 
 static const kind kinds[] = {
-    {"tcp", false, NULL, plb_tcp_check, NULL},
-    {"tls", true, NULL, plb_tcp_check, NULL},
-    {"http", false, NULL, NULL, make_http},
-    {"https", true, "http/1.1", NULL, make_http},
-    {"redis", false, NULL, plb_redis_check, NULL},
-    {"memcached", false, NULL, plb_memcached_check, NULL},
-    {"smtp", false, NULL, plb_smtp_check, NULL},
-    {"mysql", false, NULL, plb_mysql_check, NULL},
-    {"postgres", false, NULL, plb_postgres_check, NULL},
-    {"expect", false, NULL, NULL, make_expect},
-    {"agent", false, NULL, NULL, make_agent},
+    {"tcp", false, plb_tcp_check, NULL},
+    {"tls", true, plb_tcp_check, NULL},
+    {"http", false, NULL, make_http},
+    {"https", true, NULL, make_http},
+    {"h2", true, NULL, make_http2},
+    {"h2c", false, NULL, make_http2},
+    {"grpc", false, NULL, make_grpc},
+    {"grpcs", true, NULL, make_grpc},
+    {"redis", false, plb_redis_check, NULL},
+    {"memcached", false, plb_memcached_check, NULL},
+    {"smtp", false, plb_smtp_check, NULL},
+    {"mysql", false, plb_mysql_check, NULL},
+    {"postgres", false, plb_postgres_check, NULL},
+    {"expect", false, NULL, make_expect},
+    {"agent", false, NULL, make_agent},
 };
 
 static const kind *find_kind(const char *name)
@@ -238,7 +269,7 @@ typedef struct option {
         name, OPTION_NUMBER, offsetof(options, member), min, max, kinds                                                \
     }
 
-#define HTTP_KINDS "http https"
+#define HTTP_KINDS "http https h2 h2c"
 
 enum { MS_MAX = 86400000 };
 
@@ -260,10 +291,12 @@ static const option known_options[] = {
     TAKES_FLAG("--metrics", metrics, NULL),
     TAKES_TEXT("--method", method, HTTP_KINDS),
     TAKES_TEXT("--path", path, HTTP_KINDS),
-    TAKES_TEXT("--host", host, HTTP_KINDS),
+    TAKES_TEXT("--host", host, HTTP_KINDS " grpc grpcs"),
     TAKES_TEXT("--status", status, HTTP_KINDS),
     TAKES_TEXT("--contains", contains, HTTP_KINDS),
-    TAKES_FLAG("--keep", keep, HTTP_KINDS),
+    TAKES_TEXT("--service", service, "grpc grpcs"),
+    TAKES_NUMBER("--body-limit", body_limit, 1, UINT32_MAX, HTTP_KINDS),
+    TAKES_FLAG("--keep", keep, HTTP_KINDS " grpc grpcs"),
     {"--header", OPTION_HEADER, 0, 0, 0, HTTP_KINDS},
     {"--send", OPTION_SEND, 0, 0, 0, "expect agent"},
     {"--prefix", OPTION_EXPECT, PLB_EXPECT_PREFIX, 0, 0, "expect"},
@@ -669,7 +702,6 @@ static void reject_check(const options *o)
 static void probe_all(prober *p)
 {
     options *o = &p->o;
-    const char *alpn[] = {o->kind->alpn, NULL};
     plb_tls tls = {.name = o->name, .any_chain = o->any_chain, .any_name = o->any_name};
     plb_connect_desc connect = {.timeout_ms = o->timeout_ms, .port = (uint16_t)o->port};
     plb_static_desc list = {.backends = o->backends, .backend_count = o->backend_count};
@@ -682,8 +714,6 @@ static void probe_all(prober *p)
                               .log = log_line,
                               .log_level = PLB_LOG_WARN};
     plb_status status;
-    if (o->kind->alpn != NULL)
-        tls.alpn = alpn;
     if (o->tls)
         connect.tls = &tls;
     if (o->source != NULL)
