@@ -815,8 +815,9 @@ typedef struct plb_exchange_ops {
     /* The connection is there: PLB_OK: that is a success; PLB_AGAIN: go on, having called plb_exchange_send or not;
        else the probe has failed. */
     plb_status (*connected)(plb_exchange *exchange);
-    /* Bytes came; size 0: the peer has ended its side. *used: how many were consumed. PLB_AGAIN: more are needed. Any
-       other status is the probe's, and may come with a text, see plb_exchange_say. */
+    /* Bytes came; size 0: the peer has ended its side. *used: how many were consumed. PLB_AGAIN: more are needed.
+       PLB_END: the peer says that it did not look at what was asked: once more, on a new connection, where this one was
+       kept; else PLB_ERR_RESET. Any other status is the probe's, and may come with a text, see plb_exchange_say. */
     plb_status (*received)(plb_exchange *exchange, const char *bytes, size_t size, size_t *used);
     /* All that was handed to plb_exchange_send is the port's now. May be NULL. */
     void (*sent)(plb_exchange *exchange);
@@ -838,10 +839,10 @@ struct plb_exchange {
     const plb_exchange_ops *ops;
     const plb_exchange_check *check; /* readable, like the next two */
     plb_stream *stream;
-    bool resumed;         /* this start goes on with a connection that was kept */
-    bool keep;            /* writable: after a success, keep the connection for the next start */
-    uint16_t port;        /* writable before start: another port than the check's; 0: that */
-    bool connected, idle; /* private, like the rest */
+    bool resumed;                   /* this start goes on with a connection that was kept */
+    bool keep;                      /* writable: after a success, keep the connection for the next start */
+    uint16_t port;                  /* writable before start: another port than the check's; 0: that */
+    bool connected, answered, idle; /* private, like the rest */
     uint8_t chunk_count;
     plb_token token;
     const char *tls_name;
@@ -927,10 +928,12 @@ typedef struct plb_http_check_desc {
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
 /* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
-   list), without TLS by prior knowledge. `validate` sees the first 64 headers, names in small letters, cut where they
-   have more than 4096 bytes together. PLB_ERR_ARGUMENT also for headers that HTTP/2 does not know (RFC 9113 section
-   8.2.2) or that do not fit PLB_HTTP2_MEMORY. Any thread. */
+   list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in small
+   letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also for
+   headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit PLB_HTTP2_MEMORY.
+   Any thread. */
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
+
 /* ==== SEND AND EXPECT ================================================================================================
    Checks in steps: each sends some bytes, or none, and looks at the answer. What makes the answer wrong ends the probe
    as soon as it is seen, with PLB_ERR_ANSWER, the number of the step (from 1) as the report's code, and a text such as
@@ -10363,11 +10366,13 @@ static bool plb__exchange_renew(plb_exchange *x)
     plb__op *op = plb__op_running(x->token);
     plb_backend target;
     plb_status status;
-    if (!x->resumed || op == NULL)
+    if (!x->resumed || x->answered || op == NULL)
         return false;
     plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
     x->resumed = x->connected = false;
     x->chunk_count = 0;
+    memset(&op->report, 0, sizeof op->report);
+    op->text[0] = '\0';
     plb_check_deadline(x->token, x->check->connect.timeout_ms > 0 ? x->check->connect.timeout_ms : 1000);
     plb__fill_backend(op->slot, 0, &target);
     status = plb__exchange_connect(x, &target);
@@ -10468,10 +10473,15 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
             plb__exchange_broke(x, status);
             return PLB_END;
         }
-        if (status == PLB_END && x->resumed && plb__exchange_renew(x))
+        if (status == PLB_END && plb__exchange_renew(x))
             return PLB_END;
-        x->resumed = false; /* it has answered */
+        x->answered = true;
         status = plb__exchange_hand_on(x, scratch, status == PLB_END ? 0 : before + got);
+        x->answered = status != PLB_END;
+        if (status == PLB_END && plb__exchange_renew(x))
+            return PLB_END;
+        if (status == PLB_END)
+            status = PLB_ERR_RESET;
     }
     full = got == room;
     if (status == PLB_AGAIN)
@@ -10563,7 +10573,7 @@ PLB_API plb_status plb_exchange_start(plb_exchange *x, const plb_exchange_ops *o
     x->check = check;
     x->token = token;
     x->tls_name = tls_name;
-    x->idle = x->keep = false;
+    x->idle = x->keep = x->answered = false;
     x->chunk_count = 0;
     x->resumed = x->stream != NULL;
     if (!x->resumed) {
@@ -11935,8 +11945,8 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
     host.data = authority;
     host.size = text.length;
     status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
-    if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
-        return PLB_ERR_RESET;
+    if (status == PLB_AGAIN || status == PLB_END) /* one that was kept takes no more, a new one has no room for it */
+        return x->resumed ? PLB_ERR_RESET : PLB_ERR_LIMIT;
     if (status != PLB_OK)
         return status;
     plb__http2_offer(probe);
@@ -11963,8 +11973,8 @@ static plb_status plb__http2_judge_event(plb__http2_probe *probe, const plb_http
         return plb__http2_say_code(probe, PLB_ERR_RESET, "The server reset the stream: HTTP/2 error ", event->code);
     if (event->kind == PLB_HTTP2_GOAWAY)
         probe->http.exchange.keep = false;
-    if (event->kind == PLB_HTTP2_GOAWAY && !event->covered)
-        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server goes away: HTTP/2 error ", event->code);
+    if (event->kind == PLB_HTTP2_GOAWAY && !event->covered) /* RFC 9113 section 8.7: safe to ask again */
+        return plb__http2_say_code(probe, PLB_END, "The server goes away: HTTP/2 error ", event->code);
     return plb__http2_check_of(probe)->event(probe, event);
 }
 
@@ -11973,6 +11983,8 @@ static plb_status plb__http2_give_up(plb__http2_probe *probe, plb_status status,
 {
     if (status == PLB_ERR_LIMIT)
         return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's headers are longer than allowed.");
+    if (!probe->connection.settings_seen)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer is not HTTP/2.");
     return plb__http2_say_code(probe, PLB_ERR_PROTOCOL, "The server breaks HTTP/2's rules: error ", code);
 }
 
@@ -11995,7 +12007,7 @@ static plb_status plb__http2_probe_received(plb_exchange *x, const char *bytes, 
     }
     if (*used < size)
         x->keep = false;
-    if (result != PLB_AGAIN && !x->keep)
+    if (result != PLB_AGAIN && (result != PLB_OK || !x->keep))
         plb_http2_close(&probe->connection);
     plb__http2_offer(probe);
     return result;
@@ -12129,7 +12141,7 @@ static plb_status plb__http2_page_event(plb__http2_probe *probe, const plb_http2
             plb__http2_keep_field(fields, event);
         return PLB_AGAIN;
     case PLB_HTTP2_HEADERS_END:
-        if (event->status < 200 && event->status != 101)
+        if (event->status < 200)
             return PLB_AGAIN;
         return plb__http_judge_head(&probe->http, event->status, fields != NULL ? fields->headers : NULL,
                                     fields != NULL ? fields->count : 0);
@@ -12166,10 +12178,10 @@ static plb_status plb__http2_page_try(const plb__http_check *check)
     authority.size = strlen(authority.data);
     plb_http2_open(&connection, memory, sizeof memory);
     status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
-    return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
+    return status == PLB_OK ? PLB_OK : PLB_ERR_ARGUMENT;
 }
 
-static plb_status plb__http2_page_open(void *state, const void *desc, const plb_env *env)
+static plb_status plb__http2_fields_open(void *state, const void *desc, const plb_env *env)
 {
     plb__http2_check *check = (plb__http2_check *)state;
     plb_status status = plb__http2_open_check(check, (const plb_http_check_desc *)desc, env);
@@ -12179,6 +12191,14 @@ static plb_status plb__http2_page_open(void *state, const void *desc, const plb_
     check->event = plb__http2_page_event;
     plb__http2_lower_names(&check->http);
     return plb__http2_page_try(&check->http);
+}
+
+/* Where probes were given no room for headers. */
+static plb_status plb__http2_page_open(void *state, const void *desc, const plb_env *env)
+{
+    if (desc != NULL && ((const plb_http_check_desc *)desc)->validate != NULL)
+        return PLB_ERR_ARGUMENT;
+    return plb__http2_fields_open(state, desc, env);
 }
 
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
@@ -12193,7 +12213,7 @@ PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
     static const plb_check_ops with_fields = {"http2",
                                               sizeof(plb__http2_check),
                                               sizeof(plb__http2_fields_probe),
-                                              plb__http2_page_open,
+                                              plb__http2_fields_open,
                                               plb__http2_check_close,
                                               plb__http2_probe_start,
                                               plb_exchange_cancel};
