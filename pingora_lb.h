@@ -12209,7 +12209,7 @@ static plb_status plb__grpc_judge(plb__http2_probe *probe)
 
 static plb_status plb__grpc_field(plb__http2_probe *probe, const plb_http2_event *event)
 {
-    if (!plb_text_is(event->name, "grpc-status"))
+    if (event->status < 200 || !plb_text_is(event->name, "grpc-status")) /* not in an interim answer */
         return PLB_AGAIN;
     if (plb_grpc_status(event->value, &probe->grpc_status) != PLB_OK)
         return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's grpc-status is no number.");
