@@ -21,7 +21,10 @@ EXAMPLES := $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
 all: $(EXAMPLES)
 
 build/%: examples/%.c $(HEADERS) | build
-	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+	$(CC) -std=c99 $(WARN) $(CFLAGS) $(WITH_TLS) $< -o $@ -pthread $(WITH_TLS_LIBS)
+
+build/plb_probe: WITH_TLS = $(if $(MBEDTLS),-DPLB_HAVE_MBEDTLS)
+build/plb_probe: WITH_TLS_LIBS = $(if $(MBEDTLS),$(TLS_LIBS))
 
 build build/unit build/fuzz:
 	mkdir -p $@
@@ -123,7 +126,7 @@ test: test-build
 TEST_SCRIPTS := $(if $(MBEDTLS),tests/test_tls_peers.sh)
 test-run:
 	@bash tests/run.sh $(TEST_PROGRAMS) tests/test_build.sh $(FUZZERS:%=build/fuzz/%) tests/test_plb_pick.sh \
-		tests/test_system.sh $(TEST_SCRIPTS)
+		tests/test_system.sh $(TEST_SCRIPTS) tests/test_peers.sh
 
 # ---- figures ----
 

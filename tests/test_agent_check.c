@@ -215,6 +215,7 @@ TEST the_share_is_what_picks_give(void)
     ASSERT(n > 20 && n < 80);
     say(&b, "0%\n");
     ASSERT(info(&b).advised_off);
+    ASSERT_EQ(0, info(&b).share);
     ASSERT_EQ(0, picked(&b));
     say(&b, "300%\n");
     ASSERT_FALSE(info(&b).advised_off);

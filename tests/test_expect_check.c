@@ -171,7 +171,7 @@ static const kind_case kind_cases[] = {
     {PLB_EXPECT_PREFIX, "+OK", "\r\n", "+OK ready\r", PLB_ERR_TIMEOUT, NULL},
     {PLB_EXPECT_PREFIX, "+OK", "OK", "+OK", PLB_ERR_TIMEOUT, NULL},
     {PLB_EXPECT_SUBSTRING, "ready", NULL, "I am ready.", PLB_OK, NULL},
-    {PLB_EXPECT_SUBSTRING, "ready", NULL, "I am rerereready", PLB_OK, NULL},
+    {PLB_EXPECT_SUBSTRING, "ready", NULL, "I am reready", PLB_OK, NULL},
     {PLB_EXPECT_SUBSTRING, "ready", NULL, "I am readi", PLB_ERR_TIMEOUT, NULL},
     {PLB_EXPECT_SUBSTRING, "ready", "\n", "not\nready\n", PLB_OK, NULL},
     {PLB_EXPECT_SUBSTRING, "ready", "\n", "not\nready", PLB_ERR_TIMEOUT, NULL},

@@ -24,6 +24,11 @@ static plb_check tcp_check(void)
     return plb_tcp_check(NULL);
 }
 
+static plb_check http_check(void)
+{
+    return plb_http_check(NULL);
+}
+
 typedef struct check_kind {
     const char *name;
     plb_check (*make)(void);
@@ -32,6 +37,7 @@ typedef struct check_kind {
 
 static const check_kind kinds[] = {
     {"tcp", tcp_check, 1}, /* those that the backlog has no room for stay unconnected */
+    {"http", http_check, 4096},
 };
 
 static const check_kind *find_kind(const char *name)
