@@ -97,7 +97,7 @@ endef
 $(foreach kind,plain asan tsan,$(eval $(call unit_rules,$(kind))))
 
 FUZZ_BUILD = $(CLANG) -std=c11 $(WARN) -Werror -g -O1 -fsanitize=address,undefined,fuzzer -fno-sanitize-recover=all
-build/fuzz/%: tests/fuzz/fuzz_%.c $(HEADERS) | build/fuzz
+build/fuzz/%: tests/fuzz/fuzz_%.c $(HEADERS) $(wildcard tests/fuzz/*.h) | build/fuzz
 	@echo "build $@"
 	@$(FUZZ_BUILD) $< -o $@
 
