@@ -351,6 +351,8 @@ TEST a_server_that_goes_away_is_asked_on_a_new_connection(const char *leave, boo
     ASSERT_EQ(4, g.successes);
     ASSERT_EQ(4, g.probes);
     ASSERT_EQ(idle ? 2u : 4u, h2_host(&g)->connects);
+    ASSERT_STR_EQ(plb_status_text(PLB_OK), g.text); /* nothing is left of what it met with */
+    ASSERT_EQ(0, g.code);
     ASSERT_EQ(0, g.r.flips);
     ASSERT_EQ(0, end(&g));
     PASS();
