@@ -11947,8 +11947,8 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
     host.data = authority;
     host.size = text.length;
     status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
-    if (status == PLB_AGAIN || status == PLB_END) /* one that was kept takes no more, a new one has no room for it */
-        return x->resumed ? PLB_ERR_RESET : PLB_ERR_LIMIT;
+    if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
+        return PLB_ERR_RESET;
     if (status != PLB_OK)
         return status;
     plb__http2_offer(probe);
@@ -12180,7 +12180,7 @@ static plb_status plb__http2_page_try(const plb__http_check *check)
     authority.size = strlen(authority.data);
     plb_http2_open(&connection, memory, sizeof memory);
     status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
-    return status == PLB_OK ? PLB_OK : PLB_ERR_ARGUMENT;
+    return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
 }
 
 static plb_status plb__http2_fields_open(void *state, const void *desc, const plb_env *env)
@@ -12270,7 +12270,7 @@ static plb_status plb__grpc_judge(plb__http2_probe *probe)
 
 static plb_status plb__grpc_field(plb__http2_probe *probe, const plb_http2_event *event)
 {
-    if (!plb_text_is(event->name, "grpc-status"))
+    if (event->status < 200 || !plb_text_is(event->name, "grpc-status")) /* not in an interim answer */
         return PLB_AGAIN;
     if (plb_grpc_status(event->value, &probe->grpc_status) != PLB_OK)
         return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's grpc-status is no number.");
@@ -14627,6 +14627,10 @@ enum {
     PLB__HTTP2_FRAME_HEAD = 9,
     PLB__HTTP2_FRAMES_MAX = 1000,
     PLB__HTTP2_CONTINUATIONS_MAX = 64,
+    /* What a connection begins with: a request that has no room beside it has none later on either. */
+    PLB__HTTP2_PREFACE = 24,
+    PLB__HTTP2_SETTINGS = 18,
+    PLB__HTTP2_OPENING = PLB__HTTP2_PREFACE + PLB__HTTP2_FRAME_HEAD + PLB__HTTP2_SETTINGS,
     /* What is kept free in the output, so that a RST_STREAM and a GOAWAY can always be said. */
     PLB__HTTP2_GOAWAY_ROOM = PLB__HTTP2_FRAME_HEAD + 8,
     PLB__HTTP2_RESERVE = PLB__HTTP2_GOAWAY_ROOM + PLB__HTTP2_FRAME_HEAD + 4
@@ -14807,8 +14811,9 @@ PLB_API void plb_http2_sent(plb_http2 *h, size_t size)
 PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
 {
     static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 section 3.4 */
-    char settings[18] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0, 0, PLB__SETTING_ENABLE_PUSH, 0, 0, 0, 0,
-                         0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
+    char settings[PLB__HTTP2_SETTINGS] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0,
+                                          0, PLB__SETTING_ENABLE_PUSH,         0, 0, 0, 0,
+                                          0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
     size_t half = size / 2;
     memset(h, 0, sizeof *h);
     if (memory == NULL || size < PLB_HTTP2_MEMORY_MIN)
@@ -14823,7 +14828,7 @@ PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
     h->streams_allowed = true;
     plb__write32(settings + 2, h->hpack.table_size);
     plb__write32(settings + 14, PLB_HTTP2_HEADER_LIST_MAX);
-    memcpy(plb__http2_room(h, sizeof preface - 1, 0), preface, sizeof preface - 1);
+    memcpy(plb__http2_room(h, PLB__HTTP2_PREFACE, 0), preface, PLB__HTTP2_PREFACE);
     (void)plb__http2_put(h, PLB__FRAME_SETTINGS, 0, 0, settings, sizeof settings, 0);
     return PLB_OK;
 }
@@ -14938,7 +14943,8 @@ PLB_API plb_status plb_http2_request(plb_http2 *h, const plb_http2_header *heade
     if (!plb__http2_are_fields(headers, header_count))
         return PLB_ERR_ARGUMENT;
     size = plb__http2_write_block(h, NULL, 0, headers, header_count);
-    if (size > PLB__HTTP2_FRAME_SIZE || PLB__HTTP2_FRAME_HEAD + size + PLB__HTTP2_RESERVE > h->out_capacity)
+    if (size > PLB__HTTP2_FRAME_SIZE ||
+        PLB__HTTP2_OPENING + PLB__HTTP2_FRAME_HEAD + size + PLB__HTTP2_RESERVE > h->out_capacity)
         return PLB_ERR_LIMIT;
     at = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD + size, PLB__HTTP2_RESERVE);
     if (at == NULL)

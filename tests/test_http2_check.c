@@ -501,19 +501,19 @@ TEST a_fault_is_told_as_what_it_is(sim_fault fault, plb_status status, const cha
 
 TEST an_answer_that_breaks_off_anywhere_is_a_failure(sim_fault fault)
 {
-    uint32_t n, whole = 9 + 9 + 9 + 1 + 1 + 20 + 9 + 2, failures = 0;
-    for (n = 1; n < whole; n++) {
+    uint32_t n, failures = 0;
+    for (n = 1; n < 200; n++) {
         h2_server g;
         plb_status status;
         begin(&g);
         h2_host(&g)->fault = fault;
         h2_host(&g)->fault_bytes = n;
         status = probe(&g, OK_2);
+        ASSERT_EQ(0, end(&g));
         if (status == PLB_OK)
             break;
         ASSERT_EQ(PLB_ERR_RESET, status);
         ASSERT_EQ(++failures, n);
-        ASSERT_EQ(0, end(&g));
     }
     ASSERT_GT(failures, 35);
     PASS();
@@ -571,8 +571,7 @@ TEST what_never_ends_is_ended(const char *start, const char *again, uint32_t max
     begin(&g);
     http.body_limit = 10000;
     g.r.s->max_read = max_read;
-    h2_host(&g)->bytes_per_ms = 1000;
-    snprintf(script, sizeof script, "%sREPEAT 60000 %s", start, again);
+    snprintf(script, sizeof script, "%sREPEAT 40000 %s", start, again);
     ASSERT_EQ(status, probe(&g, script));
     ASSERT_STR_EQ(words != NULL ? words : plb_status_text(status), g.text);
     ASSERT_EQ(0, g.r.s->streams);
