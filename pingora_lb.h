@@ -10234,10 +10234,11 @@ static void plb__exchange_over(plb_exchange *x, plb_status status)
 /* Takes so many bytes off what is to be sent. */
 static void plb__exchange_taken(plb_exchange *x, size_t taken)
 {
-    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
-        taken -= x->chunks[0].size;
-        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
-    }
+    uint8_t gone = 0;
+    while (gone < x->chunk_count && taken >= x->chunks[gone].size)
+        taken -= x->chunks[gone++].size;
+    x->chunk_count = (uint8_t)(x->chunk_count - gone);
+    memmove(x->chunks, x->chunks + gone, x->chunk_count * sizeof *x->chunks);
     if (taken > 0) {
         x->chunks[0].data = (const char *)x->chunks[0].data + taken;
         x->chunks[0].size -= taken;
