@@ -88,6 +88,7 @@
    PLB_READERS                threads that get a cache line of their own to read by; as many lines more are for the
                               threads that got none, and readers beyond those share one counter (16)
    PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 4 bytes of stack each (128)
+   PLB_EXCHANGE_SIZE          bytes of the buffer through which probes read; the longest head of an answer (8192)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
@@ -103,13 +104,13 @@
    THREADS
    One thread at a time calls plb_poll (plb_create and plb_destroy too). From any thread, meanwhile: plb_select and
    plb_select_with, plb_begin and plb_end, plb_ready, plb_find, plb_each, plb_walk_..., plb_set_enabled, plb_add,
-   plb_remove, plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done, plb_handle_... None of
-   them takes a lock, waits or makes a system call, but for plb_add and its like and plb_handle_open, which allocate,
-   and what plb_io.wake does. With the allocator from several threads it must be thread-safe: malloc is, plb_arena is
-   not. Callbacks (on_..., log, summary, ext_release) come from the polling thread; they may call anything but plb_poll
-   and plb_destroy; during plb_destroy, nothing. An accept callback comes from the thread that picks, and may pick. So
-   may a signal handler, by plb_select and plb_select_with, whatever it interrupts. A walk may end on another thread
-   than it began on.
+   plb_remove, plb_replace, plb_update_now, plb_check_now, plb_discovery_done, plb_check_done, plb_check_report,
+   plb_handle_... None of them takes a lock, waits or makes a system call, but for plb_add and its like and
+   plb_handle_open, which allocate, and what plb_io.wake does. With the allocator from several threads it must be
+   thread-safe: malloc is, plb_arena is not. Callbacks (on_..., log, summary, ext_release) come from the polling
+   thread; they may call anything but plb_poll and plb_destroy; during plb_destroy, nothing. An accept callback comes
+   from the thread that picks, and may pick. So may a signal handler, by plb_select and plb_select_with, whatever it
+   interrupts. A walk may end on another thread than it began on.
 
    HOW A SET STAYS ALIVE WHILE IT IS READ
    A set is published by one atomic store of a pointer. Readers are hazard pointers (Michael 2004): a reader stores the
@@ -154,16 +155,39 @@
    others at random. What it refuses goes to one that is drawn, for a key the same each time; the requests of the others
    stay where they are. A tier that panics spares nobody.
 
+   HEALTH
+   A balancer has up to eight checks, and a backend is healthy while all of its checks pass: each has its own
+   thresholds, interval, and last result (plb_find_probe, on_probe). Which one?
+   Does anything listen                      plb_tcp_check; with TLS and a certificate that holds: .tls = &tls
+   Does it serve                             plb_http_check (HTTP/1.1, HTTPS), plb_http2_check: a status, a header, a
+                                             text in the page
+   Does it say so itself                     plb_grpc_check (grpc.health.v1); plb_agent_check, by which a backend also
+                                             asks for less, or for no more requests
+   Redis, SMTP, MySQL, PostgreSQL,           plb_redis_check and so on; anything else that answers when it is spoken to:
+   memcached                                 plb_expect_check
+   Something of your own                     a plb_check_ops; over streams, section EXCHANGE leaves two functions to
+                                             write, with the codecs HTTP/1, HTTP/2 and GRPC at hand
+   All backends have all checks, but for those with by_name, which only those have that name them in plb_backend.checks.
+   A backend whose port, path or host is its own: plb_http_check_desc.target, or a check by_name. Intervals: every_ms,
+   shorter or longer while in doubt (fast_every_ms) and while down (down_every_ms), jitter_percent against step, and
+   plb_backend.check_every_ms. parallel_checks bounds what is in flight. build/plb_probe tries any of it by hand.
+       plb_check checks[2] = {plb_tcp_check(NULL), plb_http_check(&(plb_http_check_desc){.path = "/health"})};
+       checks[1].every_ms = 5000, checks[1].down_every_ms = 1000, checks[1].consecutive_failure = 3;
+       plb_balancer_desc desc = {.checks = checks, .check_count = 2, .check_every_ms = 1000, ...};
+   plb_metrics writes all that is known as text for Prometheus.
+
    OUTLIER DETECTION
    With plb_balancer_desc.outlier.on, what plb_end is told ejects backends: so many failures in a row, or a success rate
    far below that of the others. The thread that meets the last failure leaves word, the next plb_poll ejects, and the
-   port's wake sees to it that it is soon. Ejected backends come back when their time is over, by slow start if there is
-   one, or by a passed probe. A tier that panics uses them all the same. plb_find_outlier and on_eject tell what happens.
+   port's wake sees to it that it is soon. It costs a request 4 ns. Ejected backends come back when their time is over,
+   by slow start if there is one, or by a passed probe. A tier that panics uses them all the same. plb_find_outlier and
+   on_eject tell what happens.
 
    MEMORY (64-bit)
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
    the static list             240 bytes an entry and its name
    a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 27 bytes in each set
+   checks                      24 bytes a backend, and 40 for each of its checks
    outlier detection           144 bytes a backend more, 112 where it has checks
    a handle                    184 bytes
    round robin, random, FNV,   8 bytes a backend, none where each weighs 1
@@ -174,21 +198,23 @@
    smooth round robin          4.1 bytes a backend and 20 for each distinct weight
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
-   a probe in flight (TCP)     180 bytes and the port's stream
+   a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB
+                               (HTTP/2, gRPC), and the port's stream; all share one buffer of PLB_EXCHANGE_SIZE
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
-   Nothing grows with time or with traffic. The memory of probes goes back when they end, except 136 bytes for each of
-   as many as ever ran side by side, which the next ones use. Every allocation may fail: the call reports it, what was
-   there before goes on, and the balancer tries again after a second.
+   Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
+   many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
+   it, what was there before goes on, and the balancer tries again after a second.
 
    TIME
    Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
    steps back stands still. plb_poll starts 64 probes at most, and sees to some hundreds that end, before it returns.
    Building a set runs to its end inside plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less
-   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. A loop that cannot spare that
-   runs plb_poll on the port's background thread.
+   than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. The end of an interval of
+   outlier detection takes 0.2 ms for 10 000 backends. A loop that cannot spare that runs plb_poll on the port's
+   background thread.
 
    FORK
    After fork the child has a copy of the balancer, frozen: it may select from it (its random numbers go on as the
@@ -450,7 +476,8 @@ typedef struct plb_io {
     /* Gives the stream back, listener or connection. Cannot fail. */
     void (*close)(void *self, plb_stream *stream, plb_close_how how);
 
-    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed first. */
+    /* What is known about a stream. PLB_OK, or PLB_ERR_IO: not the addresses, for it is broken. *out is zeroed
+       first. */
     plb_status (*info)(void *self, plb_stream *stream, plb_stream_info *out);
 
     /* Listens; PLB_EVENT_ACCEPT is not armed yet. PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_LIMIT, PLB_ERR_MEMORY,
@@ -756,10 +783,11 @@ PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms);
 
 /* How probes over streams connect. Zero members: the default. */
 typedef struct plb_connect_desc {
-    uint32_t timeout_ms; /* for the connection, and TLS where there is; 0: 1000 */
+    uint32_t timeout_ms; /* for the connection, TLS included, and for the answer where nothing else is said; 0: 1000 */
     uint16_t port;       /* other than the backend's; 0: that */
     plb_addr source;     /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
-    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend */
+    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
+                            else its IP address */
 } plb_connect_desc;
 
 /* TCP check: a connection that is established is a success; it is closed at once. With `tls`: a whole handshake. Zero
@@ -787,8 +815,9 @@ typedef struct plb_exchange_ops {
     /* The connection is there: PLB_OK: that is a success; PLB_AGAIN: go on, having called plb_exchange_send or not;
        else the probe has failed. */
     plb_status (*connected)(plb_exchange *exchange);
-    /* Bytes came; size 0: the peer has ended its side. *used: how many were consumed. PLB_AGAIN: more are needed. Any
-       other status is the probe's, and may come with a text, see plb_exchange_say. */
+    /* Bytes came; size 0: the peer has ended its side. *used: how many were consumed. PLB_AGAIN: more are needed.
+       PLB_END: the peer says that it did not look at what was asked: once more, on a new connection, where this one was
+       kept; else PLB_ERR_RESET. Any other status is the probe's, and may come with a text, see plb_exchange_say. */
     plb_status (*received)(plb_exchange *exchange, const char *bytes, size_t size, size_t *used);
     /* All that was handed to plb_exchange_send is the port's now. May be NULL. */
     void (*sent)(plb_exchange *exchange);
@@ -810,10 +839,10 @@ struct plb_exchange {
     const plb_exchange_ops *ops;
     const plb_exchange_check *check; /* readable, like the next two */
     plb_stream *stream;
-    bool resumed;         /* this start goes on with a connection that was kept */
-    bool keep;            /* writable: after a success, keep the connection for the next start */
-    uint16_t port;        /* writable before start: another port than the check's; 0: that */
-    bool connected, idle; /* private, like the rest */
+    bool resumed;                   /* this start goes on with a connection that was kept */
+    bool keep;                      /* writable: after a success, keep the connection for the next start */
+    uint16_t port;                  /* writable before start: another port than the check's; 0: that */
+    bool connected, answered, idle; /* private, like the rest */
     uint8_t chunk_count;
     plb_token token;
     const char *tls_name;
@@ -823,20 +852,21 @@ struct plb_exchange {
 };
 
 /* For a check's open. `connect` may be NULL: all defaults; its tls is copied. answer_ms: from the connection to the end
-   of the probe; 0: 1000. PLB_ERR_UNSUPPORTED (no plb_port.io or no clock), PLB_ERR_MEMORY, PLB_ERR_ARGUMENT. */
+   of the probe; 0: as connect's timeout_ms. PLB_ERR_UNSUPPORTED (no plb_port.io or no clock), PLB_ERR_MEMORY,
+   PLB_ERR_ARGUMENT. */
 PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
                                      const plb_env *env);
 PLB_API void plb_exchange_close(plb_exchange_check *check);
 
 /* For start: connects to where the check and the target say, or goes on with what was kept. tls_name: the name that
-   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name. What it
-   returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
+   certificates must be for and that is asked for, where the check's tls has none; NULL: the target's name, or else its
+   IP address. What it returns is start's to return. `exchange` may be over, and its memory gone, when it returns. */
 PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange_ops *ops,
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
 
-/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still to
-   be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
+/* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still
+   to be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
@@ -847,11 +877,11 @@ PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
 PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
 
 /* ==== HTTP CHECK =====================================================================================================
-   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's HttpHealthCheck: GET /,
-   a second to connect and a second for the answer, status 200 and no other, the body read to its end, a connection of
-   its own each time. Interim answers (1xx) are skipped. What failed is told by the report: PLB_ERR_ANSWER when the answer
-   is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP, PLB_ERR_RESET when it ended too early, each
-   with words, and the HTTP status as its code once there is one. */
+   A request, and what its answer must be. HTTP/1.1, over TLS where `connect` has it. As pingora's
+   HttpHealthCheck: GET /, a second to connect and a second for the answer, status 200 and no other, the body read
+   to its end, a connection of its own each time. Interim answers (1xx) are skipped. What failed is told by the
+   report: PLB_ERR_ANSWER when the answer is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP,
+   PLB_ERR_RESET when it ended too early, each with words, and the HTTP status as its code once there is one. */
 
 struct plb_http1_header;
 
@@ -872,20 +902,21 @@ typedef void (*plb_http_target_fn)(void *user, const plb_backend *backend, plb_h
 /* Zero members: the default. Read in plb_create, and copied. */
 typedef struct plb_http_check_desc {
     plb_connect_desc connect;
-    uint32_t answer_ms; /* from the connection to the end of the answer; 0: 1000 */
+    uint32_t answer_ms; /* from the connection to the end of the answer; 0: as connect.timeout_ms */
     const char *method; /* any but CONNECT; NULL: "GET" */
     const char *path;   /* with its query; begins with '/', or is "*"; NULL: "/" */
     const char *host;   /* Host as it is sent, and, where connect.tls has no name, TLS's: then without a port. NULL: the
-                              backend's name or else its address, with the port unless that is 80 (443 with TLS);
-                              "localhost" for a Unix path */
-    const char *headers; /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no body is
-                              sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL: none */
+                           backend's name or else its address, with the port unless that is 80 (443 with TLS);
+                           "localhost" for a Unix path */
+    const char *headers;   /* more header lines, each ending in CR LF. Not Host, Connection, Transfer-Encoding; no
+                              body is sent, so a Content-Length is 0; a User-Agent replaces the library's. NULL:
+                              none */
     const char *statuses;  /* what is accepted: "200-299,301", from 200 to 999; NULL: "200" */
     const char *contains;  /* the body must contain these bytes, at most 65535; NULL: any body */
-    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by these, and
-                              the connection closed. 0: 65536 */
-    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was closed
-                              meanwhile is made anew, which is no failure */
+    uint32_t body_limit;   /* bytes of body that are looked at. A longer body is no failure: it is judged by
+                              these, and the connection closed. 0: 65536 */
+    bool reuse_connection; /* keep the connection for the next probe, where the answer allows it. One that was
+                              closed meanwhile is made anew, which is no failure */
     plb_http_validate_fn validate; /* instead of `statuses`; asked for final answers, from status 200 on */
     void *validate_user;
     plb_http_target_fn target; /* NULL: all backends alike */
@@ -898,10 +929,12 @@ typedef struct plb_http_check_desc {
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
 /* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
-   list), without TLS by prior knowledge. `validate` sees the first 64 headers, names in small letters, cut where they
-   have more than 4096 bytes together. PLB_ERR_ARGUMENT also for headers that HTTP/2 does not know (RFC 9113 section
-   8.2.2) or that do not fit PLB_HTTP2_MEMORY. Any thread. */
+   list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in small
+   letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also for
+   headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit PLB_HTTP2_MEMORY.
+   Any thread. */
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
+
 /* ==== SEND AND EXPECT ================================================================================================
    Checks in steps: each sends some bytes, or none, and looks at the answer. What makes the answer wrong ends the probe
    as soon as it is seen, with PLB_ERR_ANSWER, the number of the step (from 1) as the report's code, and a text such as
@@ -934,7 +967,7 @@ typedef struct plb_expect_step {
 
 typedef struct plb_expect_check_desc {
     plb_connect_desc connect;
-    uint32_t answer_ms;           /* for all steps together, from the connection on; 0: 1000 */
+    uint32_t answer_ms;           /* for all steps together, from the connection on; 0: as connect.timeout_ms */
     const plb_expect_step *steps; /* with all that they point to: copied by plb_create */
     size_t step_count;            /* 1 or more */
     uint32_t receive_limit;       /* bytes of each answer that are looked at, below PLB_EXCHANGE_SIZE; 0: 4096 */
@@ -980,8 +1013,8 @@ PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect);
    agent said. No set is rebuilt. Several agents combine: the least share holds, and one that wants no requests is
    enough.
    An agent that is not there, does not answer in time or says nothing that is known is no failure (the backend's other
-   checks find out about the backend): the result is written down, but is neutral, as is an answer without a word of
-   the last group but one. */
+   checks find out about the backend): the result is written down, but is neutral (plb_report). So is an answer that
+   speaks neither of up nor of down. */
 
 typedef enum plb_agent_verdict { PLB_AGENT_SILENT = 0, PLB_AGENT_UP, PLB_AGENT_DOWN } plb_agent_verdict;
 
@@ -997,7 +1030,7 @@ PLB_API plb_status plb_agent_parse(plb_agent_answer *out, const char *line, size
 
 typedef struct plb_agent_check_desc {
     plb_connect_desc connect; /* its port is the agent's; 0: the backend's own */
-    uint32_t answer_ms;       /* from the connection to the line's end; 0: 1000 */
+    uint32_t answer_ms;       /* from the connection to the line's end; 0: as connect.timeout_ms */
     const char *send;         /* sent first, as it is; copied by plb_create; NULL: nothing (HAProxy's agent-send) */
     bool must_answer;         /* an agent that is not there, or says nothing that is known, is a failure; any answer but
                                  down, fail and stopped is then a success */
@@ -1015,7 +1048,7 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
 /* Zero members: the default. Read in plb_create, and copied. */
 typedef struct plb_grpc_check_desc {
     plb_connect_desc connect;
-    uint32_t answer_ms;    /* from the connection to the end of the answer; 0: 1000 */
+    uint32_t answer_ms;    /* from the connection to the end of the answer; 0: as connect.timeout_ms */
     const char *service;   /* at most 256 bytes; NULL: the server as a whole */
     const char *host;      /* :authority, as plb_http_check_desc's host */
     bool reuse_connection; /* as plb_http_check_desc's */
@@ -1295,7 +1328,7 @@ typedef struct plb_backend_info {
     plb_backend backend;
     uint32_t slot;      /* as plb_pick.slot */
     uint32_t in_flight; /* plb_begin without plb_end yet */
-    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly */
+    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
     bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
                            panics, an unhealthy one too */
     bool healthy;
@@ -1406,8 +1439,8 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
    in the set. Any thread; but name and ext may go with the next update, so only the polling thread may rely on them. */
 PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info);
 
-/* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has no
-   such check. From the polling thread. */
+/* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has
+   no such check. From the polling thread. */
 PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
                                   plb_probe_info *out);
 
@@ -2283,8 +2316,8 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
     return 4;
 }
 
-/* Any bytes between quotes, in printable ASCII; where that takes more than `room` characters, 3 or more, three dots stand
-   for the end. */
+/* Any bytes between quotes, in printable ASCII; where that takes more than `room` (3 or more) characters, three dots
+   stand for the end. */
 static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
     size_t i, j, length = 0, shown;
@@ -8364,7 +8397,8 @@ static void plb__schedule_all(plb_balancer *lb)
 
 /* Section HEALTH CHECK. */
 static void plb__slot_advise(plb_balancer *lb, plb__slot *slot);
-static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, plb_status status, const char *why);
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why);
 
 /* Is a check for backends with these plb_backend.checks? */
 static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
@@ -8384,7 +8418,7 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
         vital->advised_off = false;
         plb__slot_advise(lb, slot);
         if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
-            plb__vital_flip(lb, slot, check, PLB_OK, "it is not checked so any more");
+            plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
     } else {
         vital->status = PLB_AGAIN;
         vital->streak = 0;
@@ -9755,7 +9789,7 @@ static void plb__share_update(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t share = PLB__SHARE_ALL, before = PLB__LOAD(&slot->share), c;
     for (c = 0; c < lb->check_count; c++)
-        if (plb__slot_vitals(slot)[c].share > 0 && plb__slot_vitals(slot)[c].share < share)
+        if (plb__slot_vitals(slot)[c].share < share)
             share = plb__slot_vitals(slot)[c].share;
     share = (share * plb__ramp_share(lb, slot) + PLB__SHARE_ALL - 1) / PLB__SHARE_ALL;
     PLB__STORE(&slot->share, (uint8_t)share);
@@ -9763,7 +9797,7 @@ static void plb__share_update(plb_balancer *lb, plb__slot *slot)
         plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
 }
 
-/* Makes a slot what its agents, together, want: the least of the shares, and nothing where one of them wants nothing. */
+/* Makes a slot what its agents want together: the least of the shares, nothing where one of them wants nothing. */
 static void plb__slot_advise(plb_balancer *lb, plb__slot *slot)
 {
     bool off = false;
@@ -9823,10 +9857,11 @@ static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 }
 
 /* One check flips; the backend with it, unless another check fails. */
-static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, plb_status status, const char *why)
+static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
+                            const char *why)
 {
     uint32_t bit = plb__failing(check), failing = PLB__LOAD(&slot->flags) & PLB__UNHEALTHY, index;
-    bool flips = (failing & ~bit) == 0, success = status == PLB_OK;
+    bool flips = (failing & ~bit) == 0;
     const plb__tier *tier = NULL;
     plb_backend_info info;
     if (success && flips)
@@ -9858,7 +9893,7 @@ static void plb__health_observe(plb_balancer *lb, const plb__result *r)
     if (++r->vital->streak < (success ? check->consecutive_success : check->consecutive_failure))
         return;
     r->vital->streak = 0;
-    plb__vital_flip(lb, r->slot, r->op->check, r->op->report.status, success ? NULL : r->why);
+    plb__vital_flip(lb, r->slot, r->op->check, success, r->op->report.status, success ? NULL : r->why);
 }
 
 /* Writes a result down. */
@@ -10151,8 +10186,9 @@ static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t
 PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
                                      const plb_env *env)
 {
+    uint32_t timeout_ms = connect != NULL && connect->timeout_ms > 0 ? connect->timeout_ms : 1000;
     check->env = env;
-    check->answer_ms = answer_ms > 0 ? answer_ms : 1000;
+    check->answer_ms = answer_ms > 0 ? answer_ms : timeout_ms;
     if (env->port.io == NULL || env->port.clock == NULL)
         return PLB_ERR_UNSUPPORTED;
     if (connect == NULL)
@@ -10219,6 +10255,7 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
     plb__op *op = plb__op_running(x->token);
     if (!x->keep || op == NULL || x->chunk_count > 0 || io->watch(io->self, x->stream, PLB_EVENT_READ) != PLB_AGAIN)
         return false;
+    plb__exchange_forget_rest(x);
     op->report.keep = true;
     x->idle = true;
     return true;
@@ -10259,8 +10296,8 @@ static plb_status plb__exchange_offer(plb_exchange *x)
     return PLB_OK;
 }
 
-/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it goes
-   at once. */
+/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it
+   goes at once. */
 static void plb__exchange_end(plb_exchange *x, plb_status status)
 {
     if (x->chunk_count > 0)
@@ -10280,12 +10317,33 @@ static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t por
     return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
 }
 
+/* An IP address as certificates have it: without port and zone. NULL: it is none. */
+static const char *plb__ip_text(const plb_addr *addr, char *text)
+{
+    plb_addr plain;
+    char *colon;
+    if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
+        return NULL;
+    plb__addr_copy(&plain, addr);
+    plain.scope = 0;
+    colon = text + plb_addr_format(&plain, text, PLB_ADDR_TEXT_MAX);
+    while (*colon != ':')
+        colon--;
+    if (text[0] != '[') {
+        *colon = '\0';
+        return text;
+    }
+    colon[-1] = '\0';
+    return text + 1;
+}
+
 /* Connects. What it returns is start's to return. */
 static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
 {
     const plb_connect_desc *connect = &x->check->connect;
     const plb_io *io = x->check->env->port.io;
     plb_handler handler;
+    char ip[PLB_ADDR_TEXT_MAX];
     plb_peer peer;
     plb_tls tls;
     memset(&peer, 0, sizeof peer);
@@ -10297,6 +10355,8 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
         tls = *connect->tls;
         if (tls.name == NULL)
             tls.name = x->tls_name != NULL ? x->tls_name : target->name;
+        if (tls.name == NULL)
+            tls.name = plb__ip_text(&target->addr, ip);
         peer.tls = &tls;
     }
     handler.fn = plb__exchange_event;
@@ -10310,11 +10370,13 @@ static bool plb__exchange_renew(plb_exchange *x)
     plb__op *op = plb__op_running(x->token);
     plb_backend target;
     plb_status status;
-    if (!x->resumed || op == NULL)
+    if (!x->resumed || x->answered || op == NULL)
         return false;
     plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
     x->resumed = x->connected = false;
     x->chunk_count = 0;
+    memset(&op->report, 0, sizeof op->report);
+    op->text[0] = '\0';
     plb_check_deadline(x->token, x->check->connect.timeout_ms > 0 ? x->check->connect.timeout_ms : 1000);
     plb__fill_backend(op->slot, 0, &target);
     status = plb__exchange_connect(x, &target);
@@ -10415,11 +10477,15 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
             plb__exchange_broke(x, status);
             return PLB_END;
         }
-        if (status == PLB_END && x->resumed && plb__exchange_renew(x))
+        if (status == PLB_END && plb__exchange_renew(x))
             return PLB_END;
-        x->resumed = false; /* it has answered */
-        plb__exchange_forget_rest(x);
+        x->answered = true;
         status = plb__exchange_hand_on(x, scratch, status == PLB_END ? 0 : before + got);
+        x->answered = status != PLB_END;
+        if (status == PLB_END && plb__exchange_renew(x))
+            return PLB_END;
+        if (status == PLB_END)
+            status = PLB_ERR_RESET;
     }
     full = got == room;
     if (status == PLB_AGAIN)
@@ -10511,7 +10577,7 @@ PLB_API plb_status plb_exchange_start(plb_exchange *x, const plb_exchange_ops *o
     x->check = check;
     x->token = token;
     x->tls_name = tls_name;
-    x->idle = x->keep = false;
+    x->idle = x->keep = x->answered = false;
     x->chunk_count = 0;
     x->resumed = x->stream != NULL;
     if (!x->resumed) {
@@ -10729,16 +10795,19 @@ static bool plb__http_is_host(const plb__http_check *check, const char *host)
     if (host == NULL)
         return true;
     return *host != '\0' && plb__http_is_visible(host) &&
-           (tls == NULL || tls->name != NULL || strchr(host, ':') == NULL);
+           (tls == NULL || tls->name != NULL || memchr(host, ':', strlen(host)) == NULL);
 }
 
 /* Walks the lines of desc.headers. PLB_AGAIN: *out is the next one; PLB_END: there is none; else PLB_ERR_ARGUMENT. */
 static plb_status plb__http_next_header(const char **at, plb_http1_header *out)
 {
-    const char *line = *at, *end = strchr(line, '\n'), *colon = strchr(line, ':');
+    const char *line = *at, *end = (const char *)memchr(line, '\n', strlen(line)), *colon;
     if (*line == '\0')
         return PLB_END;
-    if (end == NULL || end == line || end[-1] != '\r' || colon == NULL || colon > end)
+    if (end == NULL || end == line || end[-1] != '\r')
+        return PLB_ERR_ARGUMENT;
+    colon = (const char *)memchr(line, ':', (size_t)(end - line));
+    if (colon == NULL)
         return PLB_ERR_ARGUMENT;
     *at = end-- + 1;
     out->name.data = line;
@@ -10944,8 +11013,9 @@ static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_che
     }
     addr.scope = 0;
     addr.port = plb__exchange_port(&check->exchange, probe->target.port, backend);
-    plb_addr_format(&addr, text, sizeof text);
-    colon = strrchr(text, ':');
+    colon = text + plb_addr_format(&addr, text, sizeof text);
+    while (*colon != ':')
+        colon--;
     if (addr.port == (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
         *colon = '\0';
     own = backend->name != NULL ? colon : text;
@@ -10962,8 +11032,9 @@ static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *c
     probe->target.host = check->desc.host;
     if (check->desc.target != NULL)
         check->desc.target(check->desc.target_user, backend, &probe->target);
-    if (probe->target.path == NULL || !plb__http_is_path(probe->target.path) ||
-        !plb__http_is_host(check, probe->target.host)) {
+    if (probe->target.path == NULL)
+        probe->target.path = "/";
+    if (!plb__http_is_path(probe->target.path) || !plb__http_is_host(check, probe->target.host)) {
         plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
         return PLB_ERR_ARGUMENT;
     }
@@ -11878,8 +11949,8 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
     host.data = authority;
     host.size = text.length;
     status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
-    if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
-        return PLB_ERR_RESET;
+    if (status == PLB_AGAIN || status == PLB_END) /* one that was kept takes no more, a new one has no room for it */
+        return x->resumed ? PLB_ERR_RESET : PLB_ERR_LIMIT;
     if (status != PLB_OK)
         return status;
     plb__http2_offer(probe);
@@ -11906,8 +11977,8 @@ static plb_status plb__http2_judge_event(plb__http2_probe *probe, const plb_http
         return plb__http2_say_code(probe, PLB_ERR_RESET, "The server reset the stream: HTTP/2 error ", event->code);
     if (event->kind == PLB_HTTP2_GOAWAY)
         probe->http.exchange.keep = false;
-    if (event->kind == PLB_HTTP2_GOAWAY && !event->covered)
-        return plb__http2_say_code(probe, PLB_ERR_RESET, "The server goes away: HTTP/2 error ", event->code);
+    if (event->kind == PLB_HTTP2_GOAWAY && !event->covered) /* RFC 9113 section 8.7: safe to ask again */
+        return plb__http2_say_code(probe, PLB_END, "The server goes away: HTTP/2 error ", event->code);
     return plb__http2_check_of(probe)->event(probe, event);
 }
 
@@ -11916,6 +11987,8 @@ static plb_status plb__http2_give_up(plb__http2_probe *probe, plb_status status,
 {
     if (status == PLB_ERR_LIMIT)
         return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's headers are longer than allowed.");
+    if (!probe->connection.settings_seen)
+        return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer is not HTTP/2.");
     return plb__http2_say_code(probe, PLB_ERR_PROTOCOL, "The server breaks HTTP/2's rules: error ", code);
 }
 
@@ -11938,7 +12011,7 @@ static plb_status plb__http2_probe_received(plb_exchange *x, const char *bytes, 
     }
     if (*used < size)
         x->keep = false;
-    if (result != PLB_AGAIN && !x->keep)
+    if (result != PLB_AGAIN && (result != PLB_OK || !x->keep))
         plb_http2_close(&probe->connection);
     plb__http2_offer(probe);
     return result;
@@ -12072,7 +12145,7 @@ static plb_status plb__http2_page_event(plb__http2_probe *probe, const plb_http2
             plb__http2_keep_field(fields, event);
         return PLB_AGAIN;
     case PLB_HTTP2_HEADERS_END:
-        if (event->status < 200 && event->status != 101)
+        if (event->status < 200)
             return PLB_AGAIN;
         return plb__http_judge_head(&probe->http, event->status, fields != NULL ? fields->headers : NULL,
                                     fields != NULL ? fields->count : 0);
@@ -12109,10 +12182,10 @@ static plb_status plb__http2_page_try(const plb__http_check *check)
     authority.size = strlen(authority.data);
     plb_http2_open(&connection, memory, sizeof memory);
     status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
-    return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
+    return status == PLB_OK ? PLB_OK : PLB_ERR_ARGUMENT;
 }
 
-static plb_status plb__http2_page_open(void *state, const void *desc, const plb_env *env)
+static plb_status plb__http2_fields_open(void *state, const void *desc, const plb_env *env)
 {
     plb__http2_check *check = (plb__http2_check *)state;
     plb_status status = plb__http2_open_check(check, (const plb_http_check_desc *)desc, env);
@@ -12122,6 +12195,14 @@ static plb_status plb__http2_page_open(void *state, const void *desc, const plb_
     check->event = plb__http2_page_event;
     plb__http2_lower_names(&check->http);
     return plb__http2_page_try(&check->http);
+}
+
+/* Where probes were given no room for headers. */
+static plb_status plb__http2_page_open(void *state, const void *desc, const plb_env *env)
+{
+    if (desc != NULL && ((const plb_http_check_desc *)desc)->validate != NULL)
+        return PLB_ERR_ARGUMENT;
+    return plb__http2_fields_open(state, desc, env);
 }
 
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
@@ -12136,7 +12217,7 @@ PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
     static const plb_check_ops with_fields = {"http2",
                                               sizeof(plb__http2_check),
                                               sizeof(plb__http2_fields_probe),
-                                              plb__http2_page_open,
+                                              plb__http2_fields_open,
                                               plb__http2_check_close,
                                               plb__http2_probe_start,
                                               plb_exchange_cancel};
@@ -12505,19 +12586,10 @@ static void plb__outlier_start(plb_balancer *lb)
         plb_timer_set(&lb->timers, &lb->interval_timer, lb->desc.outlier.interval_ms);
 }
 
-PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out)
+static void plb__record_fill(const plb_balancer *lb, const plb__record *record, plb_outlier_info *out)
 {
-    const plb__set *set = (const plb__set *)lb->current;
-    const plb__tier *tier = NULL;
-    uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE, passed, failed;
-    plb__record *record;
-    if (lb->watches == 0)
-        return PLB_ERR_UNSUPPORTED;
-    if (index == PLB_NONE)
-        return PLB_ERR_ADDRESS;
-    record = plb__slot_record(tier->view.slots[index]);
-    passed = PLB__LOAD_RELAXED(&record->passed) - record->passed_before;
-    failed = PLB__LOAD_RELAXED(&record->failed) - record->failed_before;
+    uint32_t passed = PLB__LOAD_RELAXED(&record->passed) - record->passed_before;
+    uint32_t failed = PLB__LOAD_RELAXED(&record->failed) - record->failed_before;
     memset(out, 0, sizeof *out);
     out->requests = record->requests + passed + failed;
     out->failures = record->failures + failed;
@@ -12528,6 +12600,18 @@ PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint
     out->ejected = plb__record_is_ejected(record);
     if (out->ejected && record->back_ms > lb->timers.now_ms)
         out->back_ms = (uint32_t)(record->back_ms - lb->timers.now_ms);
+}
+
+PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out)
+{
+    const plb__set *set = (const plb__set *)lb->current;
+    const plb__tier *tier = NULL;
+    uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE;
+    if (lb->watches == 0)
+        return PLB_ERR_UNSUPPORTED;
+    if (index == PLB_NONE)
+        return PLB_ERR_ADDRESS;
+    plb__record_fill(lb, plb__slot_record(tier->view.slots[index]), out);
     return PLB_OK;
 }
 
@@ -12569,7 +12653,8 @@ static void plb__mail_read(plb_balancer *lb)
     }
 }
 
-/* At the end: completions belong to what is freed later, what they keep is given back, and nobody is ejected any more. */
+/* At the end: completions belong to what is freed later, what they keep is given back, and nobody is ejected any
+   more. */
 static void plb__mail_drop(plb_balancer *lb)
 {
     plb__mail *mail;
@@ -13054,7 +13139,7 @@ enum {
 
 /* Of what a metric has a sample: a balancer; a backend in a tier, for what depends on its weight; a backend; one of its
    checks; one of its checks, once it has a result. */
-enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_CHECK, PLB__OF_RESULT };
+enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_RECORD, PLB__OF_CHECK, PLB__OF_RESULT };
 
 enum {
     PLB__METRIC_BACKENDS,
@@ -13078,6 +13163,9 @@ enum {
     PLB__METRIC_SHARE_RATIO,
     PLB__METRIC_IN_FLIGHT,
     PLB__METRIC_FLIPS,
+    PLB__METRIC_REQUESTS,
+    PLB__METRIC_FAILURES,
+    PLB__METRIC_EJECTIONS,
     PLB__METRIC_PASSING,
     PLB__METRIC_PASSED,
     PLB__METRIC_FAILED,
@@ -13131,6 +13219,12 @@ static const plb__metric plb__metric_rows[] = {
      "Requests that began and have not ended."},
     {PLB__METRIC_FLIPS, PLB__OF_BACKEND, PLB__METRIC_COUNT, true, "backend_flips_total", NULL,
      "How often it became healthy or unhealthy."},
+    {PLB__METRIC_REQUESTS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_requests_total", NULL,
+     "Requests that ended, but for those that were called off."},
+    {PLB__METRIC_FAILURES, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_request_failures_total", NULL,
+     "Requests that found no connection, broke, or were answered with a server error."},
+    {PLB__METRIC_EJECTIONS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_ejections_total", NULL,
+     "How often it was taken out for what requests met with."},
     {PLB__METRIC_PASSING, PLB__OF_CHECK, PLB__METRIC_COUNT, false, "check_passing", NULL, "1: the check passes."},
     {PLB__METRIC_PASSED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "passed",
      "Probes by their result."},
@@ -13149,6 +13243,7 @@ static const plb__metric plb__metric_rows[] = {
 typedef struct plb__sample {
     const plb_balancer *lb;
     plb_backend_info info;
+    plb_outlier_info outlier;
     uint32_t check;
     plb_probe_info probe;
 } plb__sample;
@@ -13227,6 +13322,18 @@ static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id
     }
 }
 
+static uint64_t plb__metric_of_record(const plb_outlier_info *outlier, uint32_t id)
+{
+    switch (id) {
+    case PLB__METRIC_REQUESTS:
+        return outlier->requests;
+    case PLB__METRIC_FAILURES:
+        return outlier->failures;
+    default:
+        return outlier->ejections;
+    }
+}
+
 static uint64_t plb__metric_of_check(const plb_probe_info *probe, uint32_t id)
 {
     switch (id) {
@@ -13251,6 +13358,8 @@ static uint64_t plb__metric_get(const plb__metric *m, const plb__sample *sample)
         return plb__metric_of_balancer(sample->lb, m->id);
     if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
         return plb__metric_of_backend(&sample->info, m->id);
+    if (m->of == PLB__OF_RECORD)
+        return plb__metric_of_record(&sample->outlier, m->id);
     return plb__metric_of_check(&sample->probe, m->id);
 }
 
@@ -13387,6 +13496,15 @@ static void plb__metric_sample(plb__metrics *out, const plb__metric *m, const pl
     plb__metric_value(out, m, plb__metric_get(m, sample));
 }
 
+/* Requests are counted where outlier detection is on. */
+static void plb__metric_record(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
+{
+    if (sample->lb->watches == 0)
+        return;
+    plb__record_fill(sample->lb, plb__slot_record(slot), &sample->outlier);
+    plb__metric_sample(out, m, sample);
+}
+
 static void plb__metric_checks(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
 {
     for (sample->check = 0; sample->check < sample->lb->check_count; sample->check++) {
@@ -13424,6 +13542,8 @@ static void plb__metric_tier(plb__metrics *out, const plb__metric *m, plb__sampl
         plb__metric_merge(tier, i, &sample->info);
         if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
             plb__metric_sample(out, m, sample);
+        else if (m->of == PLB__OF_RECORD)
+            plb__metric_record(out, m, sample, slot);
         else
             plb__metric_checks(out, m, sample, slot);
     }

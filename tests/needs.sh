@@ -15,7 +15,11 @@ need curl curl
 need python3 python3-minimal
 need ps procps
 need awk mawk
+need nghttpd nghttp2-server
+need redis-server redis-server
+need memcached memcached
 need openssl openssl
+/usr/bin/python3 -c 'import grpc' 2>/dev/null || missing="$missing python3-grpcio"
 
 # A library to each sanitizer: gcc brings its own, clang's come in a package.
 probe=$(mktemp -d)

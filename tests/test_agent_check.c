@@ -1,5 +1,4 @@
 /* The agent check: what a line means, what comes of it for picks, and what an agent that is not there does not do. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"
@@ -215,6 +214,7 @@ TEST the_share_is_what_picks_give(void)
     ASSERT(n > 20 && n < 80);
     say(&b, "0%\n");
     ASSERT(info(&b).advised_off);
+    ASSERT_EQ(0, info(&b).share);
     ASSERT_EQ(0, picked(&b));
     say(&b, "300%\n");
     ASSERT_FALSE(info(&b).advised_off);

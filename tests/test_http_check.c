@@ -262,6 +262,7 @@ TEST tls_is_asked_for_the_host(const char *own, const char *host, const char *ba
     g.http.connect.tls = &tls;
     g.http.host = host;
     sim_name_set(g.r.s, "a.example", &at, 1);
+    plb_addr_parse(&at, backend, PLB_ZSTRING); /* the same, if it is that name */
     sim_serve(g.r.s, &at, serve, &g);
     ASSERT_EQ(PLB_OK, create(&g, backend));
     rig_run(&g.r, 100);
@@ -700,6 +701,25 @@ TEST only_an_answer_that_allows_it_leaves_its_connection_open(const char *text, 
     PASS();
 }
 
+/* Answers before all of the request is there. */
+TEST a_request_that_was_not_sent_whole_leaves_no_connection_behind(void)
+{
+    stage g;
+    begin(&g);
+    g.early = true;
+    g.http.reuse_connection = true;
+    host(&g, ADDR)->buffer_bytes = 20; /* room for a part of it, as nobody reads */
+    ASSERT_EQ(PLB_OK, create(&g, ADDR));
+    sim_step(g.r.s, 1);
+    rig_run(&g.r, 1);
+    sim_pause(sim_newest(g.r.s, &host(&g, ADDR)->addr), true);
+    rig_run(&g.r, 100);
+    ASSERT_EQ(1, g.successes);
+    ASSERT_EQ(0, g.r.s->streams);
+    ASSERT_EQ(0, end(&g));
+    PASS();
+}
+
 TEST a_failure_gives_its_connection_up(void)
 {
     stage g;
@@ -794,7 +814,7 @@ static void aim_at(void *user, const plb_backend *backend, plb_http_target *targ
     if (aim.port > 0)
         target->port = aim.port;
     if (aim.path != NULL)
-        target->path = aim.path;
+        target->path = *aim.path != '\0' ? aim.path : NULL;
     if (aim.host != NULL)
         target->host = aim.host;
 }
@@ -836,10 +856,13 @@ TEST a_backend_may_have_its_own_port_path_and_host(bool reuse)
     aim.host = "own.example";
     rounds(&g, 2);
     ASSERT(begins(&g, "GET /own HTTP/1.1\r\nHost: own.example\r\nUser-Agent"));
-    ASSERT_EQ(5, calls);
-    ASSERT_EQ(5, g.successes);
+    aim.path = ""; /* NULL, as in the descriptor */
+    rounds(&g, 1);
+    ASSERT(begins(&g, "GET / HTTP/1.1\r\nHost: own.example\r\nUser-Agent"));
+    ASSERT_EQ(6, calls);
+    ASSERT_EQ(6, g.successes);
     ASSERT_EQ(1, host(&g, ADDR)->connects);
-    ASSERT_EQ(reuse ? 2u : 4u, host(&g, "10.0.0.1:8081")->connects);
+    ASSERT_EQ(reuse ? 2u : 5u, host(&g, "10.0.0.1:8081")->connects);
     ASSERT_EQ(0, end(&g));
     PASS();
 }
@@ -989,7 +1012,9 @@ SUITE(http_check)
     RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "a.example:443", "a.example", "a.example");
     RUN_TESTp(tls_is_asked_for_the_host, NULL, "b.example", "a.example:443", "b.example", "b.example");
     RUN_TESTp(tls_is_asked_for_the_host, "c.example", "b.example:1", "a.example:443", "c.example", "b.example:1");
-    RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "10.0.0.1:443", "no name", "10.0.0.1");
+    RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "10.0.0.1:443", "10.0.0.1", "10.0.0.1");
+    RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "[fe80::1%3]:443", "fe80::1", "[fe80::1]");
+    RUN_TESTp(tls_is_asked_for_the_host, NULL, NULL, "unix:/a", "no name", "localhost");
     for (i = 0; i < EXAMPLES; i++) {
         RUN_TESTp(each_answer_means_the_same_however_it_comes, i, 0, false);
         RUN_TESTp(each_answer_means_the_same_however_it_comes, i, 1, false);
@@ -1053,6 +1078,7 @@ SUITE(http_check)
               "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", false);
     RUN_TESTp(only_an_answer_that_allows_it_leaves_its_connection_open, OK_HEAD "\r\nok", true);
     RUN_TESTp(only_an_answer_that_allows_it_leaves_its_connection_open, OK_2 "HTTP/1.1 200 OK\r\n\r\n", false);
+    RUN_TEST(a_request_that_was_not_sent_whole_leaves_no_connection_behind);
     RUN_TEST(a_failure_gives_its_connection_up);
     RUN_TESTp(a_connection_that_goes_between_probes_is_no_failure, LEAVES_CLOSED);
     RUN_TESTp(a_connection_that_goes_between_probes_is_no_failure, LEAVES_RESET);

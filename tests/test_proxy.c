@@ -1,5 +1,4 @@
 /* The reverse proxy, in a simulated network: scripted clients, scripted backends, faults one after another. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define PLB_PROXY_IMPLEMENTATION
 #include "../ports/plb_proxy.h"
@@ -1547,26 +1546,32 @@ static uint32_t in_flight(world *w)
     return sum;
 }
 
-TEST every_pick_is_given_back(void)
+/* From here on upstream_peer asks a balancer over all backends. */
+static plb_status use_balancer(world *w, plb_balancer_desc *balancer)
 {
     plb_backend list[BACKENDS];
     plb_static_desc desc;
-    plb_balancer_desc balancer;
-    sim_conn *conn;
-    world *w = world_new();
     int i;
     memset(list, 0, sizeof list);
     memset(&desc, 0, sizeof desc);
-    memset(&balancer, 0, sizeof balancer);
     for (i = 0; i < BACKENDS; i++) {
         list[i].addr = w->backends[i];
         list[i].weight = 1;
     }
     desc.backends = list;
     desc.backend_count = BACKENDS;
-    balancer.port = w->desc.port;
-    balancer.discovery = plb_static(&desc);
-    ASSERT_EQ(PLB_OK, plb_create(&balancer, &w->lb));
+    balancer->port = w->desc.port;
+    balancer->discovery = plb_static(&desc);
+    return plb_create(balancer, &w->lb);
+}
+
+TEST every_pick_is_given_back(void)
+{
+    plb_balancer_desc balancer;
+    sim_conn *conn;
+    world *w = world_new();
+    memset(&balancer, 0, sizeof balancer);
+    ASSERT_EQ(PLB_OK, use_balancer(w, &balancer));
     all_sorts(w);
     ASSERT_EQ(0u, in_flight(w));
     w->reply = NULL;
@@ -1582,6 +1587,60 @@ TEST every_pick_is_given_back(void)
     plb_proxy_destroy(w->proxy);
     w->proxy = NULL;
     ASSERT_EQ(0u, in_flight(w));
+    plb_destroy(w->lb);
+    ASSERT_EQ(0u, world_end(w));
+    PASS();
+}
+
+static bool is_ejected(world *w, int backend_number)
+{
+    plb_backend_info info;
+    memset(&info, 0, sizeof info);
+    plb_find(w->lb, &w->backends[backend_number], 0, &info);
+    return info.ejected;
+}
+
+/* Five bad answers, or none, or no connection: the backend is left alone, and tried again when its time is over. What
+   it answers otherwise, and what goes wrong on the client's side, counts for nothing. */
+TEST a_backend_that_fails_is_ejected_for_a_while(const char *bad_reply, const char *good_reply)
+{
+    plb_balancer_desc balancer;
+    world *w = world_new();
+    bool closes = strcmp(bad_reply, "") == 0;
+    sim_conn *conn;
+    uint32_t requests, i;
+    memset(&balancer, 0, sizeof balancer);
+    balancer.outlier.on = true;
+    balancer.outlier.max_ejection_percent = 50;
+    w->close_after = closes;
+    ASSERT_EQ(PLB_OK, use_balancer(w, &balancer));
+    ASSERT_EQ(PLB_OK, plb_set_enabled(w->lb, &w->backends[1], 0, false));
+    ASSERT_EQ(PLB_OK, plb_set_enabled(w->lb, &w->backends[2], 0, false));
+    sim_add_task(w->s, plb_balancer_task(w->lb));
+    for (i = 0; i < 6; i++)
+        exchange(w, GET, good_reply);
+    for (i = 0; i < 4; i++)
+        exchange(w, GET, bad_reply);
+    w->reply = NULL;
+    w->close_after = false;
+    conn = say(w, GET);
+    sim_run_for(w->s, 50);
+    sim_reset(conn); /* the client's own doing */
+    sim_run_for(w->s, 50);
+    w->close_after = closes;
+    ASSERT(!is_ejected(w, 0));
+    exchange(w, GET, bad_reply);
+    ASSERT(is_ejected(w, 0));
+    requests = w->requests;
+    ASSERT(starts(exchange(w, GET, OK_REPLY), "HTTP/1.1 502 "));
+    ASSERT_EQ_FMT(requests, w->requests, "%u");
+    ASSERT_EQ(PLB_OK, plb_set_enabled(w->lb, &w->backends[1], 0, true));
+    ASSERT_STR_EQ(OK_REPLY, exchange(w, GET, OK_REPLY)); /* by the other one */
+    ASSERT_EQ(PLB_OK, plb_set_enabled(w->lb, &w->backends[1], 0, false));
+    sim_run_for(w->s, 30000);
+    ASSERT(!is_ejected(w, 0));
+    ASSERT_STR_EQ(OK_REPLY, exchange(w, GET, OK_REPLY));
+    sim_remove_task(w->s, plb_balancer_task(w->lb));
     plb_destroy(w->lb);
     ASSERT_EQ(0u, world_end(w));
     PASS();
@@ -1760,6 +1819,11 @@ SUITE(failures)
     RUN_TEST(one_proxy_may_listen_in_several_places);
     RUN_TEST(a_proxy_may_be_destroyed_at_any_moment);
     RUN_TEST(every_pick_is_given_back);
+    RUN_TESTp(a_backend_that_fails_is_ejected_for_a_while, "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n",
+              "HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n");
+    RUN_TESTp(a_backend_that_fails_is_ejected_for_a_while, "HTTP/1.1 503 Oh\r\nContent-Length: 0\r\n\r\n", OK_REPLY);
+    RUN_TESTp(a_backend_that_fails_is_ejected_for_a_while, "nonsense\r\n\r\n", OK_REPLY);
+    RUN_TESTp(a_backend_that_fails_is_ejected_for_a_while, "", OK_REPLY); /* it ends the connection instead */
     RUN_TEST(any_call_of_the_port_may_fail);
     RUN_TEST(any_allocation_may_fail);
     RUN_TEST(a_descriptor_that_makes_no_sense_is_refused);

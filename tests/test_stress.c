@@ -3,7 +3,6 @@
    some moment of the call? Made for the thread sanitizer, for real barriers and for none, for more readers than cells
    (-DPLB_READERS=2) and for threads that cannot be told apart (-DPLB_NO_THREAD_LOCAL). */
 #define _GNU_SOURCE
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 #include <pthread.h>
@@ -59,9 +58,9 @@ enum {
    reader waits for anybody. The upper half is the member's incarnation: whoever speaks of an earlier one is late, and
    changes nothing. */
 
-enum { A_MEMBER, ENABLED, HEALTHY, FACTS };
+enum { A_MEMBER, ENABLED, HEALTHY, NOT_EJECTED, FACTS };
 
-static const char *const fact_names[FACTS] = {"a member", "enabled", "healthy"};
+static const char *const fact_names[FACTS] = {"a member", "enabled", "healthy", "not ejected"};
 
 static uint64_t truth[MEMBERS][FACTS];
 static uint32_t moments;
@@ -215,7 +214,10 @@ typedef struct scene {
     bool wanted[MEMBERS];  /* as of the change that was handed over last */
     bool pending[MEMBERS]; /* by any change that may still become a set */
     bool current[MEMBERS];
-    bool lively; /* whatever had to come came, in time */
+    bool lively;     /* whatever had to come came, in time */
+    bool outlier;    /* is outlier detection on? */
+    uint64_t now_ms; /* one poll, one millisecond */
+    uint32_t ejections, returns;
 } scene;
 
 static scene *stage; /* where callbacks that have no user pointer find it */
@@ -339,6 +341,7 @@ static void judge(const reader *r, const plb_addr *addr, bool ready)
         return;
     judge_fact(r, k, ENABLED);
     judge_fact(r, k, HEALTHY);
+    judge_fact(r, k, NOT_EJECTED);
     if (has_no_weight(k))
         COUNT(&r->s->no_weight, 1);
 }
@@ -428,6 +431,15 @@ static void do_select_with(reader *r)
     end_select(r, status, &addr, request.accept == NULL);
 }
 
+/* Odd members fail most of the time, even ones now and then, the others never. */
+static plb_outcome outcome_of(reader *r, const plb_pick *pick)
+{
+    uint32_t k = pick->addr.u.v4[3], dice = below(&r->random, 16);
+    if (pick->addr.u.v4[1] != NET_MEMBER || dice >= (k % 2 != 0 ? 14u : 2u))
+        return PLB_OUTCOME_SUCCESS;
+    return dice % 2 == 0 ? PLB_OUTCOME_CONNECT_ERROR : PLB_OUTCOME_BROKEN;
+}
+
 /* Ends a pick that was held since some earlier turn, and takes another. */
 static void do_begin(reader *r)
 {
@@ -439,7 +451,7 @@ static void do_begin(reader *r)
     plb_status status;
     if (pick->held != NULL)
         judge_ext(r, &pick->addr, pick->ext);
-    plb_end(pick, PLB_OUTCOME_SUCCESS, 1000);
+    plb_end(pick, outcome_of(r, pick), 1000);
     make_request(r, &request, &key, &exclude);
     begin_call(r);
     status = r->with_handle ? plb_handle_begin(r->handle, any ? NULL : &request, pick)
@@ -658,6 +670,16 @@ static void on_flip(void *user, const plb_backend_info *info, plb_status status)
         certainly_not(p->member, HEALTHY, p->incarnation);
 }
 
+static void on_eject(void *user, const plb_backend_info *info, plb_ejection why)
+{
+    scene *s = (scene *)user;
+    const parcel *p = (const parcel *)info->backend.ext;
+    s->ejections += why < PLB_EJECTION_TIME_OVER;
+    s->returns += why >= PLB_EJECTION_TIME_OVER;
+    if (why < PLB_EJECTION_TIME_OVER)
+        certainly_not(p->member, NOT_EJECTED, p->incarnation);
+}
+
 static void on_change(void *user, plb_balancer *lb)
 {
     (void)lb;
@@ -729,10 +751,32 @@ static bool note_one(void *user, const plb_backend_info *info)
     return true;
 }
 
+/* A millisecond passes: whose ejection will be over may come back. */
+static void tick(scene *s)
+{
+    plb_outlier_info info;
+    uint32_t k;
+    COUNT(&s->now_ms, 1);
+    for (k = 0; s->outlier && k < MEMBERS; k++) {
+        plb_backend b = member_address(k);
+        if (plb_find_outlier(s->lb, &b.addr, 0, &info) == PLB_OK && info.ejected && info.back_ms <= 1)
+            perhaps(k, NOT_EJECTED, incarnation(k));
+    }
+}
+
+static uint64_t now_ms(void *self)
+{
+    (void)self;
+    return PEEK(&stage->now_ms);
+}
+
+static const plb_clock poll_clock = {NULL, now_ms, NULL};
+
 /* Polls, and notes who is no member any more. */
 static void poll_once(scene *s)
 {
     uint32_t k;
+    tick(s);
     plb_poll(s->lb);
     memset(s->current, 0, sizeof s->current);
     plb_each(s->lb, note_one, s);
@@ -848,6 +892,17 @@ static plb_balancer *scene_balancer(scene *s, plb_strategy strategy, bool barrie
     desc.user = s;
     desc.on_change = on_change;
     desc.on_flip = on_flip;
+    if (s->outlier) {
+        desc.port.clock = &poll_clock;
+        desc.check.timeout_ms = UINT32_MAX / 2; /* polls come fast */
+        desc.on_eject = on_eject;
+        desc.outlier.on = true;
+        desc.outlier.ignore_probes = true;
+        desc.outlier.base_ejection_ms = 10;
+        desc.outlier.max_ejection_ms = 40;
+        desc.outlier.interval_ms = 100;
+        desc.outlier.max_ejection_percent = 50;
+    }
     return plb_create(&desc, &lb) == PLB_OK ? lb : NULL;
 }
 
@@ -885,7 +940,7 @@ static void *keep_reading(void *user)
 /* All is quiet: is each backend shown as it is, with nothing in flight? */
 static bool check_last_word(void *user, const plb_backend_info *info)
 {
-    bool ready = info->healthy && info->enabled && info->backend.weight > 0;
+    bool ready = info->healthy && info->enabled && !info->ejected && info->backend.weight > 0;
     ((scene *)user)->last_words += info->ready != ready || info->in_flight != 0;
     return true;
 }
@@ -894,8 +949,10 @@ static void report(const scene *s, const char *name, bool barrier, uint32_t ms)
 {
     int fact;
     printf("%-12s%-14s %8u picks, %6u a ms; %5u sets, %6u flips, %7u switches; at most %u tables, %u blocks\n", name,
-           barrier ? ", a barrier" : "", s->picks, s->picks / (ms > 0 ? ms : 1), s->sets, s->flips, s->switches,
-           s->tables_peak, s->blocks_peak);
+           barrier      ? ", a barrier"
+           : s->outlier ? ", ejections"
+                        : "",
+           s->picks, s->picks / (ms > 0 ? ms : 1), s->sets, s->flips, s->switches, s->tables_peak, s->blocks_peak);
     for (fact = 0; fact < FACTS; fact++)
         if (s->wrong[fact] > 0)
             printf("%u picks of what was not %s at any moment of the call\n", s->wrong[fact], fact_names[fact]);
@@ -906,6 +963,8 @@ static enum greatest_test_res judge_scene(const scene *s)
     ASSERT_EQ_FMT(0u, s->wrong[A_MEMBER], "%u");
     ASSERT_EQ_FMT(0u, s->wrong[ENABLED], "%u");
     ASSERT_EQ_FMT(0u, s->wrong[HEALTHY], "%u");
+    ASSERT_EQ_FMT(0u, s->wrong[NOT_EJECTED], "%u");
+    ASSERT_EQ_FMT(s->outlier, s->ejections > 0 && s->returns > 0, "%d");
     ASSERT_EQ_FMT(0u, s->wrong_ext, "%u");
     ASSERT_EQ_FMT(0u, s->no_weight, "%u");
     ASSERT_EQ_FMT(0u, s->none_ready, "%u");
@@ -919,7 +978,7 @@ static enum greatest_test_res judge_scene(const scene *s)
     PASS();
 }
 
-static enum greatest_test_res run_scene(const char *name, plb_strategy strategy, bool barrier)
+static enum greatest_test_res run_scene(const char *name, plb_strategy strategy, bool barrier, bool outlier)
 {
     pthread_t polling, reading, switching, flipping;
     plb_backend constant = constant_backend(0);
@@ -932,6 +991,7 @@ static enum greatest_test_res run_scene(const char *name, plb_strategy strategy,
     moments = parcels_made = parcels_released = 0;
     pthread_mutex_init(&s.lock, NULL);
     s.random = 4711;
+    s.outlier = outlier;
     stage = &s;
     for (k = 0; k < MEMBERS; k++)
         want(&s, k, k % 2 == 0);
@@ -1003,12 +1063,17 @@ static const contender contenders[] = {
 
 TEST every_pick_was_ready_during_the_call(const contender *c)
 {
-    return run_scene(c->name, c->make(), false);
+    return run_scene(c->name, c->make(), false, false);
 }
 
 TEST every_pick_was_ready_with_a_barrier(const contender *c)
 {
-    return run_scene(c->name, c->make(), true);
+    return run_scene(c->name, c->make(), true, false);
+}
+
+TEST every_pick_was_ready_with_outlier_detection(const contender *c)
+{
+    return run_scene(c->name, c->make(), false, true);
 }
 
 /* ==== ONE BACKEND, MANY MINDS ===================================================================================== */
@@ -1079,6 +1144,8 @@ SUITE(stress)
         RUN_TESTp(every_pick_was_ready_during_the_call, &contenders[i]);
         if (barrier)
             RUN_TESTp(every_pick_was_ready_with_a_barrier, &contenders[i]);
+        if (i % 7 == 0) /* nothing is kept for it beside the record, or much */
+            RUN_TESTp(every_pick_was_ready_with_outlier_detection, &contenders[i]);
     }
     RUN_TEST(what_is_switched_off_is_not_ready_for_a_moment_whoever_makes_room);
 }
