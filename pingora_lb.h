@@ -9835,13 +9835,11 @@ static void plb__ramp_go_on(void *user)
     }
 }
 
-/* A probe that is over, and where its backend stands in the current set. */
+/* A probe that is over. */
 typedef struct plb__result {
     plb__op *op;
     plb__slot *slot;
     plb__vital *vital;
-    const plb__tier *tier;
-    uint32_t index;
     const char *why; /* what the probe said, or what its status means */
 } plb__result;
 
@@ -9924,11 +9922,14 @@ static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint
 
 static void plb__probe_tell(plb_balancer *lb, const plb__result *r)
 {
+    const plb__tier *tier = NULL;
     plb_backend_info info;
     plb_probe_info probe;
+    uint32_t index;
     if (lb->desc.on_probe == NULL && lb->desc.log_level < PLB_LOG_DEBUG)
         return;
-    plb__fill_info(r->tier, r->index, &info);
+    index = plb__set_find_slot((const plb__set *)lb->current, r->slot, &tier);
+    plb__fill_info(tier, index, &info);
     plb__probe_fill(r->slot, r->vital, r->op->check, &probe);
     probe.status = r->op->report.status;
     probe.text = r->why;
@@ -9964,10 +9965,12 @@ static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t 
         every_ms = what->fast_every_ms;
     else if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0 && what->down_every_ms > 0)
         every_ms = what->down_every_ms;
+    if (every_ms == 0 || what->jitter_percent == 0)
+        return every_ms;
     spread = (uint64_t)every_ms * what->jitter_percent / 100;
     lb->jitter = plb__mix(lb->jitter + PLB__GOLDEN);
-    spread = every_ms - spread + (spread > 0 ? lb->jitter % (2 * spread + 1) : 0);
-    return every_ms == 0 ? 0 : spread == 0 ? 1 : spread < UINT32_MAX ? (uint32_t)spread : UINT32_MAX;
+    spread = every_ms - spread + lb->jitter % (2 * spread + 1);
+    return spread == 0 ? 1 : spread < UINT32_MAX ? (uint32_t)spread : UINT32_MAX;
 }
 
 static void plb__probe_again(plb_balancer *lb, const plb__result *r)
@@ -10011,12 +10014,10 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
     r.slot = op->slot;
     r.vital = &plb__slot_vitals(op->slot)[op->check];
     r.why = op->text[0] != '\0' ? op->text : plb_status_text(op->report.status);
-    r.tier = NULL;
-    r.index = plb__set_find_slot((const plb__set *)lb->current, op->slot, &r.tier);
     lb->probes--;
     plb__op_stop(lb, op);
     r.vital->stage = PLB__VITAL_DONE;
-    if (r.index != PLB_NONE && !r.vital->absent) { /* else it has left meanwhile */
+    if (plb__set_has_slot((const plb__set *)lb->current, r.slot) && !r.vital->absent) { /* else it has left meanwhile */
         if (op->report.keep)
             r.vital->kept = op;
         plb__probe_judge(lb, &r);
@@ -10270,10 +10271,11 @@ static void plb__exchange_over(plb_exchange *x, plb_status status)
 /* Takes so many bytes off what is to be sent. */
 static void plb__exchange_taken(plb_exchange *x, size_t taken)
 {
-    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
-        taken -= x->chunks[0].size;
-        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
-    }
+    uint8_t gone = 0;
+    while (gone < x->chunk_count && taken >= x->chunks[gone].size)
+        taken -= x->chunks[gone++].size;
+    x->chunk_count = (uint8_t)(x->chunk_count - gone);
+    memmove(x->chunks, x->chunks + gone, x->chunk_count * sizeof *x->chunks);
     if (taken > 0) {
         x->chunks[0].data = (const char *)x->chunks[0].data + taken;
         x->chunks[0].size -= taken;
@@ -10909,13 +10911,13 @@ static void plb__http_put_begin(plb__text *text, const plb_http_check_desc *desc
     plb__put(text, " HTTP/1.1\r\nHost: ");
 }
 
+/* Nothing says that the connection will close, though RFC 9112 section 9.6 would like a hint: a server that knows closes
+   first, and every backend would keep each probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it here. */
 static void plb__http_put_rest(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
 {
     plb__put(text, "\r\n");
     if (!has_agent)
         plb__put(text, "User-Agent: pingora_lb/" PLB_VERSION "\r\n");
-    if (!desc->reuse_connection)
-        plb__put(text, "Connection: close\r\n");
     plb__put(text, desc->headers);
     plb__put(text, "\r\n");
 }
