@@ -41,7 +41,9 @@ TLS_UNITS := mbedtls conformance_mbedtls
 
 # ---- tests: every unit plainly, under address and undefined, under thread; then builds, fuzz corpora, real peers ----
 
-# A name that ends in _poll, _spill, _shared, _crc1 or _crc8 is the same source built another way.
+# A name that ends in _poll, _spill, _shared, _crc1 or _crc8 is the same source built another way. Tests of what is
+# public are linked with an implementation that is built once for each kind; those that look inside, or are built
+# another way, have one of their own, and the linker then takes nothing from the archive.
 UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
          conformance_posix_poll threads_spill stress_spill stress_shared \
          ring_crc1 ring_crc8 conformance_mbedtls
@@ -50,56 +52,63 @@ UNITS := $(filter-out $(TLS_UNITS),$(UNITS))
 endif
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 
-TEST_BUILD = -std=c99 $(WARN) -Werror -isystem $(GREATEST) -g $(VARIANT) $(filter %.c,$^) -o $@ -pthread $(LIBS)
+TEST_BUILD = -std=c99 $(WARN) -Werror -isystem $(GREATEST) -g $(VARIANT) $(filter %.c,$^) $(filter %.a,$^) -o $@ \
+             -pthread $(LIBS)
 FLAGS_plain := -O2
 FLAGS_asan  := -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
 FLAGS_tsan  := -O1 -fsanitize=thread
 
 build/unit/%_poll.plain build/unit/%_poll.asan build/unit/%_poll.tsan: VARIANT = -DPLB_POSIX_POLL
-build/unit/%_spill.plain build/unit/%_spill.asan build/unit/%_spill.tsan: VARIANT = -DPLB_READERS=1
-build/unit/%_shared.plain build/unit/%_shared.asan build/unit/%_shared.tsan: VARIANT = -DPLB_NO_THREAD_LOCAL
+build/unit/%_spill.plain build/unit/%_spill.asan build/unit/%_spill.tsan: VARIANT = -DPLB_READERS=1 -DPINGORA_LB_IMPLEMENTATION
+build/unit/%_shared.plain build/unit/%_shared.asan build/unit/%_shared.tsan: VARIANT = -DPLB_NO_THREAD_LOCAL -DPINGORA_LB_IMPLEMENTATION
 build/unit/%_crc1.plain build/unit/%_crc1.asan build/unit/%_crc1.tsan: VARIANT = -DPLB_CRC_TABLES=1
 build/unit/%_crc8.plain build/unit/%_crc8.asan build/unit/%_crc8.tsan: VARIANT = -DPLB_CRC_TABLES=8
 
 $(foreach kind,plain asan tsan,$(TLS_UNITS:%=build/unit/%.$(kind))): LIBS = $(TLS_LIBS)
 
 define unit_rules
+build/unit/core.$(1).a: tests/core.c pingora_lb.h | build/unit
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) -std=c99 $(WARN) -Werror -g -c $$< -o $$(@:.a=.o) && rm -f $$@ && ar rcs $$@ $$(@:.a=.o)
 build/unit/conformance_mbedtls.$(1): tests/io_conformance.c tests/io_fixture_mbedtls.c tests/io_fixture_posix.c \
-		$(TESTING) | build/unit
+		$(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(subst tests/io_fixture_posix.c,,$$(TEST_BUILD))
-build/unit/conformance_sim.$(1): tests/io_conformance.c tests/io_fixture_sim.c $(TESTING) | build/unit
+build/unit/conformance_sim.$(1): tests/io_conformance.c tests/io_fixture_sim.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/conformance_posix.$(1) build/unit/conformance_posix_poll.$(1): \
-		tests/io_conformance.c tests/io_fixture_posix.c $(TESTING) | build/unit
+		tests/io_conformance.c tests/io_fixture_posix.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
-build/unit/%_poll.$(1): tests/test_%.c $(TESTING) | build/unit
+build/unit/%_poll.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
-build/unit/%_spill.$(1): tests/test_%.c $(TESTING) | build/unit
+build/unit/%_spill.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
-build/unit/%_shared.$(1): tests/test_%.c $(TESTING) | build/unit
+build/unit/%_shared.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
-build/unit/%_crc1.$(1): tests/test_%.c $(TESTING) | build/unit
+build/unit/%_crc1.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
-build/unit/%_crc8.$(1): tests/test_%.c $(TESTING) | build/unit
+build/unit/%_crc8.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
-build/unit/%.$(1): tests/test_%.c $(TESTING) | build/unit
+build/unit/%.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 endef
 $(foreach kind,plain asan tsan,$(eval $(call unit_rules,$(kind))))
 
 FUZZ_BUILD = $(CLANG) -std=c11 $(WARN) -Werror -g -O1 -fsanitize=address,undefined,fuzzer -fno-sanitize-recover=all
-build/fuzz/%: tests/fuzz/fuzz_%.c $(HEADERS) | build/fuzz
+build/fuzz/core.a: tests/core.c pingora_lb.h | build/fuzz
 	@echo "build $@"
-	@$(FUZZ_BUILD) $< -o $@
+	@$(subst fuzzer,fuzzer-no-link,$(FUZZ_BUILD)) -c $< -o $(@:.a=.o) && rm -f $@ && ar rcs $@ $(@:.a=.o)
+build/fuzz/%: tests/fuzz/fuzz_%.c build/fuzz/core.a $(HEADERS) | build/fuzz
+	@echo "build $@"
+	@$(FUZZ_BUILD) $< build/fuzz/core.a -o $@
 
 # The ring has no threads of its own: its variants need no thread sanitizer.
 TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))

@@ -783,7 +783,7 @@ PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms);
 
 /* How probes over streams connect. Zero members: the default. */
 typedef struct plb_connect_desc {
-    uint32_t timeout_ms; /* for the connection, and TLS where there is; 0: 1000 */
+    uint32_t timeout_ms; /* for the connection, TLS included, and for the answer where nothing else is said; 0: 1000 */
     uint16_t port;       /* other than the backend's; 0: that */
     plb_addr source;     /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
     const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
@@ -852,7 +852,8 @@ struct plb_exchange {
 };
 
 /* For a check's open. `connect` may be NULL: all defaults; its tls is copied. answer_ms: from the connection to the end
-   of the probe; 0: 1000. PLB_ERR_UNSUPPORTED (no plb_port.io or no clock), PLB_ERR_MEMORY, PLB_ERR_ARGUMENT. */
+   of the probe; 0: as connect's timeout_ms. PLB_ERR_UNSUPPORTED (no plb_port.io or no clock), PLB_ERR_MEMORY,
+   PLB_ERR_ARGUMENT. */
 PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
                                      const plb_env *env);
 PLB_API void plb_exchange_close(plb_exchange_check *check);
@@ -901,7 +902,7 @@ typedef void (*plb_http_target_fn)(void *user, const plb_backend *backend, plb_h
 /* Zero members: the default. Read in plb_create, and copied. */
 typedef struct plb_http_check_desc {
     plb_connect_desc connect;
-    uint32_t answer_ms; /* from the connection to the end of the answer; 0: 1000 */
+    uint32_t answer_ms; /* from the connection to the end of the answer; 0: as connect.timeout_ms */
     const char *method; /* any but CONNECT; NULL: "GET" */
     const char *path;   /* with its query; begins with '/', or is "*"; NULL: "/" */
     const char *host;   /* Host as it is sent, and, where connect.tls has no name, TLS's: then without a port. NULL: the
@@ -966,7 +967,7 @@ typedef struct plb_expect_step {
 
 typedef struct plb_expect_check_desc {
     plb_connect_desc connect;
-    uint32_t answer_ms;           /* for all steps together, from the connection on; 0: 1000 */
+    uint32_t answer_ms;           /* for all steps together, from the connection on; 0: as connect.timeout_ms */
     const plb_expect_step *steps; /* with all that they point to: copied by plb_create */
     size_t step_count;            /* 1 or more */
     uint32_t receive_limit;       /* bytes of each answer that are looked at, below PLB_EXCHANGE_SIZE; 0: 4096 */
@@ -1029,7 +1030,7 @@ PLB_API plb_status plb_agent_parse(plb_agent_answer *out, const char *line, size
 
 typedef struct plb_agent_check_desc {
     plb_connect_desc connect; /* its port is the agent's; 0: the backend's own */
-    uint32_t answer_ms;       /* from the connection to the line's end; 0: 1000 */
+    uint32_t answer_ms;       /* from the connection to the line's end; 0: as connect.timeout_ms */
     const char *send;         /* sent first, as it is; copied by plb_create; NULL: nothing (HAProxy's agent-send) */
     bool must_answer;         /* an agent that is not there, or says nothing that is known, is a failure; any answer but
                                  down, fail and stopped is then a success */
@@ -1047,7 +1048,7 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
 /* Zero members: the default. Read in plb_create, and copied. */
 typedef struct plb_grpc_check_desc {
     plb_connect_desc connect;
-    uint32_t answer_ms;    /* from the connection to the end of the answer; 0: 1000 */
+    uint32_t answer_ms;    /* from the connection to the end of the answer; 0: as connect.timeout_ms */
     const char *service;   /* at most 256 bytes; NULL: the server as a whole */
     const char *host;      /* :authority, as plb_http_check_desc's host */
     bool reuse_connection; /* as plb_http_check_desc's */
@@ -10185,8 +10186,9 @@ static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t
 PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
                                      const plb_env *env)
 {
+    uint32_t timeout_ms = connect != NULL && connect->timeout_ms > 0 ? connect->timeout_ms : 1000;
     check->env = env;
-    check->answer_ms = answer_ms > 0 ? answer_ms : 1000;
+    check->answer_ms = answer_ms > 0 ? answer_ms : timeout_ms;
     if (env->port.io == NULL || env->port.clock == NULL)
         return PLB_ERR_UNSUPPORTED;
     if (connect == NULL)

@@ -1,6 +1,5 @@
 /* The POSIX port under test: the fixture that tests/io_conformance.c asks for. PLB_POSIX_POLL: its other back end. */
 #define _GNU_SOURCE
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define PLB_POSIX_IMPLEMENTATION
 #include "../ports/plb_posix.h"

@@ -1,5 +1,4 @@
 /* The simulator as a port under test: the fixture that tests/io_conformance.c asks for. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

@@ -1,5 +1,4 @@
 /* Addresses and backends as text: what is read, how it is written, and how addresses compare. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 

@@ -1,5 +1,4 @@
 /* The agent check: what a line means, what comes of it for picks, and what an agent that is not there does not do. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

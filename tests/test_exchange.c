@@ -1,6 +1,5 @@
 /* Probes over streams: a check of the program's own, built on section EXCHANGE. It says "hello", and takes a line that
    says "ok" for a success. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

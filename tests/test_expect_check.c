@@ -1,5 +1,4 @@
 /* Checks that send and expect: what each kind of step takes for an answer, what a failure says, the ready-made ones. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

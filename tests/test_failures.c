@@ -1,6 +1,5 @@
 /* Everything that can fail is made to, one call after another: nothing crashes, leaks or hangs, and once the failures
    are over every backend is served. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

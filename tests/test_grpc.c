@@ -1,6 +1,5 @@
 /* gRPC's health checking protocol as bytes, and one whole check over HTTP/2. Every message is fed at once, byte by byte
    and cut in two at every place. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 

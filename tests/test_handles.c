@@ -1,6 +1,5 @@
 /* Handles: picks by them, their memory, and sets that go and stay while they are open. */
 #define _POSIX_C_SOURCE 200809L
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

@@ -1,5 +1,4 @@
 /* Health: what results of probes do to backends, the TCP check, and checks of a program's own. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

@@ -1,5 +1,4 @@
 /* The HTTP/1 codec: what it takes, what it refuses, and that it makes no difference how the bytes arrive. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 

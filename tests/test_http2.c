@@ -1,6 +1,5 @@
 /* The HTTP/2 client codec: rules of RFC 9113, one test each. Every answer is fed at once, in pieces of every size, and
    cut in two at every place; what is said must be the same each time. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 

@@ -1,6 +1,5 @@
 /* The HTTP/2 check: what it asks, what it takes for an answer, and what else can become of a probe. What it has in common
    with the HTTP check (how a page is judged) is in test_http_check.c. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

@@ -1,6 +1,5 @@
 /* IP hash gives the answers that nginx's ip_hash was recorded to give, and goes on hashing as nginx does. */
 #define _POSIX_C_SOURCE 200809L
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 #include "vectors.h"

@@ -3,7 +3,6 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define PLB_MBEDTLS_IMPLEMENTATION
 #include "../ports/plb_mbedtls.h"

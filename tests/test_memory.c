@@ -25,7 +25,6 @@ static void heap_free(void *ptr)
 
 #define PLB_MALLOC(size) heap_malloc(size)
 #define PLB_FREE(ptr)    heap_free(ptr)
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 

@@ -1,5 +1,4 @@
 /* Metrics: a strict reader of the text format judges every line; then each value, right after what it tells of. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

@@ -1,7 +1,6 @@
 /* Outlier detection: what requests met with ejects backends, and how they come back. On a virtual clock, beside a naive
    model of the rules, and from several threads at once. */
 #define _POSIX_C_SOURCE 200809L
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

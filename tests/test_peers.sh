@@ -287,7 +287,7 @@ over_http() { # kind, address, further arguments: what holds for each version of
         --contains "the end" --body-limit 400000
     rule "$kind: which is not looked for past the limit" unhealthy "body_limit" "$kind" "$address" "${more[@]}" \
         --path /big --contains "the end"
-    rule "$kind: garbage" unhealthy "not well-formed|breaks HTTP/2's rules|not TLS" "$kind" "$garbage" "${more[@]}"
+    rule "$kind: garbage" unhealthy "not well-formed|not HTTP/2|not TLS" "$kind" "$garbage" "${more[@]}"
 }
 
 http_peers() {

@@ -1,5 +1,4 @@
 /* The reverse proxy, in a simulated network: scripted clients, scripted backends, faults one after another. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define PLB_PROXY_IMPLEMENTATION
 #include "../ports/plb_proxy.h"

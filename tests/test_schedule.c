@@ -1,6 +1,5 @@
 /* The schedule: when discoveries and rounds of checks start, and what plb_poll asks for. The clock is a variable, and
    nothing wakes anybody: what the returned delay does not ask for does not happen. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

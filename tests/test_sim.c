@@ -1,5 +1,4 @@
 /* The simulator keeps the contract of plb_io, its faults do what they say, and it notices who breaks the contract. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

@@ -1,5 +1,4 @@
 /* The static list: addresses, names, and what the program changes while it runs. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"

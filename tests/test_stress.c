@@ -3,7 +3,6 @@
    some moment of the call? Made for the thread sanitizer, for real barriers and for none, for more readers than cells
    (-DPLB_READERS=2) and for threads that cannot be told apart (-DPLB_NO_THREAD_LOCAL). */
 #define _GNU_SOURCE
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 #include <pthread.h>

@@ -1,7 +1,6 @@
 /* Everything that any thread may call, called by several at once while one polls and the set keeps changing. Made to be
    run under the thread sanitizer, also with fewer reader cells than threads (-DPLB_READERS=1). */
 #define _POSIX_C_SOURCE 200809L
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 #include <pthread.h>

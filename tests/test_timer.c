@@ -1,5 +1,4 @@
 /* Timers: the heap against a list that is searched, and a clock that is not what it should be. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 

@@ -1,6 +1,5 @@
 /* The strategies give the answers that pingora-load-balancing and nginx were recorded to give. */
 #define _POSIX_C_SOURCE 200809L
-#define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
 #include <greatest.h>
 #include "vectors.h"

@@ -1,5 +1,4 @@
 /* Any text: it is refused, or it is an address that is written and read back as itself. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../../pingora_lb.h"
 
 #define REQUIRE(condition)                                                                                             \

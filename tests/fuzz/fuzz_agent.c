@@ -1,6 +1,5 @@
 /* Any bytes as an agent's line: nothing is read past them, the letter case, what follows the line's end and words that
    are not known make no difference, and of two words that speak of the same thing the last one counts. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../../pingora_lb.h"
 
 #include <stdlib.h>

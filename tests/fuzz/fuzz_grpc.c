@@ -3,7 +3,6 @@
    read can be read alone.
 
    Built with -fsanitize=fuzzer,address,undefined; with -DFUZZ_MAIN a program that runs the files it is given. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../../pingora_lb.h"
 
 #include <stdio.h>

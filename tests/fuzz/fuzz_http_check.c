@@ -4,7 +4,6 @@
    behind, and the request was sent whole.
 
    Built with -fsanitize=fuzzer,address,undefined; with -DFUZZ_MAIN a program that runs the files it is given. */
-#define PINGORA_LB_IMPLEMENTATION
 #include "../../pingora_lb.h"
 
 #include <stdio.h>
