@@ -1681,6 +1681,7 @@ typedef struct plb_hpack {
     uint32_t huffman_code, huffman_at;            /* see plb__huffman_bit */
     uint8_t huffman_bits, state, kind, continued; /* continued: bytes of an integer that is not whole */
     bool huffman, huffman_ones, at_start;
+    bool overfull; /* the peer's table held more than table_size */
 } plb_hpack;
 
 /* Prepares it over `size` bytes at `memory` (any alignment), which must stay until it is used no more. Half of them,
@@ -14260,6 +14261,10 @@ static void plb__hpack_insert(plb_hpack *hpack)
     uint32_t capacity = plb__hpack_capacity(hpack), text = hpack->name_size + hpack->value_size;
     uint32_t counted = text + PLB__HPACK_OVERHEAD;
     char *entry;
+    if (counted > hpack->peer_size)
+        hpack->overfull = false; /* the peer's table is empty now */
+    else if (hpack->peer_size > hpack->table_size && hpack->counted + counted > hpack->table_size)
+        hpack->overfull = true;
     if (counted > capacity) {
         plb__hpack_evict(hpack, 0);
         return;
@@ -14398,6 +14403,7 @@ static plb_status plb__hpack_resize(plb_hpack *hpack)
     if (!hpack->at_start || hpack->integer > hpack->peer_limit)
         return PLB_ERR_PROTOCOL;
     hpack->peer_size = hpack->integer;
+    hpack->overfull = hpack->overfull && hpack->peer_size > hpack->table_size;
     plb__hpack_evict(hpack, plb__hpack_capacity(hpack));
     return PLB_AGAIN;
 }
@@ -14418,6 +14424,15 @@ static plb_status plb__hpack_begin_literal(plb_hpack *hpack)
     return PLB_AGAIN;
 }
 
+/* RFC 9113 section 4.3.1: a peer that acknowledged a smaller table has to say so, at the start of a block, if it had
+   more in its table than that. One that had not, as it never fills it, need not say anything. */
+static bool plb__hpack_keeps_limit(plb_hpack *hpack)
+{
+    if (hpack->peer_size > hpack->peer_limit && !hpack->overfull)
+        hpack->peer_size = hpack->peer_limit;
+    return hpack->peer_size <= hpack->peer_limit;
+}
+
 /* A byte of what a field begins with. */
 static plb_status plb__hpack_first(plb_hpack *hpack, uint8_t byte, plb_hpack_field *field)
 {
@@ -14430,7 +14445,7 @@ static plb_status plb__hpack_first(plb_hpack *hpack, uint8_t byte, plb_hpack_fie
         return status;
     if (hpack->kind == PLB__HPACK_TABLE_SIZE)
         return plb__hpack_resize(hpack);
-    if (hpack->peer_size > hpack->peer_limit) /* RFC 9113 section 4.3.1: it had to make its table smaller first */
+    if (!plb__hpack_keeps_limit(hpack))
         return PLB_ERR_PROTOCOL;
     hpack->at_start = false;
     if (hpack->kind != PLB__HPACK_INDEXED)
