@@ -931,8 +931,9 @@ PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
 /* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
    list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in
-   small letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also for
-   headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit PLB_HTTP2_MEMORY.
+   small letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also
+   for headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit
+   PLB_HTTP2_MEMORY.
    Any thread. */
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
 
