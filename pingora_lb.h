@@ -199,7 +199,8 @@
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
    a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB
-                               (HTTP/2, gRPC), and the port's stream; all share one buffer of PLB_EXCHANGE_SIZE
+                               (HTTP/2, gRPC; 7.9 KiB with a validator), and the port's stream; all share one buffer
+                               of PLB_EXCHANGE_SIZE
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
@@ -816,8 +817,8 @@ typedef struct plb_exchange_ops {
        else the probe has failed. */
     plb_status (*connected)(plb_exchange *exchange);
     /* Bytes came; size 0: the peer has ended its side. *used: how many were consumed. PLB_AGAIN: more are needed.
-       PLB_END: the peer says that it did not look at what was asked: once more, on a new connection, where this one was
-       kept; else PLB_ERR_RESET. Any other status is the probe's, and may come with a text, see plb_exchange_say. */
+       PLB_END where the connection was kept (resumed): the peer did not look at what was asked; once more, on a new
+       one. Any other status is the probe's, and may come with a text, see plb_exchange_say. */
     plb_status (*received)(plb_exchange *exchange, const char *bytes, size_t size, size_t *used);
     /* All that was handed to plb_exchange_send is the port's now. May be NULL. */
     void (*sent)(plb_exchange *exchange);
@@ -929,9 +930,10 @@ typedef struct plb_http_check_desc {
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
 /* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
-   list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in small
-   letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also for
-   headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit PLB_HTTP2_MEMORY.
+   list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in
+   small letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also
+   for headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit
+   PLB_HTTP2_MEMORY.
    Any thread. */
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
 
@@ -10485,8 +10487,6 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
         x->answered = status != PLB_END;
         if (status == PLB_END && plb__exchange_renew(x))
             return PLB_END;
-        if (status == PLB_END)
-            status = PLB_ERR_RESET;
     }
     full = got == room;
     if (status == PLB_AGAIN)
@@ -11979,7 +11979,8 @@ static plb_status plb__http2_judge_event(plb__http2_probe *probe, const plb_http
     if (event->kind == PLB_HTTP2_GOAWAY)
         probe->http.exchange.keep = false;
     if (event->kind == PLB_HTTP2_GOAWAY && !event->covered) /* RFC 9113 section 8.7: safe to ask again */
-        return plb__http2_say_code(probe, PLB_END, "The server goes away: HTTP/2 error ", event->code);
+        return plb__http2_say_code(probe, probe->http.exchange.resumed ? PLB_END : PLB_ERR_RESET,
+                                   "The server goes away: HTTP/2 error ", event->code);
     return plb__http2_check_of(probe)->event(probe, event);
 }
 

@@ -400,7 +400,7 @@ static inline sim_conn *h2_newest(h2_server *g)
     return sim_newest(g->r.s, &at);
 }
 
-/* Ends it all; what is wrong with it: what was left behind, what the client did. At most `kept` connections are open. */
+/* Ends it all; returns what was wrong: what was left behind, what the client did. At most `kept` streams are open. */
 static inline int h2_end(h2_server *g, uint32_t kept)
 {
     int wrong = g->r.s->streams > kept;

@@ -1,5 +1,5 @@
-/* The HTTP/2 check: what it asks, what it takes for an answer, and what else can become of a probe. What it has in common
-   with the HTTP check (how a page is judged) is in test_http_check.c. */
+/* The HTTP/2 check: what it asks, what it takes for an answer, and what else can become of a probe. What it has in
+   common with the HTTP check (how a page is judged) is in test_http_check.c. */
 #include "../pingora_lb.h"
 #define SIM_IMPLEMENTATION
 #include "sim.h"
@@ -1086,8 +1086,8 @@ SUITE(http2_check)
     }
     RUN_TESTp(thousands_of_results_leave_nothing_behind, false);
     RUN_TESTp(thousands_of_results_leave_nothing_behind, true);
-    RUN_TESTp(the_memory_of_a_probe_in_flight_is_bounded, false, 2300);
-    RUN_TESTp(the_memory_of_a_probe_in_flight_is_bounded, true, 8500);
+    RUN_TESTp(the_memory_of_a_probe_in_flight_is_bounded, false, 2000);
+    RUN_TESTp(the_memory_of_a_probe_in_flight_is_bounded, true, 8150);
     for (i = 1; i <= 3; i++) {
         RUN_TESTp(each_call_may_fail, true, false, i);
         RUN_TESTp(each_call_may_fail, true, true, i);
