@@ -26,9 +26,10 @@ fi
 own=-n
 [ "$(id -u)" = 0 ] || own=-rn
 if [ -z "$PROBE_ALONE" ] && unshare $own ip link set lo up 2>/dev/null; then
-    PROBE_ALONE=1 unshare $own bash -c 'ip link set lo up && exec bash "$0" "$@"' "$PWD/tests/bench/probe.sh" "$@"
+    PROBE_ALONE=1 unshare $own bash tests/bench/probe.sh "$@"
     exit
 fi
+[ -z "$PROBE_ALONE" ] || ip link set lo up
 ulimit -n "$(ulimit -Hn)"
 
 # ---- who is checked ----
