@@ -76,6 +76,7 @@ static plb_status dial_text(const char *addr, end *e)
 static plb_status dial_from(const char *source, const char *addr, end *e)
 {
     plb_peer peer;
+    memset(&peer, 0, sizeof peer);
     peer.addr = sim_addr(addr);
     peer.source = sim_addr(source);
     return io->connect(s, &peer, handler_of(e), &e->stream);
