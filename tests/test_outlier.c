@@ -852,15 +852,15 @@ TEST a_neutral_probe_does_not_end_the_ejection(bool neutral)
     plb_report report;
     begin_checked(&s, &p);
     p.later = true;
-    ASSERT_EQ(PLB_OK, create(&s, 1));
+    ASSERT_EQ(PLB_OK, create(&s, 2));
+    rig_run(&s.r, 10);
     eject(&s, 1);
-    plb_check_done(p.tokens[0], PLB_OK); /* it began too early */
-    rig_run(&s.r, 1000);
-    ASSERT_EQ(2u, p.starts);
+    prober_done(&p, prober_last(&p, "10.0.0.1:80"), PLB_OK); /* it began too early */
+    rig_run(&s.r, 1010);
     ASSERT(ejected(&s, 1));
     memset(&report, 0, sizeof report);
     report.neutral = neutral;
-    plb_check_report(p.tokens[1], &report);
+    plb_check_report(p.tokens[prober_last(&p, "10.0.0.1:80") % PROBES_MAX], &report);
     rig_run(&s.r, 10);
     ASSERT_EQ_FMT(neutral, ejected(&s, 1), "%d");
     ASSERT_EQ(0, rig_end(&s.r));
