@@ -12434,7 +12434,8 @@ static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r)
     uint32_t flags = PLB__LOAD(&r->slot->flags);
     if ((flags & PLB__EJECTED) == 0 || (flags & PLB__UNHEALTHY) != 0 || lb->desc.outlier.ignore_probes)
         return;
-    if (r->op->report.status == PLB_OK && r->op->started_ms > plb__slot_record(r->slot)->ejected_ms)
+    if (r->op->report.status == PLB_OK && !r->op->report.neutral &&
+        r->op->started_ms > plb__slot_record(r->slot)->ejected_ms)
         plb__outlier_return(lb, plb__slot_record(r->slot), PLB_EJECTION_PROBE_PASSED);
 }
 
