@@ -23,6 +23,7 @@ static void heap_free(void *ptr)
     free(ptr);
 }
 
+#define PINGORA_LB_IMPLEMENTATION
 #define PLB_MALLOC(size) heap_malloc(size)
 #define PLB_FREE(ptr)    heap_free(ptr)
 #include "../pingora_lb.h"
