@@ -10912,8 +10912,9 @@ static void plb__http_put_begin(plb__text *text, const plb_http_check_desc *desc
     plb__put(text, " HTTP/1.1\r\nHost: ");
 }
 
-/* Nothing says that the connection will close, though RFC 9112 section 9.6 would like a hint: a server that knows closes
-   first, and every backend would keep each probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it here. */
+/* Nothing says that the connection will close, though RFC 9112 section 9.6 would like a hint: a server that knows
+   closes first, and every backend would keep each probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it
+   here. */
 static void plb__http_put_rest(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
 {
     plb__put(text, "\r\n");

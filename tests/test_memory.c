@@ -1,4 +1,5 @@
-/* Memory: the arena, the default allocator, a balancer without a heap. And what a program reads first: status, version. */
+/* Memory: the arena, the default allocator, a balancer without a heap. And what a program reads first: status,
+   version. */
 #include <stddef.h>
 #include <stdlib.h>
 
