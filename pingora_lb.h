@@ -199,7 +199,8 @@
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
    a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB
-                               (HTTP/2, gRPC), and the port's stream; all share one buffer of PLB_EXCHANGE_SIZE
+                               (HTTP/2, gRPC; 7.9 KiB with a validator), and the port's stream; all share one buffer
+                               of PLB_EXCHANGE_SIZE
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
@@ -816,8 +817,8 @@ typedef struct plb_exchange_ops {
        else the probe has failed. */
     plb_status (*connected)(plb_exchange *exchange);
     /* Bytes came; size 0: the peer has ended its side. *used: how many were consumed. PLB_AGAIN: more are needed.
-       PLB_END: the peer says that it did not look at what was asked: once more, on a new connection, where this one was
-       kept; else PLB_ERR_RESET. Any other status is the probe's, and may come with a text, see plb_exchange_say. */
+       PLB_END where the connection was kept (resumed): the peer did not look at what was asked; once more, on a new
+       one. Any other status is the probe's, and may come with a text, see plb_exchange_say. */
     plb_status (*received)(plb_exchange *exchange, const char *bytes, size_t size, size_t *used);
     /* All that was handed to plb_exchange_send is the port's now. May be NULL. */
     void (*sent)(plb_exchange *exchange);
@@ -929,9 +930,10 @@ typedef struct plb_http_check_desc {
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
 /* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
-   list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in small
-   letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also for
-   headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit PLB_HTTP2_MEMORY.
+   list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in
+   small letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also
+   for headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit
+   PLB_HTTP2_MEMORY.
    Any thread. */
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
 
@@ -1681,6 +1683,7 @@ typedef struct plb_hpack {
     uint32_t huffman_code, huffman_at;            /* see plb__huffman_bit */
     uint8_t huffman_bits, state, kind, continued; /* continued: bytes of an integer that is not whole */
     bool huffman, huffman_ones, at_start;
+    bool overfull; /* the peer's table held more than table_size */
 } plb_hpack;
 
 /* Prepares it over `size` bytes at `memory` (any alignment), which must stay until it is used no more. Half of them,
@@ -10484,8 +10487,6 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
         x->answered = status != PLB_END;
         if (status == PLB_END && plb__exchange_renew(x))
             return PLB_END;
-        if (status == PLB_END)
-            status = PLB_ERR_RESET;
     }
     full = got == room;
     if (status == PLB_AGAIN)
@@ -11949,8 +11950,8 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
     host.data = authority;
     host.size = text.length;
     status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
-    if (status == PLB_AGAIN || status == PLB_END) /* one that was kept takes no more, a new one has no room for it */
-        return x->resumed ? PLB_ERR_RESET : PLB_ERR_LIMIT;
+    if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
+        return PLB_ERR_RESET;
     if (status != PLB_OK)
         return status;
     plb__http2_offer(probe);
@@ -11978,7 +11979,8 @@ static plb_status plb__http2_judge_event(plb__http2_probe *probe, const plb_http
     if (event->kind == PLB_HTTP2_GOAWAY)
         probe->http.exchange.keep = false;
     if (event->kind == PLB_HTTP2_GOAWAY && !event->covered) /* RFC 9113 section 8.7: safe to ask again */
-        return plb__http2_say_code(probe, PLB_END, "The server goes away: HTTP/2 error ", event->code);
+        return plb__http2_say_code(probe, probe->http.exchange.resumed ? PLB_END : PLB_ERR_RESET,
+                                   "The server goes away: HTTP/2 error ", event->code);
     return plb__http2_check_of(probe)->event(probe, event);
 }
 
@@ -12182,7 +12184,7 @@ static plb_status plb__http2_page_try(const plb__http_check *check)
     authority.size = strlen(authority.data);
     plb_http2_open(&connection, memory, sizeof memory);
     status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
-    return status == PLB_OK ? PLB_OK : PLB_ERR_ARGUMENT;
+    return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
 }
 
 static plb_status plb__http2_fields_open(void *state, const void *desc, const plb_env *env)
@@ -12272,7 +12274,7 @@ static plb_status plb__grpc_judge(plb__http2_probe *probe)
 
 static plb_status plb__grpc_field(plb__http2_probe *probe, const plb_http2_event *event)
 {
-    if (!plb_text_is(event->name, "grpc-status"))
+    if (event->status < 200 || !plb_text_is(event->name, "grpc-status")) /* not in an interim answer */
         return PLB_AGAIN;
     if (plb_grpc_status(event->value, &probe->grpc_status) != PLB_OK)
         return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's grpc-status is no number.");
@@ -12432,7 +12434,8 @@ static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r)
     uint32_t flags = PLB__LOAD(&r->slot->flags);
     if ((flags & PLB__EJECTED) == 0 || (flags & PLB__UNHEALTHY) != 0 || lb->desc.outlier.ignore_probes)
         return;
-    if (r->op->report.status == PLB_OK && r->op->started_ms > plb__slot_record(r->slot)->ejected_ms)
+    if (r->op->report.status == PLB_OK && !r->op->report.neutral &&
+        r->op->started_ms > plb__slot_record(r->slot)->ejected_ms)
         plb__outlier_return(lb, plb__slot_record(r->slot), PLB_EJECTION_PROBE_PASSED);
 }
 
@@ -14260,6 +14263,10 @@ static void plb__hpack_insert(plb_hpack *hpack)
     uint32_t capacity = plb__hpack_capacity(hpack), text = hpack->name_size + hpack->value_size;
     uint32_t counted = text + PLB__HPACK_OVERHEAD;
     char *entry;
+    if (counted > hpack->peer_size)
+        hpack->overfull = false; /* the peer's table is empty now */
+    else if (hpack->peer_size > hpack->table_size && hpack->counted + counted > hpack->table_size)
+        hpack->overfull = true;
     if (counted > capacity) {
         plb__hpack_evict(hpack, 0);
         return;
@@ -14398,6 +14405,7 @@ static plb_status plb__hpack_resize(plb_hpack *hpack)
     if (!hpack->at_start || hpack->integer > hpack->peer_limit)
         return PLB_ERR_PROTOCOL;
     hpack->peer_size = hpack->integer;
+    hpack->overfull = hpack->overfull && hpack->peer_size > hpack->table_size;
     plb__hpack_evict(hpack, plb__hpack_capacity(hpack));
     return PLB_AGAIN;
 }
@@ -14418,6 +14426,15 @@ static plb_status plb__hpack_begin_literal(plb_hpack *hpack)
     return PLB_AGAIN;
 }
 
+/* RFC 9113 section 4.3.1: a peer that acknowledged a smaller table has to say so, at the start of a block, if it had
+   more in its table than that. One that had not, as it never fills it, need not say anything. */
+static bool plb__hpack_keeps_limit(plb_hpack *hpack)
+{
+    if (hpack->peer_size > hpack->peer_limit && !hpack->overfull)
+        hpack->peer_size = hpack->peer_limit;
+    return hpack->peer_size <= hpack->peer_limit;
+}
+
 /* A byte of what a field begins with. */
 static plb_status plb__hpack_first(plb_hpack *hpack, uint8_t byte, plb_hpack_field *field)
 {
@@ -14430,7 +14447,7 @@ static plb_status plb__hpack_first(plb_hpack *hpack, uint8_t byte, plb_hpack_fie
         return status;
     if (hpack->kind == PLB__HPACK_TABLE_SIZE)
         return plb__hpack_resize(hpack);
-    if (hpack->peer_size > hpack->peer_limit) /* RFC 9113 section 4.3.1: it had to make its table smaller first */
+    if (!plb__hpack_keeps_limit(hpack))
         return PLB_ERR_PROTOCOL;
     hpack->at_start = false;
     if (hpack->kind != PLB__HPACK_INDEXED)
@@ -14629,6 +14646,10 @@ enum {
     PLB__HTTP2_FRAME_HEAD = 9,
     PLB__HTTP2_FRAMES_MAX = 1000,
     PLB__HTTP2_CONTINUATIONS_MAX = 64,
+    /* What a connection begins with: a request that has no room beside it has none later on either. */
+    PLB__HTTP2_PREFACE = 24,
+    PLB__HTTP2_SETTINGS = 18,
+    PLB__HTTP2_OPENING = PLB__HTTP2_PREFACE + PLB__HTTP2_FRAME_HEAD + PLB__HTTP2_SETTINGS,
     /* What is kept free in the output, so that a RST_STREAM and a GOAWAY can always be said. */
     PLB__HTTP2_GOAWAY_ROOM = PLB__HTTP2_FRAME_HEAD + 8,
     PLB__HTTP2_RESERVE = PLB__HTTP2_GOAWAY_ROOM + PLB__HTTP2_FRAME_HEAD + 4
@@ -14809,8 +14830,9 @@ PLB_API void plb_http2_sent(plb_http2 *h, size_t size)
 PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
 {
     static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 section 3.4 */
-    char settings[18] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0, 0, PLB__SETTING_ENABLE_PUSH, 0, 0, 0, 0,
-                         0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
+    char settings[PLB__HTTP2_SETTINGS] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0,
+                                          0, PLB__SETTING_ENABLE_PUSH,         0, 0, 0, 0,
+                                          0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
     size_t half = size / 2;
     memset(h, 0, sizeof *h);
     if (memory == NULL || size < PLB_HTTP2_MEMORY_MIN)
@@ -14825,7 +14847,7 @@ PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
     h->streams_allowed = true;
     plb__write32(settings + 2, h->hpack.table_size);
     plb__write32(settings + 14, PLB_HTTP2_HEADER_LIST_MAX);
-    memcpy(plb__http2_room(h, sizeof preface - 1, 0), preface, sizeof preface - 1);
+    memcpy(plb__http2_room(h, PLB__HTTP2_PREFACE, 0), preface, PLB__HTTP2_PREFACE);
     (void)plb__http2_put(h, PLB__FRAME_SETTINGS, 0, 0, settings, sizeof settings, 0);
     return PLB_OK;
 }
@@ -14940,7 +14962,8 @@ PLB_API plb_status plb_http2_request(plb_http2 *h, const plb_http2_header *heade
     if (!plb__http2_are_fields(headers, header_count))
         return PLB_ERR_ARGUMENT;
     size = plb__http2_write_block(h, NULL, 0, headers, header_count);
-    if (size > PLB__HTTP2_FRAME_SIZE || PLB__HTTP2_FRAME_HEAD + size + PLB__HTTP2_RESERVE > h->out_capacity)
+    if (size > PLB__HTTP2_FRAME_SIZE ||
+        PLB__HTTP2_OPENING + PLB__HTTP2_FRAME_HEAD + size + PLB__HTTP2_RESERVE > h->out_capacity)
         return PLB_ERR_LIMIT;
     at = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD + size, PLB__HTTP2_RESERVE);
     if (at == NULL)

@@ -123,6 +123,7 @@ struct sim_conn {
     size_t arrived;
     size_t room;        /* bytes that this end may still send */
     uint64_t line_free; /* when the last thing that this end sent arrives */
+    size_t line_left;   /* bytes that the host's rate still allows in that millisecond */
     bool end_sent, cut; /* nothing follows; a fault ended it */
 
     bool scripted, end_wanted, close_wanted;
@@ -698,6 +699,19 @@ static size_t sim__uncut(const sim_conn *conn, size_t count)
     return conn->sent < host->fault_bytes ? sim__min(count, (size_t)(host->fault_bytes - conn->sent)) : 0;
 }
 
+/* Of so many bytes, those that go within one millisecond: the one of the last thing that was sent, if it has room. */
+static size_t sim__allowed(sim_conn *conn, size_t rate, size_t count)
+{
+    size_t part;
+    if (conn->line_left == 0 || conn->line_free != sim__arrival(conn)) {
+        conn->line_free = sim__arrival(conn) + 1;
+        conn->line_left = rate;
+    }
+    part = sim__min(conn->line_left, count);
+    conn->line_left -= part;
+    return part;
+}
+
 /* Puts bytes on the line: all at once, or as many each millisecond as the host's rate allows. */
 static void sim__transmit_bytes(sim_conn *conn, const char *data, size_t count, bool constant)
 {
@@ -709,11 +723,9 @@ static void sim__transmit_bytes(sim_conn *conn, const char *data, size_t count, 
         sim__bytes_append(&conn->peer->line, data, count);
     for (; count > 0; data += part, count -= part) {
         sim__event event = sim__event_of(SIM__BYTES, conn->peer);
-        part = rate ? sim__min(rate, count) : count;
+        part = rate ? sim__allowed(conn, rate, count) : count;
         event.count = part;
         event.constant = constant ? data : NULL;
-        if (rate)
-            conn->line_free = sim__arrival(conn) + 1;
         sim__transmit(conn, event);
     }
     sim__cut(conn);

@@ -844,6 +844,29 @@ TEST a_probe_that_succeeds_ends_the_ejection(bool ignored)
     PASS();
 }
 
+/* An agent's "50%", say: it is no success. */
+TEST a_neutral_probe_does_not_end_the_ejection(bool neutral)
+{
+    scene s;
+    prober p;
+    plb_report report;
+    begin_checked(&s, &p);
+    p.later = true;
+    ASSERT_EQ(PLB_OK, create(&s, 2));
+    rig_run(&s.r, 10);
+    eject(&s, 1);
+    prober_done(&p, prober_last(&p, "10.0.0.1:80"), PLB_OK); /* it began too early */
+    rig_run(&s.r, 1010);
+    ASSERT(ejected(&s, 1));
+    memset(&report, 0, sizeof report);
+    report.neutral = neutral;
+    plb_check_report(p.tokens[prober_last(&p, "10.0.0.1:80") % PROBES_MAX], &report);
+    rig_run(&s.r, 10);
+    ASSERT_EQ_FMT(neutral, ejected(&s, 1), "%d");
+    ASSERT_EQ(0, rig_end(&s.r));
+    PASS();
+}
+
 TEST a_probe_that_began_before_the_ejection_does_not_end_it(void)
 {
     scene s;
@@ -1332,6 +1355,8 @@ SUITE(outlier)
     RUN_TESTp(it_does_what_a_reader_of_the_manual_would_write, 12, 100, 4);
     RUN_TESTp(a_probe_that_succeeds_ends_the_ejection, false);
     RUN_TESTp(a_probe_that_succeeds_ends_the_ejection, true);
+    RUN_TESTp(a_neutral_probe_does_not_end_the_ejection, false);
+    RUN_TESTp(a_neutral_probe_does_not_end_the_ejection, true);
     RUN_TEST(a_probe_that_began_before_the_ejection_does_not_end_it);
     RUN_TEST(a_probe_does_not_end_it_while_a_check_fails);
     RUN_TEST(one_that_comes_back_while_a_check_fails_is_not_ready);

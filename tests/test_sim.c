@@ -76,6 +76,7 @@ static plb_status dial_text(const char *addr, end *e)
 static plb_status dial_from(const char *source, const char *addr, end *e)
 {
     plb_peer peer;
+    memset(&peer, 0, sizeof peer);
     peer.addr = sim_addr(addr);
     peer.source = sim_addr(source);
     return io->connect(s, &peer, handler_of(e), &e->stream);
@@ -224,6 +225,29 @@ TEST a_rate_spreads_bytes_over_time(void)
     sim_run_for(s, 2);
     ASSERT_EQ(PLB_OK, get(&t.server, text, sizeof text));
     ASSERT_STR_EQ("cdef", text);
+    drop_trio(&t);
+    PASS();
+}
+
+/* However many writes they came in. */
+TEST a_rate_is_one_of_bytes_and_not_of_writes(void)
+{
+    trio t;
+    char text[16];
+    size_t taken;
+    plb_addr addr;
+    CHECK_CALL(connect_trio(&t, "10.0.0.1:80"));
+    addr = local_of(&t.listener);
+    sim_host(s, &addr)->bytes_per_ms = 4;
+    ASSERT_EQ(PLB_OK, put(&t.client, "a", &taken));
+    ASSERT_EQ(PLB_OK, put(&t.client, "b", &taken));
+    ASSERT_EQ(PLB_OK, put(&t.client, "cdefg", &taken));
+    sim_run_for(s, 2);
+    ASSERT_EQ(PLB_OK, get(&t.server, text, sizeof text));
+    ASSERT_STR_EQ("abcd", text);
+    sim_run_for(s, 1);
+    ASSERT_EQ(PLB_OK, get(&t.server, text, sizeof text));
+    ASSERT_STR_EQ("efg", text);
     drop_trio(&t);
     PASS();
 }
@@ -1396,6 +1420,7 @@ SUITE(streams)
     RUN_TEST(both_ends_know_their_addresses);
     RUN_TEST(what_is_sent_arrives_after_the_latency);
     RUN_TEST(a_rate_spreads_bytes_over_time);
+    RUN_TEST(a_rate_is_one_of_bytes_and_not_of_writes);
     RUN_TEST(again_arms_one_callback_and_nothing_else_does);
     RUN_TEST(close_cancels_what_was_armed);
     RUN_TEST(a_full_buffer_stops_the_writer_until_the_reader_reads);
