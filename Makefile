@@ -106,7 +106,7 @@ FUZZ_BUILD = $(CLANG) -std=c11 $(WARN) -Werror -g -O1 -fsanitize=address,undefin
 build/fuzz/core.a: tests/core.c pingora_lb.h | build/fuzz
 	@echo "build $@"
 	@$(subst fuzzer,fuzzer-no-link,$(FUZZ_BUILD)) -c $< -o $(@:.a=.o) && rm -f $@ && ar rcs $@ $(@:.a=.o)
-build/fuzz/%: tests/fuzz/fuzz_%.c build/fuzz/core.a $(HEADERS) | build/fuzz
+build/fuzz/%: tests/fuzz/fuzz_%.c build/fuzz/core.a $(HEADERS) $(wildcard tests/fuzz/*.h) | build/fuzz
 	@echo "build $@"
 	@$(FUZZ_BUILD) $< build/fuzz/core.a -o $@
 

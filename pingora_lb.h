@@ -199,7 +199,8 @@
    Ketama, bounded loads       6.3 to 6.6 bytes a point, 160 points for each unit of weight unless told otherwise; from
                                65 536 backends on 2 more
    a probe in flight           496 bytes (TCP), 632 (HTTP; more while an answer's head comes in pieces), 1.9 KiB
-                               (HTTP/2, gRPC), and the port's stream; all share one buffer of PLB_EXCHANGE_SIZE
+                               (HTTP/2, gRPC; 7.9 KiB with a validator), and the port's stream; all share one buffer
+                               of PLB_EXCHANGE_SIZE
    an update                   for its duration: 180 bytes a backend and the new set; Ketama: 9.3 bytes a point, or,
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
@@ -818,8 +819,8 @@ typedef struct plb_exchange_ops {
        else the probe has failed. */
     plb_status (*connected)(plb_exchange *exchange);
     /* Bytes came; size 0: the peer has ended its side. *used: how many were consumed. PLB_AGAIN: more are needed.
-       PLB_END: the peer says that it did not look at what was asked: once more, on a new connection, where this one was
-       kept; else PLB_ERR_RESET. Any other status is the probe's, and may come with a text, see plb_exchange_say. */
+       PLB_END where the connection was kept (resumed): the peer did not look at what was asked; once more, on a new
+       one. Any other status is the probe's, and may come with a text, see plb_exchange_say. */
     plb_status (*received)(plb_exchange *exchange, const char *bytes, size_t size, size_t *used);
     /* All that was handed to plb_exchange_send is the port's now. May be NULL. */
     void (*sent)(plb_exchange *exchange);
@@ -931,9 +932,10 @@ typedef struct plb_http_check_desc {
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
 /* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
-   list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in small
-   letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also for
-   headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit PLB_HTTP2_MEMORY.
+   list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in
+   small letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also
+   for headers that HTTP/2 does not know (RFC 9113 section 8.2.2), more than 32 of them, or more than fit
+   PLB_HTTP2_MEMORY.
    Any thread. */
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
 
@@ -9836,13 +9838,11 @@ static void plb__ramp_go_on(void *user)
     }
 }
 
-/* A probe that is over, and where its backend stands in the current set. */
+/* A probe that is over. */
 typedef struct plb__result {
     plb__op *op;
     plb__slot *slot;
     plb__vital *vital;
-    const plb__tier *tier;
-    uint32_t index;
     const char *why; /* what the probe said, or what its status means */
 } plb__result;
 
@@ -9925,11 +9925,14 @@ static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint
 
 static void plb__probe_tell(plb_balancer *lb, const plb__result *r)
 {
+    const plb__tier *tier = NULL;
     plb_backend_info info;
     plb_probe_info probe;
+    uint32_t index;
     if (lb->desc.on_probe == NULL && lb->desc.log_level < PLB_LOG_DEBUG)
         return;
-    plb__fill_info(r->tier, r->index, &info);
+    index = plb__set_find_slot((const plb__set *)lb->current, r->slot, &tier);
+    plb__fill_info(tier, index, &info);
     plb__probe_fill(r->slot, r->vital, r->op->check, &probe);
     probe.status = r->op->report.status;
     probe.text = r->why;
@@ -9965,10 +9968,12 @@ static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t 
         every_ms = what->fast_every_ms;
     else if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0 && what->down_every_ms > 0)
         every_ms = what->down_every_ms;
+    if (every_ms == 0 || what->jitter_percent == 0)
+        return every_ms;
     spread = (uint64_t)every_ms * what->jitter_percent / 100;
     lb->jitter = plb__mix(lb->jitter + PLB__GOLDEN);
-    spread = every_ms - spread + (spread > 0 ? lb->jitter % (2 * spread + 1) : 0);
-    return every_ms == 0 ? 0 : spread == 0 ? 1 : spread < UINT32_MAX ? (uint32_t)spread : UINT32_MAX;
+    spread = every_ms - spread + lb->jitter % (2 * spread + 1);
+    return spread == 0 ? 1 : spread < UINT32_MAX ? (uint32_t)spread : UINT32_MAX;
 }
 
 static void plb__probe_again(plb_balancer *lb, const plb__result *r)
@@ -10012,12 +10017,10 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
     r.slot = op->slot;
     r.vital = &plb__slot_vitals(op->slot)[op->check];
     r.why = op->text[0] != '\0' ? op->text : plb_status_text(op->report.status);
-    r.tier = NULL;
-    r.index = plb__set_find_slot((const plb__set *)lb->current, op->slot, &r.tier);
     lb->probes--;
     plb__op_stop(lb, op);
     r.vital->stage = PLB__VITAL_DONE;
-    if (r.index != PLB_NONE && !r.vital->absent) { /* else it has left meanwhile */
+    if (plb__set_has_slot((const plb__set *)lb->current, r.slot) && !r.vital->absent) { /* else it has left meanwhile */
         if (op->report.keep)
             r.vital->kept = op;
         plb__probe_judge(lb, &r);
@@ -10271,10 +10274,11 @@ static void plb__exchange_over(plb_exchange *x, plb_status status)
 /* Takes so many bytes off what is to be sent. */
 static void plb__exchange_taken(plb_exchange *x, size_t taken)
 {
-    while (x->chunk_count > 0 && taken >= x->chunks[0].size) {
-        taken -= x->chunks[0].size;
-        memmove(x->chunks, x->chunks + 1, --x->chunk_count * sizeof *x->chunks);
-    }
+    uint8_t gone = 0;
+    while (gone < x->chunk_count && taken >= x->chunks[gone].size)
+        taken -= x->chunks[gone++].size;
+    x->chunk_count = (uint8_t)(x->chunk_count - gone);
+    memmove(x->chunks, x->chunks + gone, x->chunk_count * sizeof *x->chunks);
     if (taken > 0) {
         x->chunks[0].data = (const char *)x->chunks[0].data + taken;
         x->chunks[0].size -= taken;
@@ -10483,8 +10487,6 @@ static plb_status plb__exchange_read_once(plb_exchange *x)
         x->answered = status != PLB_END;
         if (status == PLB_END && plb__exchange_renew(x))
             return PLB_END;
-        if (status == PLB_END)
-            status = PLB_ERR_RESET;
     }
     full = got == room;
     if (status == PLB_AGAIN)
@@ -10910,13 +10912,14 @@ static void plb__http_put_begin(plb__text *text, const plb_http_check_desc *desc
     plb__put(text, " HTTP/1.1\r\nHost: ");
 }
 
+/* Nothing says that the connection will close, though RFC 9112 section 9.6 would like a hint: a server that knows
+   closes first, and every backend would keep each probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it
+   here. */
 static void plb__http_put_rest(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
 {
     plb__put(text, "\r\n");
     if (!has_agent)
         plb__put(text, "User-Agent: pingora_lb/" PLB_VERSION "\r\n");
-    if (!desc->reuse_connection)
-        plb__put(text, "Connection: close\r\n");
     plb__put(text, desc->headers);
     plb__put(text, "\r\n");
 }
@@ -11948,8 +11951,8 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
     host.data = authority;
     host.size = text.length;
     status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
-    if (status == PLB_AGAIN || status == PLB_END) /* one that was kept takes no more, a new one has no room for it */
-        return x->resumed ? PLB_ERR_RESET : PLB_ERR_LIMIT;
+    if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
+        return PLB_ERR_RESET;
     if (status != PLB_OK)
         return status;
     plb__http2_offer(probe);
@@ -11977,7 +11980,8 @@ static plb_status plb__http2_judge_event(plb__http2_probe *probe, const plb_http
     if (event->kind == PLB_HTTP2_GOAWAY)
         probe->http.exchange.keep = false;
     if (event->kind == PLB_HTTP2_GOAWAY && !event->covered) /* RFC 9113 section 8.7: safe to ask again */
-        return plb__http2_say_code(probe, PLB_END, "The server goes away: HTTP/2 error ", event->code);
+        return plb__http2_say_code(probe, probe->http.exchange.resumed ? PLB_END : PLB_ERR_RESET,
+                                   "The server goes away: HTTP/2 error ", event->code);
     return plb__http2_check_of(probe)->event(probe, event);
 }
 
@@ -12181,7 +12185,7 @@ static plb_status plb__http2_page_try(const plb__http_check *check)
     authority.size = strlen(authority.data);
     plb_http2_open(&connection, memory, sizeof memory);
     status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
-    return status == PLB_OK ? PLB_OK : PLB_ERR_ARGUMENT;
+    return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
 }
 
 static plb_status plb__http2_fields_open(void *state, const void *desc, const plb_env *env)
@@ -12271,7 +12275,7 @@ static plb_status plb__grpc_judge(plb__http2_probe *probe)
 
 static plb_status plb__grpc_field(plb__http2_probe *probe, const plb_http2_event *event)
 {
-    if (!plb_text_is(event->name, "grpc-status"))
+    if (event->status < 200 || !plb_text_is(event->name, "grpc-status")) /* not in an interim answer */
         return PLB_AGAIN;
     if (plb_grpc_status(event->value, &probe->grpc_status) != PLB_OK)
         return plb__http_say(&probe->http, PLB_ERR_PROTOCOL, "The answer's grpc-status is no number.");
@@ -14643,6 +14647,10 @@ enum {
     PLB__HTTP2_FRAME_HEAD = 9,
     PLB__HTTP2_FRAMES_MAX = 1000,
     PLB__HTTP2_CONTINUATIONS_MAX = 64,
+    /* What a connection begins with: a request that has no room beside it has none later on either. */
+    PLB__HTTP2_PREFACE = 24,
+    PLB__HTTP2_SETTINGS = 18,
+    PLB__HTTP2_OPENING = PLB__HTTP2_PREFACE + PLB__HTTP2_FRAME_HEAD + PLB__HTTP2_SETTINGS,
     /* What is kept free in the output, so that a RST_STREAM and a GOAWAY can always be said. */
     PLB__HTTP2_GOAWAY_ROOM = PLB__HTTP2_FRAME_HEAD + 8,
     PLB__HTTP2_RESERVE = PLB__HTTP2_GOAWAY_ROOM + PLB__HTTP2_FRAME_HEAD + 4
@@ -14823,8 +14831,9 @@ PLB_API void plb_http2_sent(plb_http2 *h, size_t size)
 PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
 {
     static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 section 3.4 */
-    char settings[18] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0, 0, PLB__SETTING_ENABLE_PUSH, 0, 0, 0, 0,
-                         0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
+    char settings[PLB__HTTP2_SETTINGS] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0,
+                                          0, PLB__SETTING_ENABLE_PUSH,         0, 0, 0, 0,
+                                          0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
     size_t half = size / 2;
     memset(h, 0, sizeof *h);
     if (memory == NULL || size < PLB_HTTP2_MEMORY_MIN)
@@ -14839,7 +14848,7 @@ PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
     h->streams_allowed = true;
     plb__write32(settings + 2, h->hpack.table_size);
     plb__write32(settings + 14, PLB_HTTP2_HEADER_LIST_MAX);
-    memcpy(plb__http2_room(h, sizeof preface - 1, 0), preface, sizeof preface - 1);
+    memcpy(plb__http2_room(h, PLB__HTTP2_PREFACE, 0), preface, PLB__HTTP2_PREFACE);
     (void)plb__http2_put(h, PLB__FRAME_SETTINGS, 0, 0, settings, sizeof settings, 0);
     return PLB_OK;
 }
@@ -14954,7 +14963,8 @@ PLB_API plb_status plb_http2_request(plb_http2 *h, const plb_http2_header *heade
     if (!plb__http2_are_fields(headers, header_count))
         return PLB_ERR_ARGUMENT;
     size = plb__http2_write_block(h, NULL, 0, headers, header_count);
-    if (size > PLB__HTTP2_FRAME_SIZE || PLB__HTTP2_FRAME_HEAD + size + PLB__HTTP2_RESERVE > h->out_capacity)
+    if (size > PLB__HTTP2_FRAME_SIZE ||
+        PLB__HTTP2_OPENING + PLB__HTTP2_FRAME_HEAD + size + PLB__HTTP2_RESERVE > h->out_capacity)
         return PLB_ERR_LIMIT;
     at = plb__http2_room(h, PLB__HTTP2_FRAME_HEAD + size, PLB__HTTP2_RESERVE);
     if (at == NULL)

@@ -42,10 +42,10 @@
    expired", "the peer sent the alert: handshake failure; it wants a certificate of this side", ...
 
    CHECKS
-   The certificate must be for plb_tls.name or alternative_name: one of its subjectAltNames, as RFC 9525 asks; the common
-   name counts for nothing. "*.example.org" stands for one label. A name that is an IP address, "10.0.0.1" or "::1", is
-   looked for among the addresses of the certificate. Revocation is not looked at. Validity in time is checked if mbedTLS
-   was built with a clock.
+   The certificate must be for plb_tls.name or alternative_name: one of its subjectAltNames, as RFC 9525 asks; the
+   common name counts for nothing. "*.example.org" stands for one label. A name that is an IP address, "10.0.0.1" or
+   "::1", is looked for among the addresses of the certificate. Revocation is not looked at. Validity in time is checked
+   if mbedTLS was built with a clock.
 
    SESSIONS
    A client resumes sessions: of the same address, names, protocols, checks and credentials, so that none is taken for
@@ -53,11 +53,11 @@
    Renegotiation is refused.
 
    MEMORY
-   Streams, names and the cache come from the descriptor's allocator: 80 bytes a stream, 1.1 KiB more with TLS, 1 KiB and
-   the names more for a listener or a connection that was begun; 320 bytes a place in the cache. mbedTLS allocates for
-   itself, with calloc unless it was built otherwise. With Debian's 2.28 on a 64-bit machine a TLS stream costs 37 KiB in
-   all, most of it the record buffers (33 KiB; MBEDTLS_SSL_IN_CONTENT_LEN and MBEDTLS_SSL_OUT_CONTENT_LEN make them
-   smaller), and 5 KiB more while it shakes hands; a session in the cache 1 KiB and more, by the size of the peer's
+   Streams, names and the cache come from the descriptor's allocator: 80 bytes a stream, 1.1 KiB more with TLS, 1 KiB
+   and the names more for a listener or a connection that was begun; 320 bytes a place in the cache. mbedTLS allocates
+   for itself, with calloc unless it was built otherwise. With Debian's 2.28 on a 64-bit machine a TLS stream costs 37
+   KiB in all, most of it the record buffers (33 KiB; MBEDTLS_SSL_IN_CONTENT_LEN and MBEDTLS_SSL_OUT_CONTENT_LEN make
+   them smaller), and 5 KiB more while it shakes hands; a session in the cache 1 KiB and more, by the size of the peer's
    certificate; the port 39 KiB, most of it mbedTLS's entropy pool; the system's authorities 460 KiB (no_ca leaves them
    out).
 
@@ -100,8 +100,8 @@ typedef struct plb_mbedtls_desc {
                                       aborted when there is one more; 0: 64 */
 } plb_mbedtls_desc;
 
-/* Makes a port. `desc` is read during the call only. PLB_OK, or PLB_ERR_MEMORY, PLB_ERR_ARGUMENT (no io, or the identity
-   makes no sense: see its error), PLB_ERR_IO (mbedTLS has no source of random numbers). Any thread. */
+/* Makes a port. `desc` is read during the call only. PLB_OK, or PLB_ERR_MEMORY, PLB_ERR_ARGUMENT (no io, or the
+   identity makes no sense: see its error), PLB_ERR_IO (mbedTLS has no source of random numbers). Any thread. */
 PLB_API plb_status plb_mbedtls_create(const plb_mbedtls_desc *desc, plb_mbedtls **out);
 
 /* Closes the streams that are still open. Destroy what the port was lent to, and free credentials, before. NULL is
@@ -111,8 +111,8 @@ PLB_API void plb_mbedtls_destroy(plb_mbedtls *tls);
 /* The table to lend; it belongs to the port and lives as long as it does. Any thread. */
 PLB_API const plb_io *plb_mbedtls_io(const plb_mbedtls *tls);
 
-/* Makes credentials for plb_tls, to be used with this port only. PLB_OK, or PLB_ERR_MEMORY, PLB_ERR_ARGUMENT: a file that
-   cannot be read, a certificate or key that is none, or that do not belong together; identity->error names it. The
+/* Makes credentials for plb_tls, to be used with this port only. PLB_OK, or PLB_ERR_MEMORY, PLB_ERR_ARGUMENT: a file
+   that cannot be read, a certificate or key that is none, or that do not belong together; identity->error names it. The
    port's thread. */
 PLB_API plb_status plb_mbedtls_credentials(plb_mbedtls *tls, const plb_mbedtls_identity *identity,
                                            plb_credentials **out);
@@ -301,8 +301,8 @@ static void plb__mt_say(char *text, size_t capacity, const char *more)
     text[used + size] = '\0';
 }
 
-/* Errors of mbedTLS are a high-level one, a low-level one, or the sum of both. Not all of those named here have a header
-   that is there with every configuration. */
+/* Errors of mbedTLS are a high-level one, a low-level one, or the sum of both. Not all of those named here have a
+   header that is there with every configuration. */
 static bool plb__mt_is_memory(int error)
 {
     static const int high[] = {0x1180 /* PEM */, 0x2880 /* X509 */, 0x3400 /* DHM */,    0x3F80 /* PK */,

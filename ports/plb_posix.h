@@ -1013,8 +1013,8 @@ static plb_status plb__px_socket_error(int fd)
     return error == 0 ? PLB_OK : plb__px_status(error);
 }
 
-/* The segment that ends the handshake waits until the callback of the connection is over, for our first bytes or our end
-   of stream to take it along (RFC 9293 section 3.8.6.3): a backend that is only probed is woken once, not twice. */
+/* The segment that ends the handshake waits until the callback of the connection is over, for our first bytes or our
+   end of stream to take it along (RFC 9293 section 3.8.6.3): a backend that is only probed is woken once, not twice. */
 static void plb__px_owe_ack(plb_stream *stream)
 {
 #ifdef TCP_QUICKACK

@@ -41,12 +41,33 @@ typedef struct h2_server {
 
 /* ---- frames to the client ---- */
 
+/* What a script says comes in one piece. */
 typedef struct h2_wire {
     sim_conn *conn;
     uint32_t stream; /* of the request */
+    char *bytes;
+    size_t size, capacity;
 } h2_wire;
 
-static inline void h2_frame(sim_conn *conn, uint32_t type, uint32_t flags, uint32_t stream, const void *payload,
+static inline void h2_put(h2_wire *w, const void *bytes, size_t size)
+{
+    if (w->size + size > w->capacity) {
+        w->capacity = 2 * (w->size + size);
+        w->bytes = (char *)sim__realloc(w->bytes, w->capacity);
+    }
+    if (size > 0)
+        memcpy(w->bytes + w->size, bytes, size);
+    w->size += size;
+}
+
+static inline void h2_flush(h2_wire *w)
+{
+    if (w->size > 0)
+        sim_send(w->conn, w->bytes, w->size);
+    w->size = 0;
+}
+
+static inline void h2_frame(h2_wire *w, uint32_t type, uint32_t flags, uint32_t stream, const void *payload,
                             size_t size)
 {
     unsigned char head[9];
@@ -57,9 +78,8 @@ static inline void h2_frame(sim_conn *conn, uint32_t type, uint32_t flags, uint3
     head[4] = (unsigned char)flags;
     for (i = 0; i < 4; i++)
         head[5 + i] = (unsigned char)(stream >> (24 - 8 * i) & 0xff);
-    sim_send(conn, head, sizeof head);
-    if (size > 0)
-        sim_send(conn, payload, size);
+    h2_put(w, head, sizeof head);
+    h2_put(w, payload, size);
 }
 
 static inline size_t h2_number(unsigned char *out, uint32_t number, size_t bytes)
@@ -119,13 +139,13 @@ static inline bool h2_is(const char *line, const char *name)
     return strncmp(line, name, strlen(name)) == 0;
 }
 
-static inline void h2_line(h2_wire w, const char *line, const char *end)
+static inline void h2_line(h2_wire *w, const char *line, const char *end)
 {
     static unsigned char payload[70000];
     const char *space = (const char *)memchr(line, ' ', (size_t)(end - line));
     const char *name_end = space != NULL ? space : end, *rest = space != NULL ? space + 1 : end;
     const char *at = (const char *)memchr(line, '@', (size_t)(name_end - line));
-    uint32_t stream = at != NULL ? (uint32_t)strtoul(at + 1, NULL, 10) : w.stream;
+    uint32_t stream = at != NULL ? (uint32_t)strtoul(at + 1, NULL, 10) : w->stream;
     bool ends = memchr(line, '+', (size_t)(name_end - line)) != NULL;
     bool goes_on = memchr(line, '-', (size_t)(name_end - line)) != NULL;
     uint32_t flags = (ends ? 1u : 0u) | (goes_on ? 0u : 4u);
@@ -135,40 +155,42 @@ static inline void h2_line(h2_wire w, const char *line, const char *end)
             size = h2_number(payload, (uint32_t)strtoul(rest, NULL, 10), 2);
             size += h2_number(payload + size, (uint32_t)strtoul(strchr(rest, '=') + 1, NULL, 10), 4);
         }
-        h2_frame(w.conn, H2_SETTINGS, 0, 0, payload, size);
+        h2_frame(w, H2_SETTINGS, 0, 0, payload, size);
     } else if (h2_is(line, "ACK")) {
-        h2_frame(w.conn, H2_SETTINGS, 1, 0, NULL, 0);
+        h2_frame(w, H2_SETTINGS, 1, 0, NULL, 0);
     } else if (h2_is(line, "PING")) {
-        h2_frame(w.conn, H2_PING, rest < end ? 1 : 0, 0, "pingpong", 8);
+        h2_frame(w, H2_PING, rest < end ? 1 : 0, 0, "pingpong", 8);
     } else if (h2_is(line, "GOAWAY")) {
-        size = h2_number(payload, h2_last_stream(&rest, w.stream), 4);
+        size = h2_number(payload, h2_last_stream(&rest, w->stream), 4);
         size += h2_number(payload + size, (uint32_t)strtoul(rest, NULL, 10), 4);
-        h2_frame(w.conn, H2_GOAWAY, 0, 0, payload, size);
+        h2_frame(w, H2_GOAWAY, 0, 0, payload, size);
     } else if (h2_is(line, "HEADERS")) {
         payload[0] = 0x20; /* as a server does that keeps no table */
         size = 1 + h2_pack(payload + 1, sizeof payload - 1, rest, end);
-        h2_frame(w.conn, H2_HEADERS, flags, stream, payload, size);
+        h2_frame(w, H2_HEADERS, flags, stream, payload, size);
     } else if (h2_is(line, "CONTINUATION")) {
-        h2_frame(w.conn, H2_MORE, flags & 4, stream, payload, h2_pack(payload, sizeof payload, rest, end));
+        h2_frame(w, H2_MORE, flags & 4, stream, payload, h2_pack(payload, sizeof payload, rest, end));
     } else if (h2_is(line, "DATA") && rest < end && *rest == '#') {
-        h2_frame(w.conn, H2_DATA, flags & 1, stream, payload, h2_hex(payload, rest + 1, end));
+        h2_frame(w, H2_DATA, flags & 1, stream, payload, h2_hex(payload, rest + 1, end));
     } else if (h2_is(line, "DATA")) {
-        h2_frame(w.conn, H2_DATA, flags & 1, stream, rest, (size_t)(end - rest));
+        h2_frame(w, H2_DATA, flags & 1, stream, rest, (size_t)(end - rest));
     } else if (h2_is(line, "RST_STREAM")) {
-        h2_frame(w.conn, H2_RST_STREAM, 0, stream, payload, h2_number(payload, (uint32_t)strtoul(rest, NULL, 10), 4));
+        h2_frame(w, H2_RST_STREAM, 0, stream, payload, h2_number(payload, (uint32_t)strtoul(rest, NULL, 10), 4));
     } else if (h2_is(line, "WINDOW_UPDATE")) {
-        h2_frame(w.conn, H2_WINDOW, 0, stream, payload, h2_number(payload, (uint32_t)strtoul(rest, NULL, 10), 4));
+        h2_frame(w, H2_WINDOW, 0, stream, payload, h2_number(payload, (uint32_t)strtoul(rest, NULL, 10), 4));
     } else if (h2_is(line, "FRAME")) {
         char *after;
         uint32_t type = (uint32_t)strtoul(rest, &after, 10);
         uint32_t own_flags = (uint32_t)strtoul(after, &after, 10);
-        h2_frame(w.conn, type, own_flags, stream, payload, h2_hex(payload, after, end));
+        h2_frame(w, type, own_flags, stream, payload, h2_hex(payload, after, end));
     } else if (h2_is(line, "RAW")) {
-        sim_send(w.conn, rest, (size_t)(end - rest));
+        h2_put(w, rest, (size_t)(end - rest));
     } else if (h2_is(line, "END")) {
-        sim_close(w.conn);
+        h2_flush(w);
+        sim_close(w->conn);
     } else if (h2_is(line, "RESET")) {
-        sim_reset(w.conn);
+        h2_flush(w);
+        sim_reset(w->conn);
     } else {
         fprintf(stderr, "http2_server.h: no such line: %s\n", line);
         abort();
@@ -179,6 +201,7 @@ static inline void h2_line(h2_wire w, const char *line, const char *end)
 static inline void h2_say(sim_conn *conn, uint32_t stream, const char *script)
 {
     h2_wire w;
+    memset(&w, 0, sizeof w);
     w.conn = conn;
     w.stream = stream;
     while (script != NULL && *script != '\0') {
@@ -191,9 +214,11 @@ static inline void h2_say(sim_conn *conn, uint32_t stream, const char *script)
             line = after + 1;
         }
         while (times-- > 0)
-            h2_line(w, line, end);
+            h2_line(&w, line, end);
         script = *end == '\n' ? end + 1 : end;
     }
+    h2_flush(&w);
+    free(w.bytes);
 }
 
 /* ---- frames from the client ---- */
@@ -375,7 +400,7 @@ static inline sim_conn *h2_newest(h2_server *g)
     return sim_newest(g->r.s, &at);
 }
 
-/* Ends it all; what is wrong with it: what was left behind, what the client did. At most `kept` connections are open. */
+/* Ends it all; returns what was wrong: what was left behind, what the client did. At most `kept` streams are open. */
 static inline int h2_end(h2_server *g, uint32_t kept)
 {
     int wrong = g->r.s->streams > kept;

@@ -9,7 +9,8 @@ typedef struct io_fixture {
     void *self;
     /* Lends the port the thread: waits for at most max_ms (virtual time in a simulator) and makes the callbacks. */
     void (*step)(void *self, uint32_t max_ms);
-    /* Where to listen: an address of the family with port 0 (or a fresh Unix path). False: the port lacks the family. */
+    /* Where to listen: an address of the family with port 0 (or a fresh Unix path). False: the port lacks the
+       family. */
     bool (*listen_addr)(void *self, plb_family family, plb_addr *out);
     /* An address that refuses connections. */
     void (*refused_addr)(void *self, plb_addr *out);

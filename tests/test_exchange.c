@@ -47,7 +47,7 @@ static plb_status greeter_received(plb_exchange *x, const char *bytes, size_t si
     if (g->wants_more && size > 0)
         *used = size;
     if (size == 0)
-        return g->wants_more ? PLB_AGAIN : PLB_END;
+        return g->wants_more ? PLB_AGAIN : PLB_ERR_TRUNCATED;
     if (g->wants_more || end == NULL)
         return PLB_AGAIN;
     *used = (size_t)(end - bytes) + 1;
@@ -260,7 +260,7 @@ TEST the_end_of_the_stream_is_told(bool wants_more)
     s.g.wants_more = wants_more;
     ASSERT_EQ(PLB_OK, rig_create(&s.r));
     rig_run(&s.r, 100);
-    ASSERT_EQ(wants_more ? PLB_ERR_RESET : PLB_END, s.probe.status); /* more than there will ever be */
+    ASSERT_EQ(wants_more ? PLB_ERR_RESET : PLB_ERR_TRUNCATED, s.probe.status); /* more than there will ever be */
     ASSERT_EQ(0u, s.r.s->streams);
     ASSERT_EQ(0, rig_end(&s.r));
     PASS();

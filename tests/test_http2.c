@@ -1206,7 +1206,7 @@ TEST a_request_is_well_formed_or_refused(void)
     ASSERT_EQ(PLB_ERR_ARGUMENT, ask_with("x-own", "a", true)); /* before a pseudo-header */
     ASSERT_EQ(PLB_ERR_LIMIT, ask_with("x-own", long_value, false));
     long_value[415] = '\0';
-    ASSERT_EQ(PLB_AGAIN, ask_with("x-own", long_value, false)); /* there is room once the preface is sent */
+    ASSERT_EQ(PLB_ERR_LIMIT, ask_with("x-own", long_value, false)); /* it would fit once the preface is sent */
     long_value[400] = '\0';
     ASSERT_EQ(PLB_OK, ask_with("x-own", long_value, false));
     memset(&c, 0, sizeof c);

@@ -113,9 +113,7 @@ TEST the_default_is_get_of_the_root_and_200(void)
     stage g;
     begin(&g);
     ASSERT_EQ(PLB_OK, probe(&g, OK_2));
-    ASSERT_STR_EQ("GET / HTTP/1.1\r\nHost: 10.0.0.1\r\nUser-Agent: pingora_lb/" PLB_VERSION
-                  "\r\nConnection: close\r\n\r\n",
-                  g.request);
+    ASSERT_STR_EQ("GET / HTTP/1.1\r\nHost: 10.0.0.1\r\nUser-Agent: pingora_lb/" PLB_VERSION "\r\n\r\n", g.request);
     ASSERT_EQ(200, g.code);
     ASSERT_EQ(0, end(&g));
     PASS();
@@ -134,7 +132,7 @@ TEST the_request_is_as_the_program_says(void)
     ASSERT_EQ(PLB_OK, probe(&g, OK_2));
     ASSERT_STR_EQ(
         "OPTIONS /health?deep=1&who=me HTTP/1.1\r\nHost: shop.example:8443\r\nUser-Agent: pingora_lb/" PLB_VERSION
-        "\r\nConnection: close\r\nAccept: text/plain\r\nX-Empty:\r\nX-Token:  a b\t\r\n\r\n",
+        "\r\nAccept: text/plain\r\nX-Empty:\r\nX-Token:  a b\t\r\n\r\n",
         g.request);
     ASSERT_EQ(0, end(&g));
     begin(&g);

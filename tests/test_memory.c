@@ -1,4 +1,5 @@
-/* Memory: the arena, the default allocator, a balancer without a heap. And what a program reads first: status, version. */
+/* Memory: the arena, the default allocator, a balancer without a heap. And what a program reads first: status,
+   version. */
 #include <stddef.h>
 #include <stdlib.h>
 
@@ -23,6 +24,7 @@ static void heap_free(void *ptr)
     free(ptr);
 }
 
+#define PINGORA_LB_IMPLEMENTATION
 #define PLB_MALLOC(size) heap_malloc(size)
 #define PLB_FREE(ptr)    heap_free(ptr)
 #include "../pingora_lb.h"
