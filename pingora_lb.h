@@ -711,10 +711,10 @@ typedef struct plb_static_desc {
 PLB_API plb_discovery plb_static(const plb_static_desc *desc);
 
 /* Change the static list; an update follows at once. The backends are copied. PLB_ERR_ADDRESS, PLB_ERR_WEIGHT,
-   PLB_ERR_ARGUMENT (a priority), PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the discovery has no list, or a name cannot be
-   resolved here): nothing changes and ext stays the caller's. What only shows later (a sum of weights of 2^32 or more)
-   is logged and undone. Adding what is there already replaces its weight, max_conns, priority and enablement. Any
-   thread. */
+   PLB_ERR_ARGUMENT (a priority, or bits of checks past PLB_CHECKS_MAX), PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the
+   discovery has no list, or a name cannot be resolved here): nothing changes and ext stays the caller's. What only shows
+   later (a sum of weights of 2^32 or more) is logged and undone. Adding what is there already replaces its weight,
+   max_conns, priority, checks, check_every_ms and enablement. Any thread. */
 PLB_API plb_status plb_add(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count);
@@ -723,7 +723,8 @@ PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, si
    How a backend's health is found out, and when. Each check of each backend has one of two states and a counter:
    `consecutive_failure` failures in a row make it fail, `consecutive_success` successes in a row make it pass again; a
    result that agrees with the state clears the counter (as pingora-load-balancing). A backend is healthy while all of
-   its checks pass. Failures of this side (plb_status_is_local) count for nothing and are tried again in a second. */
+   its checks pass. Failures of this side (plb_status_is_local) count for nothing and are tried again in a second. An
+   update to a set with more than 2^24 backends, times the number of checks, is refused with PLB_ERR_LIMIT. */
 
 #define PLB_CHECKS_MAX 8 /* of one balancer */
 
@@ -746,7 +747,8 @@ typedef struct plb_check_ops {
 typedef struct plb_check {
     const plb_check_ops *ops; /* NULL: no check; every backend stays healthy */
     const void *desc;
-    uint32_t timeout_ms;          /* for one probe; past it: PLB_ERR_TIMEOUT; 0: 1000 */
+    uint32_t timeout_ms;          /* for one probe, or until it asks for more time (plb_check_deadline), as those over
+                                     streams do once they are connected; past it: PLB_ERR_TIMEOUT; 0: 1000 */
     uint32_t consecutive_success; /* at most 65535; 0: 1 */
     uint32_t consecutive_failure; /* at most 65535; 0: 1 */
     uint32_t every_ms;            /* from one probe's start to the next; 0: check_every_ms of plb_balancer_desc */
@@ -1410,8 +1412,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
 
 /* Ends it: cancels what is in flight and releases everything, except what outstanding picks hold, which goes with
    their plb_end. No other thread may be inside a call on this balancer, and no walk be open; plb_end may be called
-   afterwards. NULL is
-   fine. */
+   afterwards. NULL is fine. */
 PLB_API void plb_destroy(plb_balancer *lb);
 
 /* Does what is due and returns after how many milliseconds it wants to be called again (PLB_FOREVER: when a callback
@@ -1519,9 +1520,8 @@ PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request 
 PLB_API plb_status plb_handle_begin(plb_handle *handle, const plb_request *request, plb_pick *pick);
 
 /* Raw iteration: the strategy's sequence for a key through the tier that is in use, unready and repeated backends
-   included. The caller's memory;
-   between begin and end the set cannot be reclaimed, so keep it short. begin: PLB_OK or PLB_ERR_EMPTY, after which end
-   need not be called. next: *info is valid until the next call. */
+   included. The caller's memory; between begin and end the set cannot be reclaimed, so keep it short. begin: PLB_OK or
+   PLB_ERR_EMPTY, after which end need not be called. next: *info is valid until the next call. */
 typedef struct plb_walk {
     plb_balancer *balancer; /* private, like the rest */
     const void *tier;
@@ -1870,7 +1870,7 @@ typedef struct plb_grpc_health {
     uint64_t varint;
     uint32_t skip, field;
     uint32_t groups[PLB_GRPC_GROUP_MAX];
-    uint8_t state, wire_type, shift, depth, prefix_read;
+    uint8_t state, shift, depth, prefix_read;
 } plb_grpc_health;
 
 /* Reads on from the next `size` bytes at `bytes`, and consumes all of them. PLB_OK: the message is whole. PLB_AGAIN:
