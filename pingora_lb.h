@@ -211,7 +211,7 @@
 
    TIME
    Milliseconds of plb_clock, which may wrap at 2^32. A clock that jumps ahead makes each schedule due once; one that
-   steps back stands still. plb_poll starts 64 probes at most, and sees to some hundreds that end, before it returns.
+   steps back stands still. plb_poll starts 64 probes at most, or what takes 2 ms, and sees to some hundreds that end.
    Building a set runs to its end inside plb_poll: 10 000 backends take some 0.6 ms, with Ketama 10 ms more; where less
    than an eighth of the weights changes, the ring is made from the old one, in 1.5 ms. The end of an interval of
    outlier detection takes 0.2 ms for 10 000 backends. A loop that cannot spare that runs plb_poll on the port's
@@ -10096,8 +10096,11 @@ static void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint
         plb__probe_over(lb, op, status);
 }
 
-/* Probes that one poll starts at most, so that it stays short. */
-#define PLB__STARTS_PER_POLL 64
+/* Probes that one poll starts at most, and how long it goes on starting them: it is to stay short where connecting is
+   dear, too. On loopback the system does the peer's part of it in the same call. */
+#define PLB__STARTS_PER_POLL  64
+#define PLB__STARTS_AT_A_TIME 8 /* between two looks at the clock */
+#define PLB__STARTS_US        2000
 
 static bool plb__probe_can_start(const plb_balancer *lb)
 {
@@ -10105,12 +10108,21 @@ static bool plb__probe_can_start(const plb_balancer *lb)
            plb__schedule_first_ms(lb) <= lb->timers.now_ms;
 }
 
+/* Does a poll that has started so many since then start one more? */
+static bool plb__probes_go_on(const plb_balancer *lb, uint32_t starts, uint64_t begun_us)
+{
+    if (starts == PLB__STARTS_PER_POLL || !plb__probe_can_start(lb))
+        return false;
+    return starts == 0 || starts % PLB__STARTS_AT_A_TIME != 0 || plb__since_us(lb, begun_us) < PLB__STARTS_US;
+}
+
 /* Starts what is due. */
 static void plb__probes_start(plb_balancer *lb)
 {
     const plb__set *set = (const plb__set *)lb->current;
+    uint64_t begun_us = plb__now_us(lb);
     uint32_t starts;
-    for (starts = 0; starts < PLB__STARTS_PER_POLL && plb__probe_can_start(lb); starts++) {
+    for (starts = 0; plb__probes_go_on(lb, starts, begun_us); starts++) {
         uint32_t task = plb__schedule_take(lb), index = task / lb->check_count, c = task % lb->check_count;
         plb__vital *vital = &plb__slot_vitals(set->slots[index])[c];
         if (vital->absent)
