@@ -712,9 +712,9 @@ PLB_API plb_discovery plb_static(const plb_static_desc *desc);
 
 /* Change the static list; an update follows at once. The backends are copied. PLB_ERR_ADDRESS, PLB_ERR_WEIGHT,
    PLB_ERR_ARGUMENT (a priority, or bits of checks past PLB_CHECKS_MAX), PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the
-   discovery has no list, or a name cannot be resolved here): nothing changes and ext stays the caller's. What only shows
-   later (a sum of weights of 2^32 or more) is logged and undone. Adding what is there already replaces its weight,
-   max_conns, priority, checks, check_every_ms and enablement. Any thread. */
+   discovery has no list, or a name cannot be resolved here): nothing changes and ext stays the caller's. What only
+   shows later (a sum of weights of 2^32 or more) is logged and undone. Adding what is there already replaces its
+   weight, max_conns, priority, checks, check_every_ms and enablement. Any thread. */
 PLB_API plb_status plb_add(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count);

@@ -9,6 +9,7 @@
 #define BACKENDS 200
 
 static uint64_t clock_ms;
+static uint32_t log_ms; /* what each line of the log takes */
 static bool clock_wraps;
 
 static uint64_t read_clock(void *self)
@@ -38,6 +39,7 @@ static void begin(rig *r, feed *f, prober *p, size_t count)
     feed_set(f, backends, count);
     clock_ms = 1000000;
     clock_wraps = false;
+    log_ms = 0;
 }
 
 /* Polls as a loop would, until plb_poll wants to sleep; returns for how long. */
@@ -352,6 +354,37 @@ TEST one_poll_starts_64_probes_at_most(void)
     PASS();
 }
 
+static void slow_log(void *user, plb_log_level level, const char *line)
+{
+    (void)user;
+    (void)level;
+    (void)line;
+    clock_ms += log_ms;
+}
+
+/* Where starting one is dear, here because that it failed is written down slowly. */
+TEST a_poll_stops_starting_probes_after_two_milliseconds(void)
+{
+    rig r;
+    feed f;
+    prober p;
+    begin(&r, &f, &p, BACKENDS);
+    r.desc.parallel_checks = PLB_UNLIMITED;
+    r.desc.log = slow_log;
+    p.start_status = PLB_ERR_LIMIT;
+    ASSERT_EQ(PLB_OK, rig_create(&r));
+    log_ms = 1;
+    ASSERT_EQ(0, plb_poll(r.lb));
+    ASSERT_EQ(8, p.starts);
+    ASSERT_EQ(0, plb_poll(r.lb));
+    ASSERT_EQ(16, p.starts);
+    log_ms = 0;
+    ASSERT_EQ(0, plb_poll(r.lb));
+    ASSERT_EQ(16 + 64, p.starts);
+    ASSERT_EQ(0, rig_end(&r));
+    PASS();
+}
+
 TEST probes_that_never_answer_end_at_their_time_out_and_the_rounds_go_on(void)
 {
     rig r;
@@ -531,6 +564,7 @@ SUITE(schedule)
     RUN_TESTp(probes_that_end_inside_start_do_not_stall_the_round, 0);
     RUN_TESTp(probes_that_end_inside_start_do_not_stall_the_round, PLB_UNLIMITED);
     RUN_TEST(one_poll_starts_64_probes_at_most);
+    RUN_TEST(a_poll_stops_starting_probes_after_two_milliseconds);
     RUN_TEST(probes_that_never_answer_end_at_their_time_out_and_the_rounds_go_on);
     RUN_TEST(a_round_that_takes_longer_than_its_interval_is_followed_by_the_next);
     RUN_TEST(discoveries_that_never_answer_end_at_their_time_out_and_are_started_again);
