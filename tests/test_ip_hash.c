@@ -184,7 +184,7 @@ TEST a_pick_is_the_first_ready_one_of_the_sequence(void)
     }
     ASSERT_STR_EQ("none", picked(lb, "abc", 3, 0));
     for (up = 0; up < COUNT(ready); up++) {
-        char text[32], now[32];
+        char text[PLB_ADDR_TEXT_MAX], now[PLB_ADDR_TEXT_MAX];
         snprintf(now, sizeof now, "10.0.0.%u:80", (unsigned)ready[up]);
         enable(lb, now, true);
         for (k = 0; k < 200; k++) {
