@@ -13607,13 +13607,25 @@ PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity)
 /* ==== HTTP/1 =========================================================================================================
    The wire codec. */
 
-/* RFC 9110 section 5.6.2, tchar: a bit for each of the first 128 bytes. */
-static const uint32_t plb__http1_tchar[4] = {0x00000000u, 0x03ff6cfau, 0xc7fffffeu, 0x57ffffffu};
+enum {
+    PLB__HTTP1_TCHAR = 1, /* RFC 9110 section 5.6.2 */
+    PLB__HTTP1_VALUE = 2  /* may stand in a value (section 5.5): no control byte but the tab */
+};
+
+/* What each byte may be. */
+static const uint8_t plb__http1_bytes[256] = {
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 3, 2, 3, 3,
+    3, 3, 3, 2, 2, 3, 3, 2, 3, 3, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 3, 2, 3, 0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+};
 
 static bool plb__http1_is_tchar(char c)
 {
-    unsigned char u = (unsigned char)c;
-    return u < 128 && ((plb__http1_tchar[u >> 5] >> (u & 31)) & 1u) != 0;
+    return (plb__http1_bytes[(uint8_t)c] & PLB__HTTP1_TCHAR) != 0;
 }
 
 static bool plb__http1_is_digit(char c)
@@ -13666,19 +13678,25 @@ static bool plb__http1_has_control(const char *bytes)
     return ((((word - ones * 0x20) & ~word) | ((del - ones) & ~del)) & highs) != 0;
 }
 
+/* The first byte that may not stand in a value, or `end`. */
+static const char *plb__http1_value_end(const char *p, const char *end)
+{
+    do {
+        const char *stop;
+        while (end - p >= 8 && !plb__http1_has_control(p))
+            p += 8;
+        stop = end - p < 8 ? end : p + 8;
+        while (p < stop && (plb__http1_bytes[(uint8_t)*p] & PLB__HTTP1_VALUE) != 0)
+            p++;
+        if (p < stop)
+            return p;
+    } while (p < end);
+    return end;
+}
+
 PLB_API bool plb_http1_is_value(plb_text text)
 {
-    size_t i = 0;
-    while (i < text.size) {
-        if (text.size - i >= 8 && !plb__http1_has_control(text.data + i)) {
-            i += 8;
-            continue;
-        }
-        if (plb__http1_is_control(text.data[i]) && text.data[i] != '\t')
-            return false;
-        i++;
-    }
-    return true;
+    return text.size == 0 || plb__http1_value_end(text.data, text.data + text.size) == text.data + text.size;
 }
 
 static plb_text plb__http1_slice(const char *begin, const char *end)
@@ -13772,46 +13790,41 @@ static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char 
     return plb_http1_is_value(head->reason) ? PLB_OK : PLB_ERR_PROTOCOL;
 }
 
-/* RFC 9112 section 5. A line that begins with a blank is a folded one and has no name: refused. */
-static plb_status plb__http1_parse_header(plb_http1_head *head, const char *p, const char *end)
+/* RFC 9112 section 5. A line that begins with a blank is a folded one and has no name: refused. The line's own CR LF ends
+   the name and the value at the latest, and the head, which ends at `end`, has no LF without CR: plb__http1_find_end saw
+   to both. Moves on to the next line. */
+static plb_status plb__http1_parse_header(plb_http1_head *head, const char **line, const char *end)
 {
     plb_http1_header *header;
-    const char *begin = p;
-    while (p < end && plb__http1_is_tchar(*p))
+    const char *begin = *line, *p = begin;
+    while (plb__http1_is_tchar(*p))
         p++;
-    if (p == begin || p == end || *p != ':')
+    if (p == begin || *p != ':')
         return PLB_ERR_PROTOCOL;
     if (head->header_count == head->header_capacity)
         return PLB_ERR_LIMIT;
     header = &head->headers[head->header_count];
-    header->name = plb__http1_slice(begin, p);
-    header->value = plb__http1_trim(p + 1, end);
-    if (!plb_http1_is_value(header->value))
+    header->name = plb__http1_slice(begin, p++);
+    begin = p;
+    p = plb__http1_value_end(p, end);
+    if (p[0] != '\r' || p[1] != '\n')
         return PLB_ERR_PROTOCOL;
+    header->value = plb__http1_trim(begin, p);
     head->header_count++;
+    *line = p + 2;
     return PLB_OK;
-}
-
-/* The end of the line that begins at p: its CR. There is one; plb__http1_find_end saw to it. */
-static const char *plb__http1_line_end(const char *p, const char *end)
-{
-    return (const char *)memchr(p, '\n', (size_t)(end - p)) - 1;
 }
 
 /* From the start line to the blank line that ends at `end`. */
 static plb_status plb__http1_parse_lines(plb_http1_head *head, const char *p, const char *end, bool request)
 {
-    const char *line_end = plb__http1_line_end(p, end);
+    const char *line_end = (const char *)memchr(p, '\n', (size_t)(end - p)) - 1;
     plb_status status =
         request ? plb__http1_parse_request_line(head, p, line_end) : plb__http1_parse_status_line(head, p, line_end);
     head->header_count = 0;
-    while (status == PLB_OK) {
-        p = line_end + 2;
-        line_end = plb__http1_line_end(p, end);
-        if (line_end == p)
-            break;
-        status = plb__http1_parse_header(head, p, line_end);
-    }
+    p = line_end + 2;
+    while (status == PLB_OK && end - p > 2)
+        status = plb__http1_parse_header(head, &p, end);
     return status;
 }
 
