@@ -2282,22 +2282,39 @@ static void plb__put_char(plb__text *text, char c)
     text->length++;
 }
 
+static void plb__put_bytes(plb__text *text, const char *bytes, size_t size)
+{
+    if (text->length + 1 < text->capacity) {
+        size_t room = text->capacity - text->length - 1, fits = size < room ? size : room;
+        memcpy(text->buffer + text->length, bytes, fits);
+        text->buffer[text->length + fits] = '\0';
+    }
+    text->length += size;
+}
+
 static void plb__put(plb__text *text, const char *string)
 {
-    while (*string != '\0')
-        plb__put_char(text, *string++);
+    plb__put_bytes(text, string, strlen(string));
+}
+
+/* Writes digits and no NUL; returns their end. */
+static char *plb__decimal(char *at, uint32_t number)
+{
+    if (number >= 10)
+        at = plb__decimal(at, number / 10);
+    *at++ = (char)('0' + number % 10);
+    return at;
 }
 
 static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
 {
     char digits[20];
-    size_t n = 0;
+    size_t at = sizeof digits;
     do {
-        digits[n++] = "0123456789abcdef"[number % base];
+        digits[--at] = "0123456789abcdef"[number % base];
         number /= base;
     } while (number != 0);
-    while (n > 0)
-        plb__put_char(text, digits[--n]);
+    plb__put_bytes(text, digits + at, sizeof digits - at);
 }
 
 /* A byte as it may stand between quotes: itself, or the escape that C has for it. Returns the length. */
@@ -2323,7 +2340,7 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
    stand for the end. */
 static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
-    size_t i, j, length = 0, shown;
+    size_t i, length = 0, shown;
     char escaped[4];
     bool cut;
     for (i = 0; i < size && length <= room; i++)
@@ -2334,8 +2351,7 @@ static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, siz
         shown = plb__escape((uint8_t)bytes[i], escaped);
         if (cut && length + shown + 3 > room)
             break;
-        for (j = 0; j < shown; j++)
-            plb__put_char(text, escaped[j]);
+        plb__put_bytes(text, escaped, shown);
     }
     plb__put(text, cut ? "...\"" : "\"");
 }
@@ -2495,14 +2511,24 @@ PLB_API plb_status plb_addr_parse(plb_addr *out, const char *text, size_t length
     return PLB_OK;
 }
 
-static void plb__put_v4(plb__text *text, const uint8_t *bytes)
+#define PLB__V4_TEXT 15 /* characters at most */
+
+/* Writes no NUL; returns the end. */
+static char *plb__write_v4(char *at, const uint8_t *bytes)
 {
     int i;
     for (i = 0; i < 4; i++) {
         if (i > 0)
-            plb__put_char(text, '.');
-        plb__put_number(text, bytes[i], 10);
+            *at++ = '.';
+        at = plb__decimal(at, bytes[i]);
     }
+    return at;
+}
+
+static void plb__put_v4(plb__text *text, const uint8_t *bytes)
+{
+    char v4[PLB__V4_TEXT];
+    plb__put_bytes(text, v4, (size_t)(plb__write_v4(v4, bytes) - v4));
 }
 
 /* RFC 5952: lower case, the longest run of two or more zero groups (the first of equals) as "::". */
@@ -2537,7 +2563,6 @@ static void plb__put_v6(plb__text *text, const uint8_t *bytes)
 /* The address without its port, as Rust prints an IpAddr: this is what Ketama hashes. */
 static void plb__put_host(plb__text *text, const plb_addr *addr)
 {
-    size_t i;
     switch (addr->family) {
     case PLB_FAMILY_IPV4:
         plb__put_v4(text, addr->u.v4);
@@ -2546,8 +2571,7 @@ static void plb__put_host(plb__text *text, const plb_addr *addr)
         plb__put_v6(text, addr->u.v6);
         break;
     case PLB_FAMILY_UNIX:
-        for (i = 0; i < addr->path_len; i++)
-            plb__put_char(text, addr->u.path[i]);
+        plb__put_bytes(text, addr->u.path, addr->path_len);
         break;
     default:
         plb__put(text, "(none)");
@@ -2555,24 +2579,34 @@ static void plb__put_host(plb__text *text, const plb_addr *addr)
     }
 }
 
+/* The same as it stands before a port: IPv6 in brackets. */
+static void plb__put_bracketed(plb__text *text, const plb_addr *addr, uint32_t scope)
+{
+    bool is_v6 = addr->family == PLB_FAMILY_IPV6;
+    if (is_v6)
+        plb__put_char(text, '[');
+    plb__put_host(text, addr);
+    if (is_v6 && scope != 0) {
+        plb__put_char(text, '%');
+        plb__put_number(text, scope, 10);
+    }
+    if (is_v6)
+        plb__put_char(text, ']');
+}
+
+static void plb__put_port(plb__text *text, uint16_t port)
+{
+    plb__put_char(text, ':');
+    plb__put_number(text, port, 10);
+}
+
 static void plb__put_addr(plb__text *text, const plb_addr *addr)
 {
     if (addr->family == PLB_FAMILY_UNIX)
         plb__put(text, "unix:");
-    if (addr->family == PLB_FAMILY_IPV6)
-        plb__put_char(text, '[');
-    plb__put_host(text, addr);
-    if (addr->family == PLB_FAMILY_IPV6) {
-        if (addr->scope != 0) {
-            plb__put_char(text, '%');
-            plb__put_number(text, addr->scope, 10);
-        }
-        plb__put_char(text, ']');
-    }
-    if (addr->family == PLB_FAMILY_IPV4 || addr->family == PLB_FAMILY_IPV6) {
-        plb__put_char(text, ':');
-        plb__put_number(text, addr->port, 10);
-    }
+    plb__put_bracketed(text, addr, addr->scope);
+    if (addr->family == PLB_FAMILY_IPV4 || addr->family == PLB_FAMILY_IPV6)
+        plb__put_port(text, addr->port);
 }
 
 PLB_API size_t plb_addr_format(const plb_addr *addr, char *buffer, size_t capacity)
@@ -5599,33 +5633,21 @@ static bool plb__ring_work_open(plb__ring_work *work, const plb_allocator *a, ui
     return true;
 }
 
-/* Writes a number below 65536 and returns where its text ends. */
-static char *plb__ring_decimal(char *at, uint32_t number)
-{
-    if (number >= 10)
-        at = plb__ring_decimal(at, number / 10);
-    *at++ = (char)('0' + number % 10);
-    return at;
-}
-
 /* The CRC register after what all points of a backend start with: HOST NUL PORT; for a Unix path: PATH NUL, as nginx.
    Where each weighs 1 this was a tenth of a build, hence the short cut for IPv4. */
 static uint32_t plb__ring_base(const plb_addr *addr)
 {
     char buffer[PLB_ADDR_TEXT_MAX], *at = buffer;
     if (addr->family == PLB_FAMILY_IPV4) {
-        int i;
-        for (i = 0; i < 4; i++) {
-            at = plb__ring_decimal(at, addr->u.v4[i]);
-            *at++ = i < 3 ? '.' : '\0';
-        }
+        at = plb__write_v4(at, addr->u.v4);
+        *at++ = '\0';
     } else {
         plb__text text = plb__text_in(buffer, sizeof buffer);
         plb__put_host(&text, addr);
         at += text.length + 1; /* the text ends with its NUL */
     }
     if (addr->family != PLB_FAMILY_UNIX)
-        at = plb__ring_decimal(at, addr->port);
+        at = plb__decimal(at, addr->port);
     return plb__crc_update(UINT32_MAX, buffer, (size_t)(at - buffer));
 }
 
@@ -10323,21 +10345,11 @@ static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t por
 /* An IP address as certificates have it: without port and zone. NULL: it is none. */
 static const char *plb__ip_text(const plb_addr *addr, char *text)
 {
-    plb_addr plain;
-    char *colon;
+    plb__text ip = plb__text_in(text, PLB_ADDR_TEXT_MAX);
     if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
         return NULL;
-    plb__addr_copy(&plain, addr);
-    plain.scope = 0;
-    colon = text + plb_addr_format(&plain, text, PLB_ADDR_TEXT_MAX);
-    while (*colon != ':')
-        colon--;
-    if (text[0] != '[') {
-        *colon = '\0';
-        return text;
-    }
-    colon[-1] = '\0';
-    return text + 1;
+    plb__put_host(&ip, addr);
+    return text;
 }
 
 /* Connects. What it returns is start's to return. */
@@ -11001,27 +11013,18 @@ static void plb__http_check_close(void *state)
    this machine only (RFC 6874 section 4). */
 static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend)
 {
-    char text[PLB_ADDR_TEXT_MAX], *colon, *own;
-    plb_addr addr;
-    probe->authority[0] = '\0';
+    plb__text text = plb__text_in(probe->authority, sizeof probe->authority);
+    uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, backend);
+    bool is_unix = backend->addr.family == PLB_FAMILY_UNIX;
     if (probe->target.host != NULL)
         return;
-    probe->target.host = backend->name != NULL ? backend->name : "";
-    plb__addr_copy(&addr, &backend->addr);
-    if (addr.family == PLB_FAMILY_UNIX) {
-        if (backend->name == NULL)
-            probe->target.host = "localhost";
+    probe->target.host = backend->name != NULL ? backend->name : is_unix ? "localhost" : "";
+    if (is_unix)
         return;
-    }
-    addr.scope = 0;
-    addr.port = plb__exchange_port(&check->exchange, probe->target.port, backend);
-    colon = text + plb_addr_format(&addr, text, sizeof text);
-    while (*colon != ':')
-        colon--;
-    if (addr.port == (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
-        *colon = '\0';
-    own = backend->name != NULL ? colon : text;
-    memcpy(probe->authority, own, strlen(own) + 1);
+    if (backend->name == NULL)
+        plb__put_bracketed(&text, &backend->addr, 0);
+    if (port != (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
+        plb__put_port(&text, port);
 }
 
 /* Says where a probe goes, and drops a connection that was kept and leads elsewhere. */
