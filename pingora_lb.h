@@ -8256,29 +8256,35 @@ static uint64_t plb__schedule_first_ms(const plb_balancer *lb)
     return (lb->schedule[0] >> PLB__TASK_BITS) + lb->epoch_ms;
 }
 
-static void plb__schedule_add(plb_balancer *lb, uint64_t due_ms, uint32_t task)
+/* Puts a key where it belongs on the way from a free place up to `top`. */
+static void plb__schedule_rise(uint64_t *heap, size_t at, size_t top, uint64_t key)
 {
-    uint64_t key = plb__task_key(lb, due_ms, task), *heap = lb->schedule;
-    uint32_t at = lb->scheduled++;
-    for (; at > 0 && heap[(at - 1) / 2] > key; at = (at - 1) / 2)
+    for (; at > top && heap[(at - 1) / 2] > key; at = (at - 1) / 2)
         heap[at] = heap[(at - 1) / 2];
     heap[at] = key;
 }
 
-/* Lets what stands at a place sink to where it belongs. */
-static void plb__schedule_sink(const plb_balancer *lb, uint32_t at)
+static void plb__schedule_add(plb_balancer *lb, uint64_t due_ms, uint32_t task)
 {
-    uint64_t *heap = lb->schedule, key = heap[at];
-    uint32_t child;
-    while ((child = 2 * at + 1) < lb->scheduled) {
-        if (child + 1 < lb->scheduled && heap[child + 1] < heap[child])
-            child++;
-        if (heap[child] >= key)
-            break;
+    plb__schedule_rise(lb->schedule, lb->scheduled++, 0, plb__task_key(lb, due_ms, task));
+}
+
+/* Lets what stands at a place sink to where it belongs: the lesser children move up all the way, and it rises from the
+   bottom. That takes half the comparisons, as most belong near there (Wegener, "Bottom-up heapsort", 1993). */
+static void plb__schedule_sink(const plb_balancer *lb, size_t top)
+{
+    uint64_t *heap = lb->schedule, key = heap[top];
+    size_t at = top, count = lb->scheduled, child;
+    for (child = 2 * at + 2; child < count; child = 2 * at + 2) {
+        child -= heap[child - 1] < heap[child];
         heap[at] = heap[child];
         at = child;
     }
-    heap[at] = key;
+    if (child == count) { /* a child without a sibling */
+        heap[at] = heap[child - 1];
+        at = child - 1;
+    }
+    plb__schedule_rise(heap, at, top, key);
 }
 
 /* Makes a heap of it again. */
