@@ -2282,22 +2282,39 @@ static void plb__put_char(plb__text *text, char c)
     text->length++;
 }
 
+static void plb__put_bytes(plb__text *text, const char *bytes, size_t size)
+{
+    if (text->length + 1 < text->capacity) {
+        size_t room = text->capacity - text->length - 1, fits = size < room ? size : room;
+        memcpy(text->buffer + text->length, bytes, fits);
+        text->buffer[text->length + fits] = '\0';
+    }
+    text->length += size;
+}
+
 static void plb__put(plb__text *text, const char *string)
 {
-    while (*string != '\0')
-        plb__put_char(text, *string++);
+    plb__put_bytes(text, string, strlen(string));
+}
+
+/* Writes digits and no NUL; returns their end. */
+static char *plb__decimal(char *at, uint32_t number)
+{
+    if (number >= 10)
+        at = plb__decimal(at, number / 10);
+    *at++ = (char)('0' + number % 10);
+    return at;
 }
 
 static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
 {
     char digits[20];
-    size_t n = 0;
+    size_t at = sizeof digits;
     do {
-        digits[n++] = "0123456789abcdef"[number % base];
+        digits[--at] = "0123456789abcdef"[number % base];
         number /= base;
     } while (number != 0);
-    while (n > 0)
-        plb__put_char(text, digits[--n]);
+    plb__put_bytes(text, digits + at, sizeof digits - at);
 }
 
 /* A byte as it may stand between quotes: itself, or the escape that C has for it. Returns the length. */
@@ -2323,7 +2340,7 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
    stand for the end. */
 static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
-    size_t i, j, length = 0, shown;
+    size_t i, length = 0, shown;
     char escaped[4];
     bool cut;
     for (i = 0; i < size && length <= room; i++)
@@ -2334,8 +2351,7 @@ static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, siz
         shown = plb__escape((uint8_t)bytes[i], escaped);
         if (cut && length + shown + 3 > room)
             break;
-        for (j = 0; j < shown; j++)
-            plb__put_char(text, escaped[j]);
+        plb__put_bytes(text, escaped, shown);
     }
     plb__put(text, cut ? "...\"" : "\"");
 }
@@ -2495,14 +2511,24 @@ PLB_API plb_status plb_addr_parse(plb_addr *out, const char *text, size_t length
     return PLB_OK;
 }
 
-static void plb__put_v4(plb__text *text, const uint8_t *bytes)
+#define PLB__V4_TEXT 15 /* characters at most */
+
+/* Writes no NUL; returns the end. */
+static char *plb__write_v4(char *at, const uint8_t *bytes)
 {
     int i;
     for (i = 0; i < 4; i++) {
         if (i > 0)
-            plb__put_char(text, '.');
-        plb__put_number(text, bytes[i], 10);
+            *at++ = '.';
+        at = plb__decimal(at, bytes[i]);
     }
+    return at;
+}
+
+static void plb__put_v4(plb__text *text, const uint8_t *bytes)
+{
+    char v4[PLB__V4_TEXT];
+    plb__put_bytes(text, v4, (size_t)(plb__write_v4(v4, bytes) - v4));
 }
 
 /* RFC 5952: lower case, the longest run of two or more zero groups (the first of equals) as "::". */
@@ -2537,7 +2563,6 @@ static void plb__put_v6(plb__text *text, const uint8_t *bytes)
 /* The address without its port, as Rust prints an IpAddr: this is what Ketama hashes. */
 static void plb__put_host(plb__text *text, const plb_addr *addr)
 {
-    size_t i;
     switch (addr->family) {
     case PLB_FAMILY_IPV4:
         plb__put_v4(text, addr->u.v4);
@@ -2546,8 +2571,7 @@ static void plb__put_host(plb__text *text, const plb_addr *addr)
         plb__put_v6(text, addr->u.v6);
         break;
     case PLB_FAMILY_UNIX:
-        for (i = 0; i < addr->path_len; i++)
-            plb__put_char(text, addr->u.path[i]);
+        plb__put_bytes(text, addr->u.path, addr->path_len);
         break;
     default:
         plb__put(text, "(none)");
@@ -2555,24 +2579,34 @@ static void plb__put_host(plb__text *text, const plb_addr *addr)
     }
 }
 
+/* The same as it stands before a port: IPv6 in brackets. */
+static void plb__put_bracketed(plb__text *text, const plb_addr *addr, uint32_t scope)
+{
+    bool is_v6 = addr->family == PLB_FAMILY_IPV6;
+    if (is_v6)
+        plb__put_char(text, '[');
+    plb__put_host(text, addr);
+    if (is_v6 && scope != 0) {
+        plb__put_char(text, '%');
+        plb__put_number(text, scope, 10);
+    }
+    if (is_v6)
+        plb__put_char(text, ']');
+}
+
+static void plb__put_port(plb__text *text, uint16_t port)
+{
+    plb__put_char(text, ':');
+    plb__put_number(text, port, 10);
+}
+
 static void plb__put_addr(plb__text *text, const plb_addr *addr)
 {
     if (addr->family == PLB_FAMILY_UNIX)
         plb__put(text, "unix:");
-    if (addr->family == PLB_FAMILY_IPV6)
-        plb__put_char(text, '[');
-    plb__put_host(text, addr);
-    if (addr->family == PLB_FAMILY_IPV6) {
-        if (addr->scope != 0) {
-            plb__put_char(text, '%');
-            plb__put_number(text, addr->scope, 10);
-        }
-        plb__put_char(text, ']');
-    }
-    if (addr->family == PLB_FAMILY_IPV4 || addr->family == PLB_FAMILY_IPV6) {
-        plb__put_char(text, ':');
-        plb__put_number(text, addr->port, 10);
-    }
+    plb__put_bracketed(text, addr, addr->scope);
+    if (addr->family == PLB_FAMILY_IPV4 || addr->family == PLB_FAMILY_IPV6)
+        plb__put_port(text, addr->port);
 }
 
 PLB_API size_t plb_addr_format(const plb_addr *addr, char *buffer, size_t capacity)
@@ -4220,7 +4254,7 @@ static void plb__handles_free(plb_balancer *lb)
 static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backend *out)
 {
     const plb__care *care = plb__slot_care(slot);
-    memset(out, 0, sizeof *out);
+    memset((char *)out + sizeof out->addr, 0, sizeof *out - sizeof out->addr); /* the rest of a path is never read */
     plb__addr_copy(&out->addr, &slot->addr);
     out->weight = weight;
     out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
@@ -5599,33 +5633,21 @@ static bool plb__ring_work_open(plb__ring_work *work, const plb_allocator *a, ui
     return true;
 }
 
-/* Writes a number below 65536 and returns where its text ends. */
-static char *plb__ring_decimal(char *at, uint32_t number)
-{
-    if (number >= 10)
-        at = plb__ring_decimal(at, number / 10);
-    *at++ = (char)('0' + number % 10);
-    return at;
-}
-
 /* The CRC register after what all points of a backend start with: HOST NUL PORT; for a Unix path: PATH NUL, as nginx.
    Where each weighs 1 this was a tenth of a build, hence the short cut for IPv4. */
 static uint32_t plb__ring_base(const plb_addr *addr)
 {
     char buffer[PLB_ADDR_TEXT_MAX], *at = buffer;
     if (addr->family == PLB_FAMILY_IPV4) {
-        int i;
-        for (i = 0; i < 4; i++) {
-            at = plb__ring_decimal(at, addr->u.v4[i]);
-            *at++ = i < 3 ? '.' : '\0';
-        }
+        at = plb__write_v4(at, addr->u.v4);
+        *at++ = '\0';
     } else {
         plb__text text = plb__text_in(buffer, sizeof buffer);
         plb__put_host(&text, addr);
         at += text.length + 1; /* the text ends with its NUL */
     }
     if (addr->family != PLB_FAMILY_UNIX)
-        at = plb__ring_decimal(at, addr->port);
+        at = plb__decimal(at, addr->port);
     return plb__crc_update(UINT32_MAX, buffer, (size_t)(at - buffer));
 }
 
@@ -8234,29 +8256,35 @@ static uint64_t plb__schedule_first_ms(const plb_balancer *lb)
     return (lb->schedule[0] >> PLB__TASK_BITS) + lb->epoch_ms;
 }
 
-static void plb__schedule_add(plb_balancer *lb, uint64_t due_ms, uint32_t task)
+/* Puts a key where it belongs on the way from a free place up to `top`. */
+static void plb__schedule_rise(uint64_t *heap, size_t at, size_t top, uint64_t key)
 {
-    uint64_t key = plb__task_key(lb, due_ms, task), *heap = lb->schedule;
-    uint32_t at = lb->scheduled++;
-    for (; at > 0 && heap[(at - 1) / 2] > key; at = (at - 1) / 2)
+    for (; at > top && heap[(at - 1) / 2] > key; at = (at - 1) / 2)
         heap[at] = heap[(at - 1) / 2];
     heap[at] = key;
 }
 
-/* Lets what stands at a place sink to where it belongs. */
-static void plb__schedule_sink(const plb_balancer *lb, uint32_t at)
+static void plb__schedule_add(plb_balancer *lb, uint64_t due_ms, uint32_t task)
 {
-    uint64_t *heap = lb->schedule, key = heap[at];
-    uint32_t child;
-    while ((child = 2 * at + 1) < lb->scheduled) {
-        if (child + 1 < lb->scheduled && heap[child + 1] < heap[child])
-            child++;
-        if (heap[child] >= key)
-            break;
+    plb__schedule_rise(lb->schedule, lb->scheduled++, 0, plb__task_key(lb, due_ms, task));
+}
+
+/* Lets what stands at a place sink to where it belongs: the lesser children move up all the way, and it rises from the
+   bottom. That takes half the comparisons, as most belong near there (Wegener, "Bottom-up heapsort", 1993). */
+static void plb__schedule_sink(const plb_balancer *lb, size_t top)
+{
+    uint64_t *heap = lb->schedule, key = heap[top];
+    size_t at = top, count = lb->scheduled, child;
+    for (child = 2 * at + 2; child < count; child = 2 * at + 2) {
+        child -= heap[child - 1] < heap[child];
         heap[at] = heap[child];
         at = child;
     }
-    heap[at] = key;
+    if (child == count) { /* a child without a sibling */
+        heap[at] = heap[child - 1];
+        at = child - 1;
+    }
+    plb__schedule_rise(heap, at, top, key);
 }
 
 /* Makes a heap of it again. */
@@ -10335,21 +10363,11 @@ static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t por
 /* An IP address as certificates have it: without port and zone. NULL: it is none. */
 static const char *plb__ip_text(const plb_addr *addr, char *text)
 {
-    plb_addr plain;
-    char *colon;
+    plb__text ip = plb__text_in(text, PLB_ADDR_TEXT_MAX);
     if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
         return NULL;
-    plb__addr_copy(&plain, addr);
-    plain.scope = 0;
-    colon = text + plb_addr_format(&plain, text, PLB_ADDR_TEXT_MAX);
-    while (*colon != ':')
-        colon--;
-    if (text[0] != '[') {
-        *colon = '\0';
-        return text;
-    }
-    colon[-1] = '\0';
-    return text + 1;
+    plb__put_host(&ip, addr);
+    return text;
 }
 
 /* Connects. What it returns is start's to return. */
@@ -10361,11 +10379,12 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
     char ip[PLB_ADDR_TEXT_MAX];
     plb_peer peer;
     plb_tls tls;
-    memset(&peer, 0, sizeof peer);
     plb__addr_copy(&peer.addr, &target->addr);
     peer.addr.port = plb__exchange_port(x->check, x->port, target);
+    peer.source.family = PLB_FAMILY_NONE;
     if (connect->source.family == target->addr.family)
-        peer.source = connect->source;
+        plb__addr_copy(&peer.source, &connect->source);
+    peer.tls = NULL;
     if (connect->tls != NULL) {
         tls = *connect->tls;
         if (tls.name == NULL)
@@ -11013,27 +11032,18 @@ static void plb__http_check_close(void *state)
    this machine only (RFC 6874 section 4). */
 static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend)
 {
-    char text[PLB_ADDR_TEXT_MAX], *colon, *own;
-    plb_addr addr;
-    probe->authority[0] = '\0';
+    plb__text text = plb__text_in(probe->authority, sizeof probe->authority);
+    uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, backend);
+    bool is_unix = backend->addr.family == PLB_FAMILY_UNIX;
     if (probe->target.host != NULL)
         return;
-    probe->target.host = backend->name != NULL ? backend->name : "";
-    plb__addr_copy(&addr, &backend->addr);
-    if (addr.family == PLB_FAMILY_UNIX) {
-        if (backend->name == NULL)
-            probe->target.host = "localhost";
+    probe->target.host = backend->name != NULL ? backend->name : is_unix ? "localhost" : "";
+    if (is_unix)
         return;
-    }
-    addr.scope = 0;
-    addr.port = plb__exchange_port(&check->exchange, probe->target.port, backend);
-    colon = text + plb_addr_format(&addr, text, sizeof text);
-    while (*colon != ':')
-        colon--;
-    if (addr.port == (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
-        *colon = '\0';
-    own = backend->name != NULL ? colon : text;
-    memcpy(probe->authority, own, strlen(own) + 1);
+    if (backend->name == NULL)
+        plb__put_bracketed(&text, &backend->addr, 0);
+    if (port != (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
+        plb__put_port(&text, port);
 }
 
 /* Says where a probe goes, and drops a connection that was kept and leads elsewhere. */
@@ -13619,13 +13629,25 @@ PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity)
 /* ==== HTTP/1 =========================================================================================================
    The wire codec. */
 
-/* RFC 9110 section 5.6.2, tchar: a bit for each of the first 128 bytes. */
-static const uint32_t plb__http1_tchar[4] = {0x00000000u, 0x03ff6cfau, 0xc7fffffeu, 0x57ffffffu};
+enum {
+    PLB__HTTP1_TCHAR = 1, /* RFC 9110 section 5.6.2 */
+    PLB__HTTP1_VALUE = 2  /* may stand in a value (section 5.5): no control byte but the tab */
+};
+
+/* What each byte may be. */
+static const uint8_t plb__http1_bytes[256] = {
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 3, 2, 3, 3,
+    3, 3, 3, 2, 2, 3, 3, 2, 3, 3, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3,
+    3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 3, 2, 3, 0, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+    2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2,
+};
 
 static bool plb__http1_is_tchar(char c)
 {
-    unsigned char u = (unsigned char)c;
-    return u < 128 && ((plb__http1_tchar[u >> 5] >> (u & 31)) & 1u) != 0;
+    return (plb__http1_bytes[(uint8_t)c] & PLB__HTTP1_TCHAR) != 0;
 }
 
 static bool plb__http1_is_digit(char c)
@@ -13678,19 +13700,25 @@ static bool plb__http1_has_control(const char *bytes)
     return ((((word - ones * 0x20) & ~word) | ((del - ones) & ~del)) & highs) != 0;
 }
 
+/* The first byte that may not stand in a value, or `end`. */
+static const char *plb__http1_value_end(const char *p, const char *end)
+{
+    do {
+        const char *stop;
+        while (end - p >= 8 && !plb__http1_has_control(p))
+            p += 8;
+        stop = end - p < 8 ? end : p + 8;
+        while (p < stop && (plb__http1_bytes[(uint8_t)*p] & PLB__HTTP1_VALUE) != 0)
+            p++;
+        if (p < stop)
+            return p;
+    } while (p < end);
+    return end;
+}
+
 PLB_API bool plb_http1_is_value(plb_text text)
 {
-    size_t i = 0;
-    while (i < text.size) {
-        if (text.size - i >= 8 && !plb__http1_has_control(text.data + i)) {
-            i += 8;
-            continue;
-        }
-        if (plb__http1_is_control(text.data[i]) && text.data[i] != '\t')
-            return false;
-        i++;
-    }
-    return true;
+    return text.size == 0 || plb__http1_value_end(text.data, text.data + text.size) == text.data + text.size;
 }
 
 static plb_text plb__http1_slice(const char *begin, const char *end)
@@ -13784,46 +13812,41 @@ static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char 
     return plb_http1_is_value(head->reason) ? PLB_OK : PLB_ERR_PROTOCOL;
 }
 
-/* RFC 9112 section 5. A line that begins with a blank is a folded one and has no name: refused. */
-static plb_status plb__http1_parse_header(plb_http1_head *head, const char *p, const char *end)
+/* RFC 9112 section 5. A line that begins with a blank is a folded one and has no name: refused. The line's own CR LF ends
+   the name and the value at the latest, and the head, which ends at `end`, has no LF without CR: plb__http1_find_end saw
+   to both. Moves on to the next line. */
+static plb_status plb__http1_parse_header(plb_http1_head *head, const char **line, const char *end)
 {
     plb_http1_header *header;
-    const char *begin = p;
-    while (p < end && plb__http1_is_tchar(*p))
+    const char *begin = *line, *p = begin;
+    while (plb__http1_is_tchar(*p))
         p++;
-    if (p == begin || p == end || *p != ':')
+    if (p == begin || *p != ':')
         return PLB_ERR_PROTOCOL;
     if (head->header_count == head->header_capacity)
         return PLB_ERR_LIMIT;
     header = &head->headers[head->header_count];
-    header->name = plb__http1_slice(begin, p);
-    header->value = plb__http1_trim(p + 1, end);
-    if (!plb_http1_is_value(header->value))
+    header->name = plb__http1_slice(begin, p++);
+    begin = p;
+    p = plb__http1_value_end(p, end);
+    if (p[0] != '\r' || p[1] != '\n')
         return PLB_ERR_PROTOCOL;
+    header->value = plb__http1_trim(begin, p);
     head->header_count++;
+    *line = p + 2;
     return PLB_OK;
-}
-
-/* The end of the line that begins at p: its CR. There is one; plb__http1_find_end saw to it. */
-static const char *plb__http1_line_end(const char *p, const char *end)
-{
-    return (const char *)memchr(p, '\n', (size_t)(end - p)) - 1;
 }
 
 /* From the start line to the blank line that ends at `end`. */
 static plb_status plb__http1_parse_lines(plb_http1_head *head, const char *p, const char *end, bool request)
 {
-    const char *line_end = plb__http1_line_end(p, end);
+    const char *line_end = (const char *)memchr(p, '\n', (size_t)(end - p)) - 1;
     plb_status status =
         request ? plb__http1_parse_request_line(head, p, line_end) : plb__http1_parse_status_line(head, p, line_end);
     head->header_count = 0;
-    while (status == PLB_OK) {
-        p = line_end + 2;
-        line_end = plb__http1_line_end(p, end);
-        if (line_end == p)
-            break;
-        status = plb__http1_parse_header(head, p, line_end);
-    }
+    p = line_end + 2;
+    while (status == PLB_OK && end - p > 2)
+        status = plb__http1_parse_header(head, &p, end);
     return status;
 }
 

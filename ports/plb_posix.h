@@ -1048,11 +1048,10 @@ static void plb__px_connected(plb_posix *px, plb_stream *stream, plb_status stat
 static void plb__px_retry_connect(void *user);
 
 /* One attempt; to be repeated for a Unix socket whose backlog is full. */
-static plb_status plb__px_try_connect(plb_posix *px, plb_stream *stream, const plb_addr *addr)
+static plb_status plb__px_try_connect(plb_posix *px, plb_stream *stream, const plb_addr *addr,
+                                      const plb__px_sockaddr *to)
 {
-    plb__px_sockaddr to;
-    plb__px_to_system(addr, &to);
-    if (connect(stream->fd, &to.u.any, to.size) == 0)
+    if (connect(stream->fd, &to->u.any, to->size) == 0)
         return PLB_OK;
     if (errno == EINPROGRESS || errno == EINTR) {
         stream->connecting = true;
@@ -1072,7 +1071,10 @@ static plb_status plb__px_try_connect(plb_posix *px, plb_stream *stream, const p
 static void plb__px_retry_connect(void *user)
 {
     plb__px_extra *extra = (plb__px_extra *)user;
-    plb_status status = plb__px_try_connect(extra->px, extra->stream, &extra->addr);
+    plb__px_sockaddr to;
+    plb_status status;
+    plb__px_to_system(&extra->addr, &to);
+    status = plb__px_try_connect(extra->px, extra->stream, &extra->addr, &to);
     if (status != PLB_AGAIN)
         plb__px_connected(extra->px, extra->stream, status);
 }
@@ -1137,7 +1139,7 @@ static plb_status plb__px_connect(void *self, const plb_peer *peer, plb_handler 
     if (status == PLB_OK)
         status = plb__px_bind_source(stream->fd, &peer->source);
     if (status == PLB_OK)
-        status = plb__px_try_connect(px, stream, &peer->addr);
+        status = plb__px_try_connect(px, stream, &peer->addr, &to);
     if (status == PLB_OK || status == PLB_AGAIN)
         *out = stream;
     else
