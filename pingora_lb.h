@@ -4254,7 +4254,7 @@ static void plb__handles_free(plb_balancer *lb)
 static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backend *out)
 {
     const plb__care *care = plb__slot_care(slot);
-    memset((char *)out + sizeof out->addr, 0, sizeof *out - sizeof out->addr); /* the rest of a path is never read */
+    memset(out, 0, sizeof *out);
     plb__addr_copy(&out->addr, &slot->addr);
     out->weight = weight;
     out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
@@ -10379,12 +10379,11 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
     char ip[PLB_ADDR_TEXT_MAX];
     plb_peer peer;
     plb_tls tls;
+    memset(&peer, 0, sizeof peer);
     plb__addr_copy(&peer.addr, &target->addr);
     peer.addr.port = plb__exchange_port(x->check, x->port, target);
-    peer.source.family = PLB_FAMILY_NONE;
     if (connect->source.family == target->addr.family)
-        plb__addr_copy(&peer.source, &connect->source);
-    peer.tls = NULL;
+        peer.source = connect->source;
     if (connect->tls != NULL) {
         tls = *connect->tls;
         if (tls.name == NULL)
