@@ -3809,8 +3809,8 @@ struct plb_balancer {
     uintptr_t current; /* the published plb__set */
     void *strategy_state;
     const plb_strategy_ops *strategy;
-    uintptr_t watches; /* 1: outlier detection is on */
     plb_port port;
+    uintptr_t watches; /* 1: outlier detection is on */
     char pad[2 * PLB__CACHE_LINE - 4 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
     plb__cell cells[PLB__CELLS];
     /* other threads now and then */
