@@ -840,13 +840,20 @@ static bool stall(scene *s)
     return settled && bounded && settle(s);
 }
 
+static bool has_seen_enough(const scene *s)
+{
+    bool seen = s->sets >= SETS_MIN && PEEK(&s->picks) >= PICKS_MIN && s->stalls == 2;
+    seen = seen && PEEK(&s->flips) > 0 && PEEK(&s->switches) > 0;
+    return seen && (!s->outlier || (PEEK(&s->ejections) > 0 && PEEK(&s->returns) > 0));
+}
+
 /* Changes the set for so long, and until enough has happened. */
 static bool change_for(scene *s, uint32_t ms)
 {
     struct timespec start;
     uint32_t passed = 0;
     clock_gettime(CLOCK_MONOTONIC, &start);
-    while ((passed < ms || s->sets < SETS_MIN || PEEK(&s->picks) < PICKS_MIN) && passed < PATIENCE_MS) {
+    while ((passed < ms || !has_seen_enough(s)) && passed < PATIENCE_MS) {
         uint32_t what = below(&s->random, 8);
         if (what < 2)
             replace_all(s);
