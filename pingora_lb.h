@@ -842,10 +842,10 @@ struct plb_exchange {
     const plb_exchange_ops *ops;
     const plb_exchange_check *check; /* readable, like the next two */
     plb_stream *stream;
-    bool resumed;                   /* this start goes on with a connection that was kept */
-    bool keep;                      /* writable: after a success, keep the connection for the next start */
-    uint16_t port;                  /* writable before start: another port than the check's; 0: that */
-    bool connected, answered, idle; /* private, like the rest */
+    bool resumed;        /* this start goes on with a connection that was kept */
+    bool keep;           /* writable: after a success, keep the connection for the next start */
+    uint16_t port;       /* writable before start: another port than the check's; 0: that */
+    bool answered, idle; /* private, like the rest */
     uint8_t chunk_count;
     plb_token token;
     const char *tls_name;
@@ -3650,6 +3650,13 @@ static uint32_t plb__set_find_slot(const plb__set *set, plb__slot *slot, const p
     return index;
 }
 
+/* Does it have the slot where the slot's hint, which publication sets right, says so? */
+static bool plb__set_has_slot(const plb__set *set, const plb__slot *slot)
+{
+    uint32_t index = PLB__LOAD_RELAXED(&slot->index);
+    return set != NULL && index < set->count && set->slots[index] == slot;
+}
+
 /* Makes a set say what a slot says, wherever it stands in it. */
 static void plb__set_sync(plb__set *set, plb__slot *slot)
 {
@@ -3810,7 +3817,7 @@ struct plb_balancer {
     void *strategy_state;
     const plb_strategy_ops *strategy;
     plb_port port;
-    uintptr_t watches; /* 1: outlier detection is on */
+    uintptr_t watches;                                                     /* 1: outlier detection is on */
     char pad[2 * PLB__CACHE_LINE - 4 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
     plb__cell cells[PLB__CELLS];
     /* other threads now and then */
@@ -8328,12 +8335,6 @@ static plb_status plb__schedule_reserve(plb_balancer *lb, uint32_t count)
     return PLB_OK;
 }
 
-static bool plb__set_has_slot(const plb__set *set, const plb__slot *slot)
-{
-    uint32_t index = PLB__LOAD_RELAXED(&slot->index);
-    return set != NULL && index < set->count && set->slots[index] == slot;
-}
-
 /* Puts a check of a slot that is in the current set on the schedule. */
 static void plb__vital_due(plb_balancer *lb, plb__slot *slot, uint32_t check, uint64_t due_ms)
 {
@@ -8426,58 +8427,10 @@ static void plb__schedule_all(plb_balancer *lb)
     }
 }
 
-/* Section HEALTH CHECK. */
-static void plb__slot_advise(plb_balancer *lb, plb__slot *slot);
-static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
-                            const char *why);
-
 /* Is a check for backends with these plb_backend.checks? */
 static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
 {
     return checks != 0 ? (checks >> check & 1) != 0 : !lb->checks[check].what.by_name;
-}
-
-/* A backend gets a check, or loses it: what that said goes with it. */
-static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check, bool absent)
-{
-    plb__vital *vital = &plb__slot_vitals(slot)[check];
-    vital->absent = absent;
-    if (absent) {
-        lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
-        plb__vital_drop_kept(lb, vital, check);
-        vital->share = PLB__SHARE_ALL;
-        vital->advised_off = false;
-        plb__slot_advise(lb, slot);
-        if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
-            plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
-    } else {
-        vital->status = PLB_AGAIN;
-        vital->streak = 0;
-        lb->unknown++;
-        if (vital->stage == PLB__VITAL_NEW || vital->stage == PLB__VITAL_DONE)
-            plb__vital_due(lb, slot, check, lb->timers.now_ms);
-    }
-}
-
-/* Brings a slot's checks in line with what an update says of them. */
-static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend)
-{
-    plb__care *care = plb__slot_care(slot);
-    bool changes;
-    uint32_t c;
-    if (care == NULL)
-        return;
-    changes = care->every_ms != backend->check_every_ms;
-    PLB__STORE_RELAXED(&care->every_ms, backend->check_every_ms);
-    PLB__STORE_RELAXED(&care->checks, backend->checks);
-    for (c = 0; c < lb->check_count; c++) {
-        bool absent = !plb__check_is_for(lb, c, backend->checks);
-        plb__vital *vital = &plb__slot_vitals(slot)[c];
-        if (absent != vital->absent)
-            plb__vital_switch(lb, slot, c, absent);
-        if (changes && !absent && vital->stage == PLB__VITAL_DONE)
-            plb__vital_due(lb, slot, c, lb->timers.now_ms); /* nothing more was due */
-    }
 }
 
 /* ==== UPDATE =========================================================================================================
@@ -8742,6 +8695,9 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t mem
     u->set->active = plb__choose_tier(u->set);
     return status;
 }
+
+/* Section HEALTH CHECK. */
+static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend);
 
 /* Hands over what the answer says beside addresses and weights: ext, max_conns, checks, enablement. */
 static void plb__update_settle(plb_balancer *lb, plb__update *u)
@@ -9909,6 +9865,49 @@ static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, b
         lb->desc.on_flip(lb->desc.user, &info, status);
 }
 
+/* A backend gets a check, or loses it: what that said goes with it. */
+static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check, bool absent)
+{
+    plb__vital *vital = &plb__slot_vitals(slot)[check];
+    vital->absent = absent;
+    if (absent) {
+        lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
+        plb__vital_drop_kept(lb, vital, check);
+        vital->share = PLB__SHARE_ALL;
+        vital->advised_off = false;
+        plb__slot_advise(lb, slot);
+        if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
+            plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
+    } else {
+        vital->status = PLB_AGAIN;
+        vital->streak = 0;
+        lb->unknown++;
+        if (vital->stage == PLB__VITAL_NEW || vital->stage == PLB__VITAL_DONE)
+            plb__vital_due(lb, slot, check, lb->timers.now_ms);
+    }
+}
+
+/* Brings a slot's checks in line with what an update says of them. */
+static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend)
+{
+    plb__care *care = plb__slot_care(slot);
+    bool changes;
+    uint32_t c;
+    if (care == NULL)
+        return;
+    changes = care->every_ms != backend->check_every_ms;
+    PLB__STORE_RELAXED(&care->every_ms, backend->check_every_ms);
+    PLB__STORE_RELAXED(&care->checks, backend->checks);
+    for (c = 0; c < lb->check_count; c++) {
+        bool absent = !plb__check_is_for(lb, c, backend->checks);
+        plb__vital *vital = &plb__slot_vitals(slot)[c];
+        if (absent != vital->absent)
+            plb__vital_switch(lb, slot, c, absent);
+        if (changes && !absent && vital->stage == PLB__VITAL_DONE)
+            plb__vital_due(lb, slot, c, lb->timers.now_ms); /* nothing more was due */
+    }
+}
+
 /* The state machine of pingora-load-balancing's Health::observe_health. */
 static void plb__health_observe(plb_balancer *lb, const plb__result *r)
 {
@@ -10229,16 +10228,16 @@ static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t
 PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
                                      const plb_env *env)
 {
-    uint32_t timeout_ms = connect != NULL && connect->timeout_ms > 0 ? connect->timeout_ms : 1000;
     check->env = env;
-    check->answer_ms = answer_ms > 0 ? answer_ms : timeout_ms;
     if (env->port.io == NULL || env->port.clock == NULL)
         return PLB_ERR_UNSUPPORTED;
-    if (connect == NULL)
-        return PLB_OK;
-    check->connect = *connect;
+    if (connect != NULL)
+        check->connect = *connect;
     check->connect.tls = NULL;
-    if (connect->tls == NULL)
+    if (check->connect.timeout_ms == 0)
+        check->connect.timeout_ms = 1000;
+    check->answer_ms = answer_ms > 0 ? answer_ms : check->connect.timeout_ms;
+    if (connect == NULL || connect->tls == NULL)
         return PLB_OK;
     check->connect.tls = plb__tls_copy(&env->allocator, connect->tls, &check->memory_size);
     check->memory = (void *)(uintptr_t)check->connect.tls;
@@ -10406,11 +10405,11 @@ static bool plb__exchange_renew(plb_exchange *x)
     if (!x->resumed || x->answered || op == NULL)
         return false;
     plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
-    x->resumed = x->connected = false;
+    x->resumed = false;
     x->chunk_count = 0;
     memset(&op->report, 0, sizeof op->report);
     op->text[0] = '\0';
-    plb_check_deadline(x->token, x->check->connect.timeout_ms > 0 ? x->check->connect.timeout_ms : 1000);
+    plb_check_deadline(x->token, x->check->connect.timeout_ms);
     plb__fill_backend(op->slot, 0, &target);
     status = plb__exchange_connect(x, &target);
     if (status == PLB_OK)
@@ -10573,7 +10572,6 @@ static void plb__exchange_connected(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_status status = PLB_OK;
-    x->connected = true;
     if (x->ops->connected != NULL) {
         plb_check_deadline(x->token, x->check->answer_ms);
         status = x->ops->connected(x);
@@ -10630,17 +10628,30 @@ PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token)
         plb__exchange_close_stream(x, x->idle ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
 }
 
+/* plb_check_ops.close, where nothing else is to be closed. */
+static void plb__exchange_check_close(void *state)
+{
+    plb_exchange_close((plb_exchange_check *)state);
+}
+
+/* What the constructors of checks have in common. */
+static plb_check plb__check_of(const plb_check_ops *ops, const void *desc, const plb_connect_desc *connect)
+{
+    plb_check check;
+    memset(&check, 0, sizeof check);
+    check.ops = ops;
+    check.desc = desc;
+    if (connect != NULL)
+        check.timeout_ms = connect->timeout_ms;
+    return check;
+}
+
 /* ==== TCP CHECK ======================================================================================================
    A connection, closed as soon as it is there. */
 
 static plb_status plb__tcp_check_open(void *state, const void *desc, const plb_env *env)
 {
     return plb_exchange_open((plb_exchange_check *)state, (const plb_connect_desc *)desc, 0, env);
-}
-
-static void plb__exchange_check_close(void *state)
-{
-    plb_exchange_close((plb_exchange_check *)state);
 }
 
 static plb_status plb__tcp_check_start(void *state, void *probe, const plb_backend *target, plb_token token)
@@ -10656,17 +10667,6 @@ static const plb_check_ops plb__tcp_check_ops = {"tcp",
                                                  plb__exchange_check_close,
                                                  plb__tcp_check_start,
                                                  plb_exchange_cancel};
-
-static plb_check plb__check_of(const plb_check_ops *ops, const void *desc, const plb_connect_desc *connect)
-{
-    plb_check check;
-    memset(&check, 0, sizeof check);
-    check.ops = ops;
-    check.desc = desc;
-    if (connect != NULL)
-        check.timeout_ms = connect->timeout_ms;
-    return check;
-}
 
 PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
 {
@@ -11243,8 +11243,6 @@ static plb_status plb__http1_probe_received(plb_exchange *x, const char *bytes, 
         status = plb__http1_probe_body(probe, bytes + *used, size - *used, &taken);
         *used += taken;
     }
-    if (*used < size) /* more than was asked for: whose answer comes next is uncertain */
-        x->keep = false;
     return status;
 }
 
@@ -12077,10 +12075,18 @@ static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_
 
 #define PLB__HTTP2_EXTRA 32 /* headers of the program's */
 
+static void plb__http2_put_header(plb_http2_header *headers, size_t *count, const char *name, const char *value)
+{
+    headers[*count].name.data = name;
+    headers[*count].name.size = strlen(name);
+    headers[*count].value.data = value;
+    headers[(*count)++].value.size = strlen(value);
+}
+
 /* desc.headers as HTTP/2 has them, after those that each request has. */
 static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http2_header *headers, size_t *count)
 {
-    static const char agent[] = "user-agent", version[] = "pingora_lb/" PLB_VERSION;
+    static const char agent[] = "user-agent";
     const char *at = check->desc.headers;
     plb_http1_header line;
     bool has_agent = false;
@@ -12092,21 +12098,9 @@ static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http
         headers[*count].name = line.name;
         headers[(*count)++].value = line.value;
     }
-    if (!has_agent) {
-        headers[*count].name.data = agent;
-        headers[*count].name.size = sizeof agent - 1;
-        headers[*count].value.data = version;
-        headers[(*count)++].value.size = sizeof version - 1;
-    }
+    if (!has_agent)
+        plb__http2_put_header(headers, count, agent, "pingora_lb/" PLB_VERSION);
     return PLB_OK;
-}
-
-static void plb__http2_put_header(plb_http2_header *headers, size_t *count, const char *name, const char *value)
-{
-    headers[*count].name.data = name;
-    headers[*count].name.size = strlen(name);
-    headers[*count].value.data = value;
-    headers[(*count)++].value.size = strlen(value);
 }
 
 static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 *connection, const char *path,
@@ -13811,9 +13805,9 @@ static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char 
     return plb_http1_is_value(head->reason) ? PLB_OK : PLB_ERR_PROTOCOL;
 }
 
-/* RFC 9112 section 5. A line that begins with a blank is a folded one and has no name: refused. The line's own CR LF ends
-   the name and the value at the latest, and the head, which ends at `end`, has no LF without CR: plb__http1_find_end saw
-   to both. Moves on to the next line. */
+/* RFC 9112 section 5. A line that begins with a blank is a folded one and has no name: refused. The line's own CR LF
+   ends the name and the value at the latest, and the head, which ends at `end`, has no LF without CR:
+   plb__http1_find_end saw to both. Moves on to the next line. */
 static plb_status plb__http1_parse_header(plb_http1_head *head, const char **line, const char *end)
 {
     plb_http1_header *header;

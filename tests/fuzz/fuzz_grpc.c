@@ -2,7 +2,7 @@
    What must hold for any bytes: that it comes in two parts, or byte by byte, makes no difference, and a status that is
    read can be read alone.
 
-   Built with -fsanitize=fuzzer,address,undefined; with -DFUZZ_MAIN a program that runs the files it is given. */
+   Built with -fsanitize=fuzzer,address,undefined; with main.c and no fuzzer, a program that runs files. */
 #include "../../pingora_lb.h"
 
 #include <stdio.h>
@@ -63,19 +63,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         require_same_alone(serving);
     return 0;
 }
-
-#ifdef FUZZ_MAIN
-int main(int argc, char **argv)
-{
-    static uint8_t input[1 << 20];
-    int i;
-    for (i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        if (file == NULL)
-            return 1;
-        LLVMFuzzerTestOneInput(input, fread(input, 1, sizeof input, file));
-        fclose(file);
-    }
-    return 0;
-}
-#endif

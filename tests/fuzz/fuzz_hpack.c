@@ -1,9 +1,9 @@
-/* Fuzzes header compression. The first byte is the memory, the second where the rest is cut in two; the rest are blocks,
-   each a length of one byte and its bytes. What must hold for any bytes: fields lie inside the memory or are constants,
-   the table keeps to its size, bytes that come in two parts mean the same as at once, and what was read can be written
-   and read again.
+/* Fuzzes header compression. The first byte is the memory, the second where the rest is cut in two; the rest are
+   blocks, each a length of one byte and its bytes. What must hold for any bytes: fields lie inside the memory or are
+   constants, the table keeps to its size, bytes that come in two parts mean the same as at once, and what was read can
+   be written and read again.
 
-   Built with -fsanitize=fuzzer,address,undefined; with -DFUZZ_MAIN a program that runs the files it is given. */
+   Built with -fsanitize=fuzzer,address,undefined; with main.c and no fuzzer, a program that runs files. */
 #include "../../pingora_lb.h"
 
 #include <stdio.h>
@@ -110,19 +110,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     REQUIRE(hash == hash_again);
     return 0;
 }
-
-#ifdef FUZZ_MAIN
-int main(int argc, char **argv)
-{
-    static uint8_t input[1 << 20];
-    int i;
-    for (i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        if (file == NULL)
-            return 1;
-        LLVMFuzzerTestOneInput(input, fread(input, 1, sizeof input, file));
-        fclose(file);
-    }
-    return 0;
-}
-#endif

@@ -3,7 +3,7 @@
    slices lie inside of them, bytes that come in two parts mean the same as at once, and a head that is taken is clean
    enough to be written out again and read back as the same one.
 
-   Built with -fsanitize=fuzzer,address,undefined; with -DFUZZ_MAIN a program that runs the files it is given. */
+   Built with -fsanitize=fuzzer,address,undefined; with main.c and no fuzzer, a program that runs files. */
 #include "../../pingora_lb.h"
 
 #include <stdio.h>
@@ -174,19 +174,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     free(bytes);
     return 0;
 }
-
-#ifdef FUZZ_MAIN
-int main(int argc, char **argv)
-{
-    static uint8_t input[1 << 20];
-    int i;
-    for (i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        if (file == NULL)
-            return 1;
-        LLVMFuzzerTestOneInput(input, fread(input, 1, sizeof input, file));
-        fclose(file);
-    }
-    return 0;
-}
-#endif

@@ -3,7 +3,7 @@
    bytes: slices lie inside of them or of the memory, events come in their order, bytes that come in pieces mean the
    same as at once, what is sent is whole frames, and a fault is told and final.
 
-   Built with -fsanitize=fuzzer,address,undefined; with -DFUZZ_MAIN a program that runs the files it is given. */
+   Built with -fsanitize=fuzzer,address,undefined; with main.c and no fuzzer, a program that runs files. */
 #include "../../pingora_lb.h"
 
 #include <stdio.h>
@@ -215,19 +215,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     free(in_pieces.memory);
     return 0;
 }
-
-#ifdef FUZZ_MAIN
-int main(int argc, char **argv)
-{
-    static uint8_t input[1 << 20];
-    int i;
-    for (i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        if (file == NULL)
-            return 1;
-        LLVMFuzzerTestOneInput(input, fread(input, 1, sizeof input, file));
-        fclose(file);
-    }
-    return 0;
-}
-#endif

@@ -1,7 +1,7 @@
 /* peer.h - what fuzz targets of checks have in common: a real probe of a real balancer, over a plb_io whose only peer
    answers with given bytes, cut into pieces of any size. Include it after pingora_lb.h with its implementation.
 
-   Built with -fsanitize=fuzzer,address,undefined; with -DFUZZ_MAIN a program that runs the files it is given. */
+   Built with -fsanitize=fuzzer,address,undefined; with main.c and no fuzzer, a program that runs files. */
 #ifndef PEER_H
 #define PEER_H
 
@@ -220,21 +220,5 @@ static inline void peer_probe(peer *p, plb_check check, const uint8_t *more, siz
     plb_destroy(lb);
     REQUIRE(p->open == 0);
 }
-
-#ifdef FUZZ_MAIN
-int main(int argc, char **argv)
-{
-    static uint8_t input[1 << 20];
-    int i;
-    for (i = 1; i < argc; i++) {
-        FILE *file = fopen(argv[i], "rb");
-        if (file == NULL)
-            return 1;
-        LLVMFuzzerTestOneInput(input, fread(input, 1, sizeof input, file));
-        fclose(file);
-    }
-    return 0;
-}
-#endif
 
 #endif /* PEER_H */
