@@ -1,5 +1,6 @@
 # make run     builds the load balancer and shows it at work
 # make test    installs or names what the tests need, then runs all of them
+# make test-ports   the same on Windows (under wine), over lwIP, and on a Cortex-M3 (under QEMU)
 # make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
 # make bench-probe, bench-proxy, bench-idle   health checks beside HAProxy's, the proxy beside nginx, an idle process
 # make fuzz    runs each fuzz target for FUZZ_SECONDS
@@ -137,6 +138,20 @@ test-run:
 	@bash tests/run.sh $(TEST_PROGRAMS) tests/test_build.sh $(FUZZERS:%=build/fuzz/%) tests/test_plb_pick.sh \
 		tests/test_system.sh $(TEST_SCRIPTS) tests/test_peers.sh
 
+# ---- other platforms: each of these scripts builds what it needs by the targets below, and runs it ----
+
+PORT_SCRIPTS := $(wildcard tests/ports/test_*.sh)
+
+test-ports:
+	@sh tests/needs.sh ports
+	@bash tests/run.sh $(PORT_SCRIPTS)
+
+# ---- Windows, under wine ----
+
+# ---- lwIP ----
+
+# ---- a microcontroller, under QEMU ----
+
 # ---- figures ----
 
 build/bench build/bench_single: tests/bench/bench.c $(HEADERS) | build
@@ -171,5 +186,5 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 clean:
 	rm -rf build
 
-.PHONY: all run test test-needs test-build test-programs test-run bench bench-plot bench-idle bench-proxy bench-probe \
-        fuzz clean
+.PHONY: all run test test-needs test-build test-programs test-run test-ports bench bench-plot bench-idle bench-proxy \
+        bench-probe fuzz clean

@@ -40,7 +40,7 @@
      STATUS              the names of everything that can go wrong
      MEMORY              the allocator, and an arena for programs without a heap
      ADDRESS             IPv4, IPv6, Unix paths: parse, print, compare, hash
-     PORT                what a platform lends: plb_io, plb_clock, plb_random, plb_names, plb_barrier, plb_task
+     PORT                what a platform lends: plb_io (streams), plb_dgram, plb_clock, plb_random, plb_names, ...
      TIMER               deadlines of everything above the port
      BACKEND             an address with its weight, name, id, ext
      EXTENSION POINTS    what discovery, checks and strategies have in common; the completion contract
@@ -376,7 +376,7 @@ PLB_API uint64_t plb_addr_hash(const plb_addr *addr);
      shutdown, write is not called any more.
    - close cancels what was armed; after it the stream is gone and no callback mentions it. */
 
-typedef struct plb_stream plb_stream; /* a connection or a listener; the port's own */
+typedef struct plb_stream plb_stream; /* a connection, a listener, or a datagram socket; the port's own */
 
 typedef enum plb_event {
     PLB_EVENT_CONNECT = 1, /* connect has ended; status says how. After an error, close is still the caller's to call */
@@ -528,6 +528,37 @@ typedef struct plb_names {
     void (*cancel)(void *self, plb_query *query); /* fn will not be called any more */
 } plb_names;
 
+/* Datagrams (UDP). Rules and thread as for plb_io, whose plb_stream and plb_handler serve here too, but such a socket
+   is given to these functions only. Datagrams may get lost, doubled or out of order: those who use them expect it. */
+typedef struct plb_dgram {
+    void *self;
+
+    /* Opens a socket. `local`: an address of this machine, or all zero bytes behind its family (any), and a port, 0:
+       the system's choice; NULL: any. `remote`: the one place to send to and to hear from, so that forgeries from
+       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. One of them is given; of the same family where
+       both are. PLB_OK, or PLB_ERR_ARGUMENT, PLB_ERR_UNSUPPORTED (a family that the port lacks; Unix paths),
+       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_UNREACHABLE,
+       PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO. */
+    plb_status (*open)(void *self, const plb_addr *local, const plb_addr *remote, plb_handler handler,
+                       plb_stream **out);
+
+    /* Sends one datagram of `size` bytes (0 too) to `to`, or to the remote address (`to` is NULL). PLB_OK: it is on its
+       way. Else it is not, but the socket is as good as before; nothing is armed: PLB_ERR_ARGUMENT (no address, or more
+       bytes than a datagram may have), PLB_ERR_LIMIT (no room now), PLB_ERR_MEMORY, PLB_ERR_REFUSED (an earlier one met
+       nobody), PLB_ERR_UNREACHABLE, PLB_ERR_ACCESS, PLB_ERR_UNSUPPORTED (another family), PLB_ERR_IO. */
+    plb_status (*send)(void *self, plb_stream *socket, const plb_addr *to, const void *data, size_t size);
+
+    /* Takes one datagram. PLB_OK: min(*got, capacity) bytes are in the buffer; *got above capacity: it was longer, and
+       the rest is lost. *from (may be NULL) is its sender. PLB_AGAIN: none; PLB_EVENT_READ is armed. PLB_ERR_REFUSED:
+       nobody listens at the remote address, as far as the platform tells; the socket is as good as before. PLB_ERR_IO:
+       it is broken. capacity is above 0. */
+    plb_status (*receive)(void *self, plb_stream *socket, void *buffer, size_t capacity, size_t *got, plb_addr *from);
+
+    /* As plb_io's. */
+    plb_status (*info)(void *self, plb_stream *socket, plb_stream_info *out);
+    void (*close)(void *self, plb_stream *socket);
+} plb_dgram;
+
 /* A memory barrier for all threads at once: when issue returns, every thread of the process that runs has passed a full
    barrier since the call (membarrier on Linux, FlushProcessWriteBuffers on Windows). With it, reading costs no locked
    instruction; a balancer issues one for each set that it publishes. */
@@ -544,6 +575,7 @@ typedef struct plb_port {
     const plb_random *random;
     const plb_names *names;
     const plb_barrier *barrier;
+    const plb_dgram *dgram;
 } plb_port;
 
 #define PLB_FOREVER UINT32_MAX /* as a delay: nothing is due */

@@ -2055,6 +2055,7 @@ PLB_API plb_port plb_posix_port(plb_posix *px)
     port.random = &px->random;
     port.names = &px->names;
     port.barrier = px->barrier.issue != NULL ? &px->barrier : NULL;
+    port.dgram = NULL;
     return port;
 }
 

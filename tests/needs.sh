@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the tests need beside gcc and make. On Debian or Ubuntu as root it is installed; elsewhere the missing packages
-# are listed with the command to type, and that is an error.
+# What the tests need beside gcc and make; with `ports`, what make test-ports needs beside that. On Debian or Ubuntu as
+# root it is installed; elsewhere the missing packages are listed with the command to type, and that is an error.
 missing=""
 
 need() { # command, package
@@ -31,6 +31,17 @@ fi
 
 printf '#include <mbedtls/ssl.h>\nint main(void) { return 0; }\n' >"$probe/t.c"
 "${CC:-cc}" -fsyntax-only "$probe/t.c" 2>/dev/null || missing="$missing libmbedtls-dev"
+
+if [ "$1" = ports ]; then
+    need x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64
+    need wine wine
+    [ -x /usr/lib/wine/wine64 ] || need wine64 wine64
+    need arm-none-eabi-gcc gcc-arm-none-eabi
+    [ -f "$(arm-none-eabi-gcc -print-file-name=libc_nano.a 2>/dev/null)" ] || missing="$missing libnewlib-arm-none-eabi"
+    need qemu-system-arm qemu-system-arm
+    [ -f /usr/include/lwip/lwip/init.h ] || missing="$missing liblwip-dev"
+    need ip iproute2
+fi
 
 [ -z "$missing" ] && exit 0
 

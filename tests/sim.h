@@ -1581,6 +1581,7 @@ plb_port sim_port(sim *s)
     port.random = &s->random;
     port.names = &s->names;
     port.barrier = NULL;
+    port.dgram = NULL;
     return port;
 }
 
