@@ -107,7 +107,7 @@ typedef struct plb_lwip_stream {
         plb_lwip_link waiting; /* a listener's: connections that wait for accept */
     } u;
     uint8_t kind, armed, owed, status;
-    bool at_end, shut;
+    bool at_end;
     uint8_t datagrams;
 } plb_lwip_stream;
 
@@ -618,11 +618,11 @@ static plb_lwip_stream *plb__lw_stream_new(plb_lwip *lw, unsigned kind, plb_hand
     return stream;
 }
 
-/* A stream has become free: listeners for which there was none may go on. */
+/* Callers have one stream less: listeners for which there was none may go on. */
 static void plb__lw_note_listeners(plb_lwip *lw)
 {
     size_t i;
-    for (i = 0; i < lw->desc.stream_count && lw->listeners > 0; i++) {
+    for (i = 0; i < lw->desc.stream_count; i++) {
         if (lw->desc.streams[i].kind == PLB__LW_LISTENER)
             plb__lw_note(&lw->desc.streams[i]);
     }
@@ -640,6 +640,7 @@ static void plb__lw_forget_input(plb_lwip_stream *stream)
 static void plb__lw_stream_delete(plb_lwip_stream *stream)
 {
     plb_lwip *lw = stream->lw;
+    bool was_full = lw->listeners > 0 && plb__lw_is_full(lw);
     if (stream->kind == PLB__LW_LISTENER)
         lw->listeners--;
     else
@@ -649,7 +650,8 @@ static void plb__lw_stream_delete(plb_lwip_stream *stream)
     stream->armed = stream->owed = 0;
     plb__lw_unlink(&stream->link);
     plb__lw_append(&lw->free_streams, &stream->link);
-    plb__lw_note_listeners(lw);
+    if (was_full)
+        plb__lw_note_listeners(lw);
 }
 
 /* Promises a callback. */

@@ -20,6 +20,8 @@ typedef struct io_fixture {
     bool handshakes;
     /* How many streams the port was given, both ends counted; 0: as many as the system allows. */
     uint32_t streams;
+    /* How long to wait, in milliseconds, for bytes that may be on their way still; 0: 5. */
+    uint32_t settle_ms;
     /* Calls port.io->wake from another thread (or as if from one), soon but not before this call returns. */
     void (*wake_soon)(void *self);
 } io_fixture;
