@@ -590,32 +590,36 @@ typedef struct plb_names {
 } plb_names;
 
 /* Datagrams (UDP). Rules and thread as for plb_io, whose plb_stream and plb_handler serve here too, but such a socket
-   is given to these functions only. Datagrams may get lost, doubled or out of order: those who use them expect it. */
+   is given to these functions only. Datagrams may get lost, doubled or out of order, and those that wait too long for
+   receive are lost, too: those who use them expect it. */
 typedef struct plb_dgram {
     void *self;
 
     /* Opens a socket. `local`: an address of this machine, or all zero bytes behind its family (any), and a port, 0:
        the system's choice; NULL: any. `remote`: the one place to send to and to hear from, so that forgeries from
-       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. One of them is given; of the same family where
-       both are. PLB_OK, or PLB_ERR_ARGUMENT, PLB_ERR_UNSUPPORTED (a family that the port lacks; Unix paths),
+       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. PLB_OK, or PLB_ERR_ARGUMENT (both are NULL, or
+       of different families; no port in `remote`), PLB_ERR_UNSUPPORTED (a family that the port lacks; Unix paths),
        PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_UNREACHABLE,
-       PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO. */
+       PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO; *out is NULL then. */
     plb_status (*open)(void *self, const plb_addr *local, const plb_addr *remote, plb_handler handler,
                        plb_stream **out);
 
-    /* Sends one datagram of `size` bytes (0 too) to `to`, or to the remote address (`to` is NULL). PLB_OK: it is on its
-       way. Else it is not, but the socket is as good as before; nothing is armed: PLB_ERR_ARGUMENT (no address, or more
-       bytes than a datagram may have), PLB_ERR_LIMIT (no room now), PLB_ERR_MEMORY, PLB_ERR_REFUSED (an earlier one met
-       nobody), PLB_ERR_UNREACHABLE, PLB_ERR_ACCESS, PLB_ERR_UNSUPPORTED (another family), PLB_ERR_IO. */
+    /* Sends one datagram of `size` bytes (0 too), which are the caller's again when it returns, to `to`; to the remote
+       address, where there is one, and `to` is NULL. PLB_OK: it is on its way. Else it is not; nothing is armed:
+       PLB_ERR_ARGUMENT (`to` without port, missing, or given beside a remote address; more bytes than a datagram may
+       have), PLB_ERR_UNSUPPORTED (another family), PLB_ERR_LIMIT (no room now), PLB_ERR_MEMORY, PLB_ERR_REFUSED (an
+       earlier one met nobody), PLB_ERR_UNREACHABLE, PLB_ERR_ACCESS: the socket is as good as before. PLB_ERR_IO: it is
+       broken. */
     plb_status (*send)(void *self, plb_stream *socket, const plb_addr *to, const void *data, size_t size);
 
-    /* Takes one datagram. PLB_OK: min(*got, capacity) bytes are in the buffer; *got above capacity: it was longer, and
-       the rest is lost. *from (may be NULL) is its sender. PLB_AGAIN: none; PLB_EVENT_READ is armed. PLB_ERR_REFUSED:
-       nobody listens at the remote address, as far as the platform tells; the socket is as good as before. PLB_ERR_IO:
-       it is broken. capacity is above 0. */
+    /* Takes one datagram. PLB_OK: min(*got, capacity) bytes are in the buffer; *got above capacity: it was longer, no
+       matter by how much, and the rest is lost. *from (may be NULL) is its sender. PLB_AGAIN: none; PLB_EVENT_READ is
+       armed. Else nothing is armed: PLB_ERR_REFUSED (nobody listens at the remote address), PLB_ERR_UNREACHABLE,
+       PLB_ERR_ACCESS: what became of earlier datagrams, as far as the platform tells; PLB_ERR_LIMIT, PLB_ERR_MEMORY:
+       the socket is as good as before. PLB_ERR_IO: it is broken. capacity is above 0. */
     plb_status (*receive)(void *self, plb_stream *socket, void *buffer, size_t capacity, size_t *got, plb_addr *from);
 
-    /* As plb_io's. */
+    /* As plb_io's; remote is PLB_FAMILY_NONE where everybody is heard. */
     plb_status (*info)(void *self, plb_stream *socket, plb_stream_info *out);
     void (*close)(void *self, plb_stream *socket);
 } plb_dgram;
