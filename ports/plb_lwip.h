@@ -1367,16 +1367,16 @@ static plb_status plb__lw_open(void *self, const plb_addr *local, const plb_addr
     ip_addr_t ip;
     plb_status status;
     *out = NULL;
-    if (local == NULL && remote == NULL)
+    if (local == NULL ? remote == NULL : remote != NULL && remote->family != local->family)
         return PLB_ERR_ARGUMENT;
     memset(&any, 0, sizeof any);
     any.family = remote != NULL ? remote->family : (uint8_t)PLB_FAMILY_NONE;
     if (local == NULL)
         local = &any;
-    if (remote != NULL && remote->family != local->family)
-        return PLB_ERR_ARGUMENT;
     if (!plb__lw_to_ip(local, &ip))
         return PLB_ERR_UNSUPPORTED;
+    if (remote != NULL && remote->port == 0)
+        return PLB_ERR_ARGUMENT;
     plb__lw_lock();
     status = plb__lw_open_locked((plb_lwip *)self, local, remote, handler, out);
     plb__lw_unlock();
@@ -1408,17 +1408,19 @@ static plb_status plb__lw_send_locked(struct udp_pcb *pcb, const plb_addr *to, c
 static plb_status plb__lw_send(void *self, plb_stream *handle, const plb_addr *to, const void *data, size_t size)
 {
     struct udp_pcb *pcb = plb__lw_udp(plb__lw_stream(handle));
-    plb_addr local, remote;
+    bool has_remote = (udp_flags(pcb) & UDP_FLAGS_CONNECTED) != 0;
+    plb_addr remote;
     plb_status status;
     (void)self;
+    if (has_remote == (to != NULL))
+        return PLB_ERR_ARGUMENT;
     plb__lw_lock();
-    plb__lw_from_ip(&pcb->local_ip, 0, &local);
     plb__lw_from_ip(&pcb->remote_ip, pcb->remote_port, &remote);
-    if (to == NULL && (udp_flags(pcb) & UDP_FLAGS_CONNECTED) != 0)
+    if (to == NULL)
         to = &remote;
-    if (to == NULL || size > plb__lw_datagram_max(to))
+    if (to->port == 0 || size > plb__lw_datagram_max(to))
         status = PLB_ERR_ARGUMENT;
-    else if (to->family != local.family)
+    else if (to->family != remote.family)
         status = PLB_ERR_UNSUPPORTED;
     else
         status = plb__lw_send_locked(pcb, to, data, size);
