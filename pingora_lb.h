@@ -1989,11 +1989,18 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 /* ==== COMPILER =======================================================================================================
    Atomics, wide multiplication, bits. */
 
+/* PLB__INLINE stands on what a pick runs through. Its helpers are large enough for a compiler to make calls of them,
+   which cost more than they do; so they are inlined by order, but for a compiler that is asked for small code, which
+   finds out itself what is smaller. */
 #if defined(__GNUC__)
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define PLB__INLINE      static inline __attribute__((unused, always_inline))
-#define PLB__RARE        static __attribute__((noinline)) /* off the hot path, whose registers it shall not take */
+#if defined(__OPTIMIZE_SIZE__)
+#define PLB__INLINE static inline __attribute__((unused))
+#else
+#define PLB__INLINE static inline __attribute__((unused, always_inline))
+#endif
+#define PLB__RARE static __attribute__((noinline)) /* off the hot path, whose registers it shall not take */
 #else
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
