@@ -13250,122 +13250,95 @@ PLB_API void plb_destroy(plb_balancer *lb)
    Prometheus text, one metric after another; of each, one sample after another. */
 
 enum {
-    PLB__METRIC_COUNT,
+    PLB__METRIC_GAUGE,
+    PLB__METRIC_COUNTER,
     PLB__METRIC_MICROSECONDS,
     PLB__METRIC_SHARE,
     PLB__METRIC_STATUS
-}; /* how values are written */
+}; /* how values are written; all but the counter are gauges */
 
-/* Of what a metric has a sample: a balancer; a backend in a tier, for what depends on its weight; a backend; one of its
-   checks; one of its checks, once it has a result. */
-enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_RECORD, PLB__OF_CHECK, PLB__OF_RESULT };
+/* Of what a metric has a sample: a balancer; a balancer, by counting through its set; a backend in a tier, for what
+   depends on its weight; a backend; one of its checks; one of its checks, once it has a result. */
+enum { PLB__OF_BALANCER, PLB__OF_SET, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_RECORD, PLB__OF_CHECK, PLB__OF_RESULT };
 
-enum {
-    PLB__METRIC_BACKENDS,
-    PLB__METRIC_BACKENDS_READY,
-    PLB__METRIC_BACKENDS_HEALTHY,
-    PLB__METRIC_BACKENDS_EJECTED,
-    PLB__METRIC_UPDATES,
-    PLB__METRIC_UPDATE_FAILURES,
-    PLB__METRIC_CHANGES,
-    PLB__METRIC_UPDATE_STATUS,
-    PLB__METRIC_DISCOVERY,
-    PLB__METRIC_BUILD,
-    PLB__METRIC_PROBES,
-    PLB__METRIC_RETIRED,
-    PLB__METRIC_READY,
-    PLB__METRIC_WEIGHT,
-    PLB__METRIC_HEALTHY,
-    PLB__METRIC_ENABLED,
-    PLB__METRIC_EJECTED,
-    PLB__METRIC_ADVISED_OFF,
-    PLB__METRIC_SHARE_RATIO,
-    PLB__METRIC_IN_FLIGHT,
-    PLB__METRIC_FLIPS,
-    PLB__METRIC_REQUESTS,
-    PLB__METRIC_FAILURES,
-    PLB__METRIC_EJECTIONS,
-    PLB__METRIC_PASSING,
-    PLB__METRIC_PASSED,
-    PLB__METRIC_FAILED,
-    PLB__METRIC_LAST_STATUS,
-    PLB__METRIC_LAST_CODE,
-    PLB__METRIC_LAST_LATENCY
-};
+enum { PLB__RESULT_NONE, PLB__RESULT_PASSED, PLB__RESULT_FAILED }; /* a metric's label */
 
-typedef struct plb__metric {
-    uint8_t id, of, unit;
-    bool counter;
-    const char *name;   /* without plb_; the same as the row's before: another sample of that metric */
-    const char *result; /* a label's value, or NULL */
-    const char *help;
-} plb__metric;
-
-static const plb__metric plb__metric_rows[] = {
-    {PLB__METRIC_BACKENDS, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends", NULL, "Backends in the set."},
-    {PLB__METRIC_BACKENDS_READY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ready", NULL,
-     "Backends in the set that may be picked now."},
-    {PLB__METRIC_BACKENDS_HEALTHY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_healthy", NULL,
-     "Backends in the set whose checks all pass."},
-    {PLB__METRIC_BACKENDS_EJECTED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ejected", NULL,
-     "Backends in the set that are taken out for what requests met with."},
-    {PLB__METRIC_UPDATES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "updates_total", NULL,
-     "Answers of the discovery that were applied, those that changed nothing too."},
-    {PLB__METRIC_UPDATE_FAILURES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "update_failures_total", NULL,
-     "Discoveries that failed, and answers that were refused."},
-    {PLB__METRIC_CHANGES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "set_changes_total", NULL, "Sets published."},
-    {PLB__METRIC_UPDATE_STATUS, PLB__OF_BALANCER, PLB__METRIC_STATUS, false, "update_last_status", NULL,
-     "How the last update went, as a label."},
-    {PLB__METRIC_DISCOVERY, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "discovery_duration_seconds", NULL,
-     "How long the last discovery took to answer."},
-    {PLB__METRIC_BUILD, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "build_duration_seconds", NULL,
-     "How long the last answer took to compare, build and publish."},
-    {PLB__METRIC_PROBES, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "probes_in_flight", NULL, "Probes in flight."},
-    {PLB__METRIC_RETIRED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "retired_sets", NULL,
-     "Earlier sets that somebody still reads."},
-    {PLB__METRIC_READY, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_ready", NULL, "1: it may be picked now."},
-    {PLB__METRIC_WEIGHT, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_weight", NULL, "Its weight in its tier."},
-    {PLB__METRIC_HEALTHY, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_healthy", NULL,
-     "1: all of its checks pass."},
-    {PLB__METRIC_ENABLED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_enabled", NULL, "0: it is switched off."},
-    {PLB__METRIC_EJECTED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_ejected", NULL,
-     "1: it is taken out for what requests met with."},
-    {PLB__METRIC_ADVISED_OFF, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_advised_off", NULL,
-     "1: its agent wants no new requests."},
-    {PLB__METRIC_SHARE_RATIO, PLB__OF_BACKEND, PLB__METRIC_SHARE, false, "backend_share_ratio", NULL,
-     "How much of its weight counts, as it starts slowly or as its agent advises."},
-    {PLB__METRIC_IN_FLIGHT, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_requests_in_flight", NULL,
-     "Requests that began and have not ended."},
-    {PLB__METRIC_FLIPS, PLB__OF_BACKEND, PLB__METRIC_COUNT, true, "backend_flips_total", NULL,
-     "How often it became healthy or unhealthy."},
-    {PLB__METRIC_REQUESTS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_requests_total", NULL,
-     "Requests that ended, but for those that were called off."},
-    {PLB__METRIC_FAILURES, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_request_failures_total", NULL,
-     "Requests that found no connection, broke, or were answered with a server error."},
-    {PLB__METRIC_EJECTIONS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_ejections_total", NULL,
-     "How often it was taken out for what requests met with."},
-    {PLB__METRIC_PASSING, PLB__OF_CHECK, PLB__METRIC_COUNT, false, "check_passing", NULL, "1: the check passes."},
-    {PLB__METRIC_PASSED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "passed",
-     "Probes by their result."},
-    {PLB__METRIC_FAILED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "failed", NULL},
-    {PLB__METRIC_LAST_STATUS, PLB__OF_CHECK, PLB__METRIC_STATUS, false, "check_last_status", NULL,
-     "How the last probe went, as a label."},
-    {PLB__METRIC_LAST_CODE, PLB__OF_RESULT, PLB__METRIC_COUNT, false, "check_last_code", NULL,
-     "The protocol's own number for the last probe's result (HTTP status, ...); 0: none."},
-    {PLB__METRIC_LAST_LATENCY, PLB__OF_RESULT, PLB__METRIC_MICROSECONDS, false, "check_last_duration_seconds", NULL,
-     "How long the last probe took."},
-};
-
-#define PLB__METRIC_ROWS (sizeof plb__metric_rows / sizeof *plb__metric_rows)
-
-/* One sample: whose it is. */
+/* One sample: whose it is, and what is known of it. */
 typedef struct plb__sample {
     const plb_balancer *lb;
+    uint32_t ready, healthy, ejected, retired; /* of a set: backends; sets before it that are read */
     plb_backend_info info;
     plb_outlier_info outlier;
     uint32_t check;
     plb_probe_info probe;
 } plb__sample;
+
+typedef struct plb__metric {
+    uint8_t of, unit, result;
+    uint8_t size;     /* of the number, */
+    uint32_t offset;  /* which is there in the balancer, or in the sample */
+    const char *name; /* without plb_; the same as the row's before: another sample of that metric */
+    const char *help;
+} plb__metric;
+
+#define PLB__MEMBER(type, member)    (uint8_t)sizeof(((type *)0)->member), (uint32_t)offsetof(type, member)
+#define PLB__METRIC(of, unit, value) PLB__OF_##of, PLB__METRIC_##unit, PLB__RESULT_NONE, value
+#define PLB__IN_BALANCER(member)     PLB__MEMBER(plb_balancer, member)
+#define PLB__IN_SAMPLE(member)       PLB__MEMBER(plb__sample, member)
+
+static const plb__metric plb__metric_rows[] = {
+    {PLB__METRIC(BALANCER, GAUGE, PLB__IN_BALANCER(update.backends)), "backends", "Backends in the set."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(ready)), "backends_ready", "Backends in the set that may be picked now."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(healthy)), "backends_healthy",
+     "Backends in the set whose checks all pass."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(ejected)), "backends_ejected",
+     "Backends in the set that are taken out for what requests met with."},
+    {PLB__METRIC(BALANCER, COUNTER, PLB__IN_BALANCER(update.updates)), "updates_total",
+     "Answers of the discovery that were applied, those that changed nothing too."},
+    {PLB__METRIC(BALANCER, COUNTER, PLB__IN_BALANCER(update.failures)), "update_failures_total",
+     "Discoveries that failed, and answers that were refused."},
+    {PLB__METRIC(BALANCER, COUNTER, PLB__IN_BALANCER(update.changes)), "set_changes_total", "Sets published."},
+    {PLB__METRIC(BALANCER, STATUS, PLB__IN_BALANCER(update.status)), "update_last_status",
+     "How the last update went, as a label."},
+    {PLB__METRIC(BALANCER, MICROSECONDS, PLB__IN_BALANCER(update.discovery_us)), "discovery_duration_seconds",
+     "How long the last discovery took to answer."},
+    {PLB__METRIC(BALANCER, MICROSECONDS, PLB__IN_BALANCER(update.build_us)), "build_duration_seconds",
+     "How long the last answer took to compare, build and publish."},
+    {PLB__METRIC(BALANCER, GAUGE, PLB__IN_BALANCER(probes)), "probes_in_flight", "Probes in flight."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(retired)), "retired_sets", "Earlier sets that somebody still reads."},
+    {PLB__METRIC(MEMBER, GAUGE, PLB__IN_SAMPLE(info.ready)), "backend_ready", "1: it may be picked now."},
+    {PLB__METRIC(MEMBER, GAUGE, PLB__IN_SAMPLE(info.backend.weight)), "backend_weight", "Its weight in its tier."},
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.healthy)), "backend_healthy", "1: all of its checks pass."},
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.enabled)), "backend_enabled", "0: it is switched off."},
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.ejected)), "backend_ejected",
+     "1: it is taken out for what requests met with."},
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.advised_off)), "backend_advised_off",
+     "1: its agent wants no new requests."},
+    {PLB__METRIC(BACKEND, SHARE, PLB__IN_SAMPLE(info.share)), "backend_share_ratio",
+     "How much of its weight counts, as it starts slowly or as its agent advises."},
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.in_flight)), "backend_requests_in_flight",
+     "Requests that began and have not ended."},
+    {PLB__METRIC(BACKEND, COUNTER, PLB__IN_SAMPLE(info.flips)), "backend_flips_total",
+     "How often it became healthy or unhealthy."},
+    {PLB__METRIC(RECORD, COUNTER, PLB__IN_SAMPLE(outlier.requests)), "backend_requests_total",
+     "Requests that ended, but for those that were called off."},
+    {PLB__METRIC(RECORD, COUNTER, PLB__IN_SAMPLE(outlier.failures)), "backend_request_failures_total",
+     "Requests that found no connection, broke, or were answered with a server error."},
+    {PLB__METRIC(RECORD, COUNTER, PLB__IN_SAMPLE(outlier.ejections)), "backend_ejections_total",
+     "How often it was taken out for what requests met with."},
+    {PLB__METRIC(CHECK, GAUGE, PLB__IN_SAMPLE(probe.passing)), "check_passing", "1: the check passes."},
+    {PLB__OF_CHECK, PLB__METRIC_COUNTER, PLB__RESULT_PASSED, PLB__IN_SAMPLE(probe.passed), "check_probes_total",
+     "Probes by their result."},
+    {PLB__OF_CHECK, PLB__METRIC_COUNTER, PLB__RESULT_FAILED, PLB__IN_SAMPLE(probe.failed), "check_probes_total", NULL},
+    {PLB__METRIC(CHECK, STATUS, PLB__IN_SAMPLE(probe.status)), "check_last_status",
+     "How the last probe went, as a label."},
+    {PLB__METRIC(RESULT, GAUGE, PLB__IN_SAMPLE(probe.code)), "check_last_code",
+     "The protocol's own number for the last probe's result (HTTP status, ...); 0: none."},
+    {PLB__METRIC(RESULT, MICROSECONDS, PLB__IN_SAMPLE(probe.latency_us)), "check_last_duration_seconds",
+     "How long the last probe took."},
+};
+
+#define PLB__METRIC_ROWS (sizeof plb__metric_rows / sizeof *plb__metric_rows)
 
 /* The text, and what stands before the next label. */
 typedef struct plb__metrics {
@@ -13373,113 +13346,46 @@ typedef struct plb__metrics {
     char before;
 } plb__metrics;
 
-/* The set's backends that are as a metric says. */
-static uint32_t plb__metric_backends(const plb_balancer *lb, uint32_t id)
+/* What the metrics of a set say, but for the number of its backends. */
+static void plb__metric_count(plb__sample *sample)
 {
+    const plb_balancer *lb = sample->lb;
     const plb__set *set = (const plb__set *)lb->current;
-    uint32_t t, i, backends = 0;
+    uint32_t t, i;
+    sample->ready = sample->healthy = sample->ejected = 0;
+    sample->retired = (lb->retired[0] != NULL ? 1u : 0u) + (lb->retired[1] != NULL ? 1u : 0u);
     for (t = 0; set != NULL && t < set->tier_count; t++) {
         const plb_view *view = &set->tiers[t].view;
         for (i = 0; i < view->count; i++) {
             uint32_t flags = PLB__LOAD(&view->slots[i]->flags);
-            bool is_ready = id == PLB__METRIC_BACKENDS_READY && plb__view_ready(view, i);
-            bool is_healthy = id == PLB__METRIC_BACKENDS_HEALTHY && (flags & PLB__UNHEALTHY) == 0;
-            bool is_ejected = id == PLB__METRIC_BACKENDS_EJECTED && (flags & PLB__EJECTED) != 0;
-            backends += is_ready || is_healthy || is_ejected;
+            sample->ready += plb__view_ready(view, i);
+            sample->healthy += (flags & PLB__UNHEALTHY) == 0;
+            sample->ejected += (flags & PLB__EJECTED) != 0;
         }
     }
-    return backends;
 }
 
-static uint64_t plb__metric_of_balancer(const plb_balancer *lb, uint32_t id)
+static uint64_t plb__metric_number(const plb__metric *m, const plb__sample *sample)
 {
-    switch (id) {
-    case PLB__METRIC_BACKENDS:
-        return lb->update.backends;
-    case PLB__METRIC_UPDATES:
-        return lb->update.updates;
-    case PLB__METRIC_UPDATE_FAILURES:
-        return lb->update.failures;
-    case PLB__METRIC_CHANGES:
-        return lb->update.changes;
-    case PLB__METRIC_UPDATE_STATUS:
-        return (uint64_t)lb->update.status;
-    case PLB__METRIC_DISCOVERY:
-        return lb->update.discovery_us;
-    case PLB__METRIC_BUILD:
-        return lb->update.build_us;
-    case PLB__METRIC_PROBES:
-        return lb->probes;
-    case PLB__METRIC_RETIRED:
-        return (lb->retired[0] != NULL ? 1u : 0u) + (lb->retired[1] != NULL ? 1u : 0u);
-    default:
-        return plb__metric_backends(lb, id);
+    const char *at = (m->of == PLB__OF_BALANCER ? (const char *)sample->lb : (const char *)sample) + m->offset;
+    uint8_t byte;
+    uint16_t half;
+    uint32_t word;
+    uint64_t number;
+    if (m->size == sizeof byte) {
+        memcpy(&byte, at, sizeof byte);
+        return byte;
     }
-}
-
-static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id)
-{
-    switch (id) {
-    case PLB__METRIC_READY:
-        return info->ready;
-    case PLB__METRIC_WEIGHT:
-        return info->backend.weight;
-    case PLB__METRIC_HEALTHY:
-        return info->healthy;
-    case PLB__METRIC_ENABLED:
-        return info->enabled;
-    case PLB__METRIC_EJECTED:
-        return info->ejected;
-    case PLB__METRIC_ADVISED_OFF:
-        return info->advised_off;
-    case PLB__METRIC_SHARE_RATIO:
-        return info->share;
-    case PLB__METRIC_IN_FLIGHT:
-        return info->in_flight;
-    default:
-        return info->flips;
+    if (m->size == sizeof half) {
+        memcpy(&half, at, sizeof half);
+        return half;
     }
-}
-
-static uint64_t plb__metric_of_record(const plb_outlier_info *outlier, uint32_t id)
-{
-    switch (id) {
-    case PLB__METRIC_REQUESTS:
-        return outlier->requests;
-    case PLB__METRIC_FAILURES:
-        return outlier->failures;
-    default:
-        return outlier->ejections;
+    if (m->size == sizeof word) {
+        memcpy(&word, at, sizeof word);
+        return word;
     }
-}
-
-static uint64_t plb__metric_of_check(const plb_probe_info *probe, uint32_t id)
-{
-    switch (id) {
-    case PLB__METRIC_PASSING:
-        return probe->passing;
-    case PLB__METRIC_PASSED:
-        return probe->passed;
-    case PLB__METRIC_FAILED:
-        return probe->failed;
-    case PLB__METRIC_LAST_STATUS:
-        return (uint64_t)probe->status;
-    case PLB__METRIC_LAST_CODE:
-        return probe->code;
-    default:
-        return probe->latency_us;
-    }
-}
-
-static uint64_t plb__metric_get(const plb__metric *m, const plb__sample *sample)
-{
-    if (m->of == PLB__OF_BALANCER)
-        return plb__metric_of_balancer(sample->lb, m->id);
-    if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
-        return plb__metric_of_backend(&sample->info, m->id);
-    if (m->of == PLB__OF_RECORD)
-        return plb__metric_of_record(&sample->outlier, m->id);
-    return plb__metric_of_check(&sample->probe, m->id);
+    memcpy(&number, at, sizeof number);
+    return number;
 }
 
 /* A status as a label's value. */
@@ -13568,17 +13474,15 @@ static void plb__metric_backend_labels(plb__metrics *out, const plb__metric *m, 
         plb__metric_number_label(out, "priority", backend->priority);
 }
 
-/* A number of 10^digits parts, as a decimal fraction. */
-static void plb__put_fraction(plb__text *text, uint64_t parts, uint32_t digits)
+/* A number of parts of a whole, which is a power of ten, as a decimal fraction. */
+static void plb__put_fraction(plb__text *text, uint64_t parts, uint32_t whole)
 {
-    uint64_t unit = 1, left;
-    uint32_t i;
-    for (i = 0; i < digits; i++)
-        unit *= 10;
-    plb__put_number(text, parts / unit, 10);
-    plb__put_char(text, '.');
-    for (left = parts % unit; (unit /= 10) > 0; left %= unit)
-        plb__put_number(text, left / unit, 10);
+    char digits[24];
+    plb__text rest = plb__text_in(digits, sizeof digits);
+    plb__put_number(text, parts / whole, 10);
+    plb__put_number(&rest, whole + parts % whole, 10); /* with all its zeros, behind a one */
+    digits[0] = '.';
+    plb__put(text, digits);
 }
 
 static void plb__metric_value(plb__metrics *out, const plb__metric *m, uint64_t value)
@@ -13591,9 +13495,9 @@ static void plb__metric_value(plb__metrics *out, const plb__metric *m, uint64_t 
         plb__put_char(&out->text, '}');
     plb__put_char(&out->text, ' ');
     if (m->unit == PLB__METRIC_MICROSECONDS)
-        plb__put_fraction(&out->text, value, 6);
+        plb__put_fraction(&out->text, value, 1000000);
     else if (m->unit == PLB__METRIC_SHARE)
-        plb__put_fraction(&out->text, (value * 1000 + PLB__SHARE_ALL / 2) / PLB__SHARE_ALL, 3);
+        plb__put_fraction(&out->text, ((uint32_t)value * 1000 + PLB__SHARE_ALL / 2) / PLB__SHARE_ALL, 1000);
     else
         plb__put_number(&out->text, value, 10);
     plb__put_char(&out->text, '\n');
@@ -13605,14 +13509,15 @@ static void plb__metric_sample(plb__metrics *out, const plb__metric *m, const pl
     plb__put(&out->text, m->name);
     out->before = '{';
     plb__metric_text_label(out, "balancer", sample->lb->desc.name);
-    if (m->of != PLB__OF_BALANCER)
+    if (m->of > PLB__OF_SET)
         plb__metric_backend_labels(out, m, &sample->info.backend);
-    if (m->of == PLB__OF_CHECK || m->of == PLB__OF_RESULT) {
+    if (m->of >= PLB__OF_CHECK) {
         plb__metric_number_label(out, "check", sample->check);
         plb__metric_text_label(out, "kind", sample->lb->checks[sample->check].what.ops->name);
     }
-    plb__metric_text_label(out, "result", m->result);
-    plb__metric_value(out, m, plb__metric_get(m, sample));
+    if (m->result != PLB__RESULT_NONE)
+        plb__metric_text_label(out, "result", m->result == PLB__RESULT_PASSED ? "passed" : "failed");
+    plb__metric_value(out, m, plb__metric_number(m, sample));
 }
 
 /* Requests are counted where outlier detection is on. */
@@ -13675,7 +13580,9 @@ static void plb__metric_row(plb__metrics *out, const plb__metric *m, const plb_b
     plb__sample sample;
     uint32_t t;
     sample.lb = lb;
-    if (m->of == PLB__OF_BALANCER) {
+    if (m->of == PLB__OF_SET)
+        plb__metric_count(&sample);
+    if (m->of <= PLB__OF_SET) {
         plb__metric_sample(out, m, &sample);
         return;
     }
@@ -13691,7 +13598,7 @@ static void plb__metric_head(plb__metrics *out, const plb__metric *m)
     plb__put(&out->text, m->help);
     plb__put(&out->text, "\n# TYPE plb_");
     plb__put(&out->text, m->name);
-    plb__put(&out->text, m->counter ? " counter\n" : " gauge\n");
+    plb__put(&out->text, m->unit == PLB__METRIC_COUNTER ? " counter\n" : " gauge\n");
 }
 
 PLB_API size_t plb_metrics_of(plb_balancer *const *balancers, size_t count, char *text, size_t capacity)
