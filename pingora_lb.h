@@ -1767,16 +1767,16 @@ typedef struct plb_hpack_field {
 /* The reading side of one connection. */
 typedef struct plb_hpack {
     uint32_t table_size; /* what to announce as SETTINGS_HEADER_TABLE_SIZE; the rest is private */
-    uint32_t room_size;
-    char *table, *room;
-    uint32_t stored, counted, entries;            /* the dynamic table: bytes here, bytes as the RFC counts, fields */
-    uint32_t peer_size, peer_limit;               /* of the peer's table: now, and at most */
-    uint32_t name_size, value_size;               /* of the field that is being read, as sent */
-    uint32_t integer, left;                       /* the last integer; bytes of the string to come */
-    uint32_t huffman_code, huffman_at;            /* see plb__huffman_bit */
     uint8_t huffman_bits, state, kind, continued; /* continued: bytes of an integer that is not whole */
     bool huffman, huffman_ones, at_start;
     bool overfull; /* the peer's table held more than table_size */
+    uint32_t room_size;
+    char *table, *room;
+    uint32_t stored, counted, entries; /* the dynamic table: bytes here, bytes as the RFC counts, fields */
+    uint32_t peer_size, peer_limit;    /* of the peer's table: now, and at most */
+    uint32_t name_size, value_size;    /* of the field that is being read, as sent */
+    uint32_t integer, left;            /* the last integer; bytes of the string to come */
+    uint32_t huffman_code, huffman_at; /* see plb__huffman_bit */
 } plb_hpack;
 
 /* Prepares it over `size` bytes at `memory` (any alignment), which must stay until it is used no more. Half of them,
@@ -1870,33 +1870,34 @@ typedef struct plb_http2_event {
     plb_text data;        /* within the bytes that were fed */
 } plb_http2_event;
 
-/* A connection. All members are private. */
+/* A connection. All members are private. What is small stands first, where short instructions reach it. */
 typedef struct plb_http2 {
-    plb_hpack hpack;
-    /* output: queued bytes, out_before_body of which precede the body_framed bytes of the body */
-    char *out;
-    uint32_t out_capacity, out_at, out_end, out_before_body;
-    plb_text body;
-    size_t body_framed;
-    /* streams: the next, the one in flight, the last one that this side ended; their windows */
-    uint32_t next_stream, stream, reset_stream;
-    int32_t send_window, stream_send_window, receive_window, stream_receive_window;
-    uint32_t peer_window, peer_frame_size;
     /* the frame and the header block that are being read */
-    uint32_t frame_stream, frame_left, block_size, list_size;
     uint8_t frame_type, frame_flags, frame_padding, phase, continuations, collected;
     bool block_open, block_ends_stream;
     uint8_t bytes[9];
     /* the answer */
-    uint64_t content_left;
-    uint16_t answer_status;
     uint8_t exchange;
     bool content_known, to_head;
+    uint16_t answer_status;
     /* the connection */
     uint8_t failed; /* a plb_status */
+    bool settings_seen, streams_allowed, going_away, goaway_sent, hpack_began;
     uint16_t frames;
     uint32_t code;
-    bool settings_seen, streams_allowed, going_away, goaway_sent, hpack_began;
+    /* the frame, the header block and the answer again */
+    uint32_t frame_stream, frame_left, block_size, list_size;
+    uint64_t content_left;
+    /* streams: the next, the one in flight, the last one that this side ended; their windows */
+    uint32_t next_stream, stream, reset_stream;
+    int32_t send_window, stream_send_window, receive_window, stream_receive_window;
+    uint32_t peer_window, peer_frame_size;
+    /* output: queued bytes, out_before_body of which precede the body_framed bytes of the body */
+    uint32_t out_capacity, out_at, out_end, out_before_body;
+    char *out;
+    plb_text body;
+    size_t body_framed;
+    plb_hpack hpack;
 } plb_http2;
 
 /* Prepares a connection over `size` bytes at `memory` (any alignment), which must stay until it is used no more, and
@@ -1960,10 +1961,11 @@ PLB_API size_t plb_grpc_health_request(char *out, size_t capacity, plb_text serv
 typedef struct plb_grpc_health {
     uint32_t serving; /* after PLB_OK: a plb_grpc_serving, or a number that is not known; the rest is private */
     uint32_t left;    /* bytes of the message still to come */
-    uint64_t varint;
-    uint32_t skip, field;
-    uint32_t groups[PLB_GRPC_GROUP_MAX];
     uint8_t state, shift, depth, prefix_read;
+    uint32_t skip;
+    uint64_t varint;
+    uint32_t field;
+    uint32_t groups[PLB_GRPC_GROUP_MAX];
 } plb_grpc_health;
 
 /* Reads on from the next `size` bytes at `bytes`, and consumes all of them. PLB_OK: the message is whole. PLB_AGAIN:
@@ -14761,7 +14763,7 @@ static void plb__http2_put_goaway(plb_http2 *h, uint32_t code)
 }
 
 /* RFC 9113 section 5.4.1. */
-static plb_status plb__http2_fail(plb_http2 *h, plb_http2_event *event, plb_status status, plb_http2_code code)
+PLB__RARE plb_status plb__http2_fail(plb_http2 *h, plb_http2_event *event, plb_status status, plb_http2_code code)
 {
     plb__http2_put_goaway(h, (uint32_t)code);
     h->exchange = PLB__EXCHANGE_NONE;
@@ -15059,58 +15061,64 @@ static bool plb__http2_collect(plb_http2 *h, plb__http2_input *in, uint8_t size)
     return true;
 }
 
+/* What is true of each frame that is known. */
+enum {
+    PLB__FRAME_OF_CONNECTION = 1, /* may name no stream */
+    PLB__FRAME_OF_STREAM = 2,     /* may name a stream that this side has begun */
+    PLB__FRAME_OF_IDLE = 4        /* may name any other stream */
+};
+
+typedef struct plb__http2_rule {
+    uint8_t size; /* of its content, or of each piece of it; 0: any */
+    uint8_t of;
+} plb__http2_rule;
+
+static const plb__http2_rule plb__http2_rules[PLB__FRAME_UNKNOWN] = {
+    {0, PLB__FRAME_OF_STREAM},                            /* DATA */
+    {0, PLB__FRAME_OF_STREAM},                            /* HEADERS */
+    {5, PLB__FRAME_OF_STREAM | PLB__FRAME_OF_IDLE},       /* PRIORITY */
+    {4, PLB__FRAME_OF_STREAM},                            /* RST_STREAM */
+    {6, PLB__FRAME_OF_CONNECTION},                        /* SETTINGS */
+    {0, 0},                                               /* PUSH_PROMISE */
+    {8, PLB__FRAME_OF_CONNECTION},                        /* PING */
+    {8, PLB__FRAME_OF_CONNECTION},                        /* GOAWAY, and text behind that */
+    {4, PLB__FRAME_OF_CONNECTION | PLB__FRAME_OF_STREAM}, /* WINDOW_UPDATE */
+    {0, PLB__FRAME_OF_STREAM}                             /* CONTINUATION */
+};
+
 static bool plb__http2_length_is_right(const plb_http2 *h)
 {
-    switch (h->frame_type) {
-    case PLB__FRAME_PRIORITY:
-        return h->frame_left == 5;
-    case PLB__FRAME_RST_STREAM:
-    case PLB__FRAME_WINDOW_UPDATE:
-        return h->frame_left == 4;
-    case PLB__FRAME_SETTINGS:
-        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? h->frame_left == 0 : h->frame_left % 6 == 0;
-    case PLB__FRAME_PING:
-        return h->frame_left == 8;
-    case PLB__FRAME_GOAWAY:
-        return h->frame_left >= 8;
-    default:
+    uint32_t size = plb__http2_rules[h->frame_type].size;
+    if (size == 0)
         return true;
-    }
+    if (h->frame_type == PLB__FRAME_GOAWAY)
+        return h->frame_left >= size;
+    if (h->frame_type == PLB__FRAME_SETTINGS)
+        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? h->frame_left == 0 : h->frame_left % size == 0;
+    return h->frame_left == size;
 }
 
-/* Frames of streams name one, frames of the connection do not, WINDOW_UPDATE may do either. */
 static bool plb__http2_stream_is_right(const plb_http2 *h)
 {
-    switch (h->frame_type) {
-    case PLB__FRAME_SETTINGS:
-    case PLB__FRAME_PING:
-    case PLB__FRAME_GOAWAY:
-        return h->frame_stream == 0;
-    case PLB__FRAME_PRIORITY:
-        return h->frame_stream != 0;
-    case PLB__FRAME_DATA:
-    case PLB__FRAME_HEADERS:
-    case PLB__FRAME_RST_STREAM:
-    case PLB__FRAME_CONTINUATION:
-        return !plb__http2_is_idle(h); /* 0 among them */
-    case PLB__FRAME_WINDOW_UPDATE:
-        return h->frame_stream == 0 || !plb__http2_is_idle(h);
-    default:
-        return true;
-    }
+    uint32_t is = PLB__FRAME_OF_STREAM;
+    if (h->frame_stream == 0)
+        is = PLB__FRAME_OF_CONNECTION;
+    else if (plb__http2_is_idle(h))
+        is = PLB__FRAME_OF_IDLE;
+    return (plb__http2_rules[h->frame_type].of & is) != 0;
 }
 
 /* Before anything of a frame but its head is known. */
 static plb_http2_code plb__http2_judge_frame(const plb_http2 *h)
 {
-    bool continues = h->frame_type == PLB__FRAME_CONTINUATION;
+    bool known = h->frame_type < PLB__FRAME_UNKNOWN, continues = h->frame_type == PLB__FRAME_CONTINUATION;
     if (!h->settings_seen && (h->frame_type != PLB__FRAME_SETTINGS || (h->frame_flags & PLB__FLAG_ACK) != 0))
         return PLB_HTTP2_PROTOCOL_ERROR; /* section 3.4 */
     if (h->frame_left > PLB__HTTP2_FRAME_SIZE)
         return PLB_HTTP2_FRAME_SIZE_ERROR;
-    if (continues != h->block_open || h->frame_type == PLB__FRAME_PUSH_PROMISE || !plb__http2_stream_is_right(h))
+    if (continues != h->block_open || (known && !plb__http2_stream_is_right(h)))
         return PLB_HTTP2_PROTOCOL_ERROR;
-    if (!plb__http2_length_is_right(h))
+    if (known && !plb__http2_length_is_right(h))
         return PLB_HTTP2_FRAME_SIZE_ERROR;
     /* Section 5.1: nothing follows an answer's end, unless it was ended from here and the peer may not know. */
     if ((h->frame_type == PLB__FRAME_DATA || h->frame_type == PLB__FRAME_HEADERS) && !plb__http2_is_live(h) &&
@@ -15430,8 +15438,7 @@ static plb_status plb__http2_on_goaway(plb_http2 *h, plb_http2_event *event)
 /* Frames whose content is of one size, or of several pieces of one size. */
 static plb_status plb__http2_read_fixed(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
 {
-    static const uint8_t sizes[] = {0, 0, 5, 4, 6, 0, 8, 8, 4};
-    uint8_t size = sizes[h->frame_type];
+    uint8_t size = plb__http2_rules[h->frame_type].size;
     if (!plb__http2_collect(h, in, size))
         return PLB_OK;
     h->frame_left -= size;
