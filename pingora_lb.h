@@ -1991,13 +1991,20 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 /* ==== COMPILER =======================================================================================================
    Atomics, wide multiplication, bits. */
 
+/* 1 where the compiler is asked for small code: then what is there for speed alone is left out. */
+#if defined(__OPTIMIZE_SIZE__)
+#define PLB__SMALL 1
+#else
+#define PLB__SMALL 0
+#endif
+
 /* PLB__INLINE stands on what a pick runs through. Its helpers are large enough for a compiler to make calls of them,
-   which cost more than they do; so they are inlined by order, but for a compiler that is asked for small code, which
-   finds out itself what is smaller. */
+   which cost more than they do; so they are inlined by order, but where small code is asked for, as the compiler finds
+   out itself what is smaller. */
 #if defined(__GNUC__)
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
-#if defined(__OPTIMIZE_SIZE__)
+#if PLB__SMALL
 #define PLB__INLINE static inline __attribute__((unused))
 #else
 #define PLB__INLINE static inline __attribute__((unused, always_inline))
@@ -5787,7 +5794,7 @@ static void plb__ring_fill(const plb__ring_work *target, const plb_view *view, c
         second = plb__crc_shift(first, 1) ^ first;
         third = plb__crc_shift(second, 1) ^ first;
         fourth = plb__crc_shift(third, 1) ^ first;
-        for (; left >= 4; left -= 4) {
+        for (; !PLB__SMALL && left >= 4; left -= 4) {
             plb__ring_put(&work, plb__crc_shift(point, 1) ^ first, i);
             plb__ring_put(&work, plb__crc_shift(point, 2) ^ second, i);
             plb__ring_put(&work, plb__crc_shift(point, 3) ^ third, i);
@@ -6071,10 +6078,10 @@ static void plb__ring_merge(plb__ring *ring, const plb__ring *old, const plb__ow
     plb__ring_copy_run(&copy, old->count, plb__ring_groups(ring));
 }
 
-/* Can a ring of so many points and backends be made from the old one? */
+/* Can a ring of so many points and backends be made from the old one? It is the same ring, sooner. */
 static bool plb__ring_amendable(const plb__ring *old, uint32_t points, uint32_t backends)
 {
-    return old != NULL && old->count > 0 && old->shift == plb__ring_shift(points) &&
+    return !PLB__SMALL && old != NULL && old->count > 0 && old->shift == plb__ring_shift(points) &&
            plb__owners_narrow(old->backends) == plb__owners_narrow(backends);
 }
 
@@ -13707,9 +13714,9 @@ static const char *plb__http1_value_end(const char *p, const char *end)
 {
     do {
         const char *stop;
-        while (end - p >= 8 && !plb__http1_has_control(p))
+        while (!PLB__SMALL && end - p >= 8 && !plb__http1_has_control(p))
             p += 8;
-        stop = end - p < 8 ? end : p + 8;
+        stop = PLB__SMALL || end - p < 8 ? end : p + 8;
         while (p < stop && (plb__http1_bytes[(uint8_t)*p] & PLB__HTTP1_VALUE) != 0)
             p++;
         if (p < stop)
