@@ -5132,48 +5132,34 @@ PLB__INLINE uint32_t plb__share(uint64_t number, uint32_t count)
     return (uint32_t)((number >> 32) * count >> 32);
 }
 
-typedef enum plb__numbers { PLB__NUMBERS_COUNT, PLB__NUMBERS_RANDOM, PLB__NUMBERS_FNV } plb__numbers;
+/* The states of the built-in strategies begin with their allocator, and their tables with the size of the allocation,
+   so that what has no options is opened, and all tables are discarded, by these two. */
+static plb_status plb__strategy_open(void *state, const void *desc, const plb_env *env)
+{
+    (void)desc;
+    *(plb_allocator *)state = env->allocator;
+    return PLB_OK;
+}
+
+static void plb__table_discard(void *state, void *table)
+{
+    plb__delete((plb_allocator *)state, table, *(size_t *)table);
+}
 
 typedef struct plb__weighted_state {
-    uintptr_t counter; /* one for all threads; wraps as pingora's usize does */
-    plb__numbers numbers;
     plb_allocator allocator;
+    uintptr_t counter; /* one for all threads; wraps as pingora's usize does */
 } plb__weighted_state;
 
 /* The list, without being one: ends[i] is where the last copy of backend i ends, and starts[b] the backend that owns
    place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are.
    Where each backend weighs 1, the list is the set, and neither is there. */
 typedef struct plb__weighted_table {
+    size_t size; /* of this allocation */
     plb__divisor count, places;
     uint32_t *ends, *starts;
     uint32_t shift;
-    size_t size; /* of this allocation */
 } plb__weighted_table;
-
-static plb_status plb__weighted_open(plb__weighted_state *state, plb__numbers numbers, const plb_env *env)
-{
-    state->numbers = numbers;
-    state->allocator = env->allocator;
-    return PLB_OK;
-}
-
-static plb_status plb__round_robin_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_COUNT, env);
-}
-
-static plb_status plb__random_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_RANDOM, env);
-}
-
-static plb_status plb__fnv_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_FNV, env);
-}
 
 static bool plb__weighs_one_each(const plb_view *view)
 {
@@ -5225,11 +5211,6 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
     }
     *out = table;
     return PLB_OK;
-}
-
-static void plb__weighted_discard(void *state, void *table)
-{
-    plb__delete(&((plb__weighted_state *)state)->allocator, table, ((plb__weighted_table *)table)->size);
 }
 
 PLB__INLINE uint32_t plb__weighted_search(const plb__weighted_table *table, uint32_t place)
@@ -5383,38 +5364,74 @@ static uint32_t plb__fnv_pick(const void *opaque_table, const plb_view *view, pl
     return PLB_NONE;
 }
 
-PLB__INLINE uint64_t plb__weighted_number(plb__weighted_state *state, plb_reader *reader)
+/* The raw sequences: the first number is a place of the list, each further one a backend of the set. */
+PLB__INLINE uint32_t plb__weighted_next(const void *table, uint64_t number)
 {
-    return state->numbers == PLB__NUMBERS_COUNT ? plb__turns_pass(reader, &state->counter, 1) : plb__random(reader);
+    return plb__remainder(number, &((const plb__weighted_table *)table)->count);
 }
 
-static uint32_t plb__weighted_raw_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
-                                        size_t key_length, plb_cursor *cursor)
+static uint32_t plb__round_robin_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                       size_t key_length, plb_cursor *cursor)
 {
     plb__weighted_state *state = (plb__weighted_state *)view->state;
-    cursor->words[0] = state->numbers == PLB__NUMBERS_FNV ? plb__fnv1a(PLB__FNV_BASIS, key, key_length)
-                                                          : plb__weighted_number(state, reader);
+    (void)key;
+    (void)key_length;
+    (void)cursor;
+    return plb__weighted_start((const plb__weighted_table *)table, plb__turns_pass(reader, &state->counter, 1));
+}
+
+static uint32_t plb__round_robin_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
+{
+    (void)cursor;
+    return plb__weighted_next(table, plb__turns_pass(reader, &((plb__weighted_state *)view->state)->counter, 1));
+}
+
+static uint32_t plb__random_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                  size_t key_length, plb_cursor *cursor)
+{
+    (void)view;
+    (void)key;
+    (void)key_length;
+    (void)cursor;
+    return plb__weighted_start((const plb__weighted_table *)table, plb__random(reader));
+}
+
+static uint32_t plb__random_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
+{
+    (void)view;
+    (void)cursor;
+    return plb__weighted_next(table, plb__random(reader));
+}
+
+static uint32_t plb__fnv_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                               size_t key_length, plb_cursor *cursor)
+{
+    (void)view;
+    (void)reader;
+    cursor->words[0] = plb__fnv1a(PLB__FNV_BASIS, key, key_length);
     return plb__weighted_start((const plb__weighted_table *)table, cursor->words[0]);
 }
 
-static uint32_t plb__weighted_raw_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
+static uint32_t plb__fnv_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
-    plb__weighted_state *state = (plb__weighted_state *)view->state;
-    cursor->words[0] =
-        state->numbers == PLB__NUMBERS_FNV ? plb__fnv_again(cursor->words[0]) : plb__weighted_number(state, reader);
-    return plb__remainder(cursor->words[0], &((const plb__weighted_table *)table)->count);
+    (void)view;
+    (void)reader;
+    cursor->words[0] = plb__fnv_again(cursor->words[0]);
+    return plb__weighted_next(table, cursor->words[0]);
 }
 
-#define PLB__WEIGHTED_OPS(name, keyed, open, pick)                                                                     \
+#define PLB__WEIGHTED_OPS(name, keyed, first, next, pick)                                                              \
     {                                                                                                                  \
-        name, sizeof(plb__weighted_state), 0, keyed, open, NULL, plb__weighted_build, plb__weighted_discard,           \
-            plb__weighted_raw_first, plb__weighted_raw_next, pick, NULL, NULL, NULL, NULL, 0                           \
+        name, sizeof(plb__weighted_state), 0, keyed, plb__strategy_open, NULL, plb__weighted_build,                    \
+            plb__table_discard, first, next, pick, NULL, NULL, NULL, NULL, 0                                           \
     }
 
 static const plb_strategy_ops plb__round_robin_ops =
-    PLB__WEIGHTED_OPS("round robin", false, plb__round_robin_open, plb__round_robin_pick);
-static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", false, plb__random_open, plb__random_pick);
-static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", true, plb__fnv_open, plb__fnv_pick);
+    PLB__WEIGHTED_OPS("round robin", false, plb__round_robin_first, plb__round_robin_next, plb__round_robin_pick);
+static const plb_strategy_ops plb__random_ops =
+    PLB__WEIGHTED_OPS("random", false, plb__random_first, plb__random_next, plb__random_pick);
+static const plb_strategy_ops plb__fnv_ops =
+    PLB__WEIGHTED_OPS("fnv", true, plb__fnv_first, plb__fnv_next, plb__fnv_pick);
 
 static plb_strategy plb__strategy(const plb_strategy_ops *ops, const void *desc)
 {
@@ -6132,11 +6149,6 @@ static plb_status plb__ketama_build(void *opaque, const plb_view *view, const pl
     return ring != NULL ? PLB_OK : PLB_ERR_MEMORY;
 }
 
-static void plb__ketama_discard(void *opaque, void *table)
-{
-    plb__ring_delete(&((plb__ketama_state *)opaque)->allocator, (plb__ring *)table);
-}
-
 /* Points that a pick without a limit looks at before it goes to the ready backends directly. */
 #define PLB__RING_PATIENCE 256
 
@@ -6189,7 +6201,7 @@ static const plb_strategy_ops plb__ketama_ops = {"ketama",
                                                  plb__ketama_open,
                                                  NULL,
                                                  plb__ketama_build,
-                                                 plb__ketama_discard,
+                                                 plb__table_discard,
                                                  plb__ketama_first,
                                                  plb__ketama_next,
                                                  plb__ketama_pick,
@@ -6239,6 +6251,7 @@ typedef struct plb__smooth_sums {
 /* Places are the backends by weight, then in set order, so the members of a group stand side by side. They have
    readiness bits of their own: to find the next ready member of a group is to look for the next one in a few words. */
 typedef struct plb__smooth_table {
+    size_t size; /* of this allocation */
     plb__smooth_sums *sums;
     plb__smooth_group *groups; /* by weight */
     uintptr_t *ready;          /* a bit a place */
@@ -6246,19 +6259,7 @@ typedef struct plb__smooth_table {
     uint32_t *starts;          /* of each group's places, and where the last one ends */
     uint32_t group_count;
     uint32_t shift; /* how often weights were halved */
-    size_t size;    /* of this allocation */
 } plb__smooth_table;
-
-typedef struct plb__smooth_state {
-    plb_allocator allocator;
-} plb__smooth_state;
-
-static plb_status plb__smooth_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    ((plb__smooth_state *)state)->allocator = env->allocator;
-    return PLB_OK;
-}
 
 /* The weight that counts. One that is not 0 does not become 0. */
 PLB__INLINE uint32_t plb__smooth_weight(const plb_view *view, uint32_t index, uint32_t shift)
@@ -6352,7 +6353,7 @@ static void plb__smooth_fill(plb__smooth_table *table, const plb_view *view, con
 static plb_status plb__smooth_build(void *opaque, const plb_view *view, const plb_view *old_view, const void *old_table,
                                     void **out)
 {
-    const plb_allocator *a = &((plb__smooth_state *)opaque)->allocator;
+    const plb_allocator *a = (const plb_allocator *)opaque;
     size_t order_size = 2 * (size_t)view->count * sizeof(uint32_t);
     uint32_t *order = (uint32_t *)a->alloc(a->user, order_size), *half;
     uint32_t shift = plb__smooth_shift(view), groups = 1, i;
@@ -6374,11 +6375,6 @@ static plb_status plb__smooth_build(void *opaque, const plb_view *view, const pl
     }
     plb__delete(a, order, order_size);
     return table != NULL ? PLB_OK : PLB_ERR_MEMORY;
-}
-
-static void plb__smooth_discard(void *opaque, void *table)
-{
-    plb__delete(&((plb__smooth_state *)opaque)->allocator, table, ((plb__smooth_table *)table)->size);
 }
 
 /* A walk remembers the choices that it has shown, so that each is another one; after that many it goes through the set
@@ -6575,13 +6571,13 @@ static void plb__smooth_flipped(void *state, void *opaque_table, const plb_view 
 }
 
 static const plb_strategy_ops plb__smooth_ops = {"smooth round robin",
-                                                 sizeof(plb__smooth_state),
+                                                 sizeof(plb_allocator),
                                                  0,
                                                  false,
-                                                 plb__smooth_open,
+                                                 plb__strategy_open,
                                                  NULL,
                                                  plb__smooth_build,
-                                                 plb__smooth_discard,
+                                                 plb__table_discard,
                                                  plb__smooth_first,
                                                  plb__smooth_next,
                                                  plb__smooth_pick,
@@ -6757,10 +6753,10 @@ static const plb_strategy_ops plb__least_ops = {"least connections",
                                                 sizeof(plb__weighted_state),
                                                 0,
                                                 false,
-                                                plb__round_robin_open,
+                                                plb__strategy_open,
                                                 NULL,
                                                 plb__weighted_build,
-                                                plb__weighted_discard,
+                                                plb__table_discard,
                                                 plb__least_first,
                                                 plb__least_next,
                                                 plb__least_pick,
@@ -6920,7 +6916,7 @@ static const plb_strategy_ops plb__bounded_ops = {"bounded loads",
                                                   plb__bounded_open,
                                                   NULL,
                                                   plb__ketama_build,
-                                                  plb__ketama_discard,
+                                                  plb__table_discard,
                                                   plb__bounded_first,
                                                   plb__bounded_next,
                                                   plb__bounded_pick,
@@ -6950,13 +6946,6 @@ typedef struct plb__ip_hash_walk {
     uint32_t factor, addend;
     uint32_t tries; /* left */
 } plb__ip_hash_walk;
-
-static plb_status plb__ip_hash_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    ((plb__weighted_state *)state)->allocator = env->allocator;
-    return PLB_OK;
-}
 
 /* Of an IPv4 address the first three bytes count: neighbours share a backend. */
 PLB__INLINE plb__ip_hash_walk plb__ip_hash_start(const void *key, size_t key_length)
@@ -7029,10 +7018,10 @@ static const plb_strategy_ops plb__ip_hash_ops = {"ip hash",
                                                   sizeof(plb__weighted_state),
                                                   0,
                                                   true,
-                                                  plb__ip_hash_open,
+                                                  plb__strategy_open,
                                                   NULL,
                                                   plb__weighted_build,
-                                                  plb__weighted_discard,
+                                                  plb__table_discard,
                                                   plb__ip_hash_first,
                                                   plb__ip_hash_next,
                                                   plb__ip_hash_pick,
@@ -7061,9 +7050,9 @@ typedef struct plb__column {
 } plb__column;
 
 typedef struct plb__choices {
+    size_t size;          /* of this allocation */
     plb__column *columns; /* one a backend; NULL where all weigh the same */
     uint32_t mean_weight; /* of the backends that have one */
-    size_t size;          /* of this allocation */
 } plb__choices;
 
 /* Two backends to choose from, the better one first once they are ordered. They are the same where only one is ready,
@@ -7135,11 +7124,6 @@ static plb_status plb__choices_build(void *state, const plb_view *view, const pl
     }
     *out = table;
     return PLB_OK;
-}
-
-static void plb__choices_discard(void *state, void *table)
-{
-    plb__delete(&((plb__choices_state *)state)->allocator, table, ((plb__choices *)table)->size);
 }
 
 /* yes ? one : other, without a branch: what is random cannot be foreseen. */
@@ -7314,7 +7298,7 @@ static const plb_strategy_ops plb__two_choices_ops = {"two choices",
                                                       plb__two_choices_open,
                                                       NULL,
                                                       plb__choices_build,
-                                                      plb__choices_discard,
+                                                      plb__table_discard,
                                                       plb__choices_first,
                                                       plb__choices_next,
                                                       plb__two_choices_pick,
@@ -7489,7 +7473,7 @@ static const plb_strategy_ops plb__peak_ewma_ops = {"peak ewma",
                                                     plb__peak_ewma_open,
                                                     NULL,
                                                     plb__choices_build,
-                                                    plb__choices_discard,
+                                                    plb__table_discard,
                                                     plb__choices_first,
                                                     plb__choices_next,
                                                     plb__peak_ewma_pick,
@@ -7787,11 +7771,6 @@ static plb_status plb__maglev_build(void *opaque, const plb_view *view, const pl
     return PLB_OK;
 }
 
-static void plb__maglev_discard(void *opaque, void *table)
-{
-    plb__delete(&((plb__maglev_state *)opaque)->allocator, table, ((plb__maglev_table *)table)->size);
-}
-
 /* Places that a pick without a limit looks at before it goes to the ready backends directly. */
 #define PLB__MAGLEV_PATIENCE 256
 
@@ -7863,7 +7842,7 @@ static const plb_strategy_ops plb__maglev_ops = {"maglev",
                                                  plb__maglev_open,
                                                  NULL,
                                                  plb__maglev_build,
-                                                 plb__maglev_discard,
+                                                 plb__table_discard,
                                                  plb__maglev_first,
                                                  plb__maglev_next,
                                                  plb__maglev_pick,
@@ -7882,26 +7861,15 @@ PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc)
    Highest random weight (Thaler and Ravishankar 1998): each key has a number u between 0 and 1 for each backend, and
    the least -ln(u) / weight wins, which happens to each backend as often as its weight says. */
 
-typedef struct plb__rendezvous_state {
-    plb_allocator allocator;
-} plb__rendezvous_state;
-
 typedef struct plb__rendezvous_table {
     size_t size;      /* of this allocation */
     uint64_t *hashes; /* of the backends */
 } plb__rendezvous_table;
 
-static plb_status plb__rendezvous_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    ((plb__rendezvous_state *)state)->allocator = env->allocator;
-    return PLB_OK;
-}
-
 static plb_status plb__rendezvous_build(void *state, const plb_view *view, const plb_view *old_view,
                                         const void *old_table, void **out)
 {
-    const plb_allocator *a = &((const plb__rendezvous_state *)state)->allocator;
+    const plb_allocator *a = (const plb_allocator *)state;
     size_t size = sizeof(plb__rendezvous_table) + view->count * sizeof(uint64_t);
     plb__rendezvous_table *table = (plb__rendezvous_table *)a->alloc(a->user, size);
     (void)old_view;
@@ -7913,11 +7881,6 @@ static plb_status plb__rendezvous_build(void *state, const plb_view *view, const
     plb__hash_backends(view, table->hashes);
     *out = table;
     return PLB_OK;
-}
-
-static void plb__rendezvous_discard(void *state, void *table)
-{
-    plb__delete(&((plb__rendezvous_state *)state)->allocator, table, ((plb__rendezvous_table *)table)->size);
 }
 
 /* Logarithms and what is compared with them are in units of 2^-42: the greatest, 64 ln 2, times the greatest weight
@@ -8066,13 +8029,13 @@ static uint32_t plb__rendezvous_first(const void *opaque_table, const plb_view *
 }
 
 static const plb_strategy_ops plb__rendezvous_ops = {"rendezvous",
-                                                     sizeof(plb__rendezvous_state),
+                                                     sizeof(plb_allocator),
                                                      0,
                                                      true,
-                                                     plb__rendezvous_open,
+                                                     plb__strategy_open,
                                                      NULL,
                                                      plb__rendezvous_build,
-                                                     plb__rendezvous_discard,
+                                                     plb__table_discard,
                                                      plb__rendezvous_first,
                                                      plb__rendezvous_next,
                                                      plb__rendezvous_pick,
