@@ -42,12 +42,13 @@ TLS_UNITS := mbedtls conformance_mbedtls
 
 # ---- tests: every unit plainly, under address and undefined, under thread; then builds, fuzz corpora, real peers ----
 
-# A name that ends in _poll, _spill, _shared, _crc1 or _crc8 is the same source built another way. Tests of what is
+# A name that ends in _poll, _spill, _shared, _crc1, _crc8 or _small is the same source built another way. Tests of what is
 # public are linked with an implementation that is built once for each kind; those that look inside, or are built
 # another way, have one of their own, and the linker then takes nothing from the archive.
 UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
          conformance_posix_poll threads_spill stress_spill stress_shared \
-         ring_crc1 ring_crc8 conformance_mbedtls
+         ring_crc1 ring_crc8 conformance_mbedtls \
+         pick_small ring_small load_small bounded_small hashing_small vectors_small http1_small
 ifneq ($(MBEDTLS),yes)
 UNITS := $(filter-out $(TLS_UNITS),$(UNITS))
 endif
@@ -64,6 +65,8 @@ build/unit/%_spill.plain build/unit/%_spill.asan build/unit/%_spill.tsan: VARIAN
 build/unit/%_shared.plain build/unit/%_shared.asan build/unit/%_shared.tsan: VARIANT = -DPLB_NO_THREAD_LOCAL -DPINGORA_LB_IMPLEMENTATION
 build/unit/%_crc1.plain build/unit/%_crc1.asan build/unit/%_crc1.tsan: VARIANT = -DPLB_CRC_TABLES=1
 build/unit/%_crc8.plain build/unit/%_crc8.asan build/unit/%_crc8.tsan: VARIANT = -DPLB_CRC_TABLES=8
+build/unit/%_small.plain build/unit/%_small.asan build/unit/%_small.tsan: VARIANT = -Os $(OWN_CORE)
+$(foreach kind,plain asan tsan,build/unit/vectors_small.$(kind) build/unit/http1_small.$(kind)): OWN_CORE = -DPINGORA_LB_IMPLEMENTATION
 
 $(foreach kind,plain asan tsan,$(TLS_UNITS:%=build/unit/%.$(kind))): LIBS = $(TLS_LIBS)
 
@@ -97,6 +100,9 @@ build/unit/%_crc1.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build
 build/unit/%_crc8.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/%_small.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
@@ -111,8 +117,8 @@ build/fuzz/%: tests/fuzz/fuzz_%.c build/fuzz/core.a $(HEADERS) $(wildcard tests/
 	@echo "build $@"
 	@$(FUZZ_BUILD) $< build/fuzz/core.a -o $@
 
-# The ring has no threads of its own: its variants need no thread sanitizer.
-TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
+# The ring has no threads of its own, and small code has those of all: these variants need no thread sanitizer.
+TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan %_small.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
 
 test-needs:
 	@sh tests/needs.sh

@@ -5285,7 +5285,7 @@ static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *
     uint32_t index;
     (void)key;
     (void)key_length;
-    if (PLB__UNLIKELY(!reader->own_turn || table->ends != NULL))
+    if (PLB__SMALL || PLB__UNLIKELY(!reader->own_turn || table->ends != NULL))
         return plb__round_robin_listed(state, table, view, reader, limit);
     reader->turn = number + 1;
     index = plb__remainder(number, &table->places);
@@ -5324,7 +5324,7 @@ static uint32_t plb__random_pick(const void *opaque_table, const plb_view *view,
     uint32_t index;
     (void)key;
     (void)key_length;
-    if (PLB__UNLIKELY(table->ends != NULL))
+    if (PLB__SMALL || PLB__UNLIKELY(table->ends != NULL))
         return plb__random_listed(table, view, reader, limit, number);
     index = plb__share(number, view->count); /* each weighs 1 */
     return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(view, reader, limit);
@@ -5811,7 +5811,7 @@ static void plb__ring_fill(const plb__ring_work *target, const plb_view *view, c
         second = plb__crc_shift(first, 1) ^ first;
         third = plb__crc_shift(second, 1) ^ first;
         fourth = plb__crc_shift(third, 1) ^ first;
-        for (; !PLB__SMALL && left >= 4; left -= 4) {
+        for (; left >= 4; left -= 4) {
             plb__ring_put(&work, plb__crc_shift(point, 1) ^ first, i);
             plb__ring_put(&work, plb__crc_shift(point, 2) ^ second, i);
             plb__ring_put(&work, plb__crc_shift(point, 3) ^ third, i);
@@ -5940,18 +5940,15 @@ static void plb__ring_collect(plb__ring *ring, const plb__ring_work *work, const
     }
 }
 
-/* The ring of a view, with weights that may be others than its own; NULL if there is no memory. */
-static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view *view, const uint16_t *weights,
-                                  uint32_t points)
+/* Fills and sorts a ring by way of batches, fast however large it is; false if there is no memory for them. */
+static bool plb__ring_sort_apart(plb__ring *ring, const plb__ketama_state *state, const plb_view *view,
+                                 const uint16_t *weights)
 {
     const plb_allocator *a = &state->allocator;
-    plb__ring *ring = plb__ring_new(a, points, view->count);
     plb__ring_work work;
     plb__ring_sorter sorter;
     bool built = false;
-    if (ring == NULL)
-        return NULL;
-    if (plb__ring_work_open(&work, a, points)) {
+    if (plb__ring_work_open(&work, a, ring->count)) {
         plb__ring_fill(&work, view, weights, state->point_multiple);
         if (plb__ring_make_room(&work))
             plb__ring_fill(&work, view, weights, state->point_multiple);
@@ -5962,8 +5959,77 @@ static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view
         }
         plb__delete(a, work.entries, work.size);
     }
-    if (!built) {
-        plb__ring_delete(a, ring);
+    return built;
+}
+
+/* ---- the same where small code is asked for: a heap sort, which needs no memory but the ring's own ---- */
+
+static uint64_t plb__ring_get(const plb__ring *ring, uint32_t at)
+{
+    return plb__ring_entry(ring->points[at], plb__ring_owner(ring, at));
+}
+
+static void plb__ring_set(plb__ring *ring, uint32_t at, uint64_t entry)
+{
+    ring->points[at] = (uint32_t)(entry >> 32);
+    plb__owners_set(&ring->owners, at, (uint32_t)entry);
+}
+
+/* Lets an entry sink from `at` on to its place in the heap of the first `count`. */
+static void plb__ring_sink(plb__ring *ring, uint32_t at, uint32_t count, uint64_t entry)
+{
+    uint32_t child = at;
+    while (child < count / 2) {
+        child = 2 * child + 1;
+        if (child + 1 < count && plb__ring_get(ring, child + 1) > plb__ring_get(ring, child))
+            child++;
+        if (plb__ring_get(ring, child) <= entry)
+            break;
+        plb__ring_set(ring, at, plb__ring_get(ring, child));
+        at = child;
+    }
+    plb__ring_set(ring, at, entry);
+}
+
+static void plb__ring_sort_in_place(plb__ring *ring, const plb__ketama_state *state, const plb_view *view,
+                                    const uint16_t *weights)
+{
+    uint32_t count = 0, i;
+    for (i = 0; i < view->count; i++) {
+        uint32_t left = weights[i] * state->point_multiple, point = 0, first;
+        first = ~plb__crc_shift(plb__ring_base(&view->slots[i]->addr), 1);
+        for (; left > 0; left--) {
+            point = plb__crc_shift(point, 1) ^ first;
+            plb__ring_set(ring, count++, plb__ring_entry(point, i));
+        }
+    }
+    for (i = count / 2; i-- > 0;)
+        plb__ring_sink(ring, i, count, plb__ring_get(ring, i));
+    for (i = count; i-- > 1;) {
+        uint64_t entry = plb__ring_get(ring, i);
+        plb__ring_set(ring, i, plb__ring_get(ring, 0));
+        plb__ring_sink(ring, 0, i, entry);
+    }
+    for (i = count = 0; i < plb__ring_groups(ring); i++) {
+        while (count < ring->count && ring->points[count] >> ring->shift < i)
+            count++;
+        ring->starts[i] = count;
+    }
+}
+
+/* ---- either way ---- */
+
+/* The ring of a view, with weights that may be others than its own; NULL if there is no memory. */
+static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view *view, const uint16_t *weights,
+                                  uint32_t points)
+{
+    plb__ring *ring = plb__ring_new(&state->allocator, points, view->count);
+    if (ring == NULL)
+        return NULL;
+    if (PLB__SMALL) {
+        plb__ring_sort_in_place(ring, state, view, weights);
+    } else if (!plb__ring_sort_apart(ring, state, view, weights)) {
+        plb__ring_delete(&state->allocator, ring);
         return NULL;
     }
     return ring;
@@ -6655,7 +6721,7 @@ PLB__INLINE plb__load plb__least_find(const plb_view *view, uint32_t start, bool
         uint32_t span = PLB__WORD_BITS - shift < room ? PLB__WORD_BITS - shift : room;
         uintptr_t all = PLB__BITS >> (PLB__WORD_BITS - span);
         uintptr_t word = PLB__LOAD_RELAXED(&view->ready[from / PLB__WORD_BITS]) >> shift & all;
-        if (word == all) {
+        if (!PLB__SMALL && word == all) {
             uint32_t end = from + (span < sample ? span : sample), i;
             sample -= end - from;
             for (i = from; i < end; i++)
@@ -6683,7 +6749,7 @@ static uint32_t plb__least_pick(const void *opaque_table, const plb_view *view, 
     (void)limit; /* the first of the sequence is a ready one, if there is one */
     if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
         return PLB_NONE;
-    if (table->ends == NULL)
+    if (!PLB__SMALL && table->ends == NULL)
         return plb__least_find(view, start, true, NULL).index;
     return plb__least_find(view, start, false, NULL).index;
 }
@@ -7912,7 +7978,7 @@ static uint64_t plb__minus_ln(uint64_t u)
     for (u += u == 0; u >> 63 == 0; u <<= 1)
         ln += PLB__LN_2;
     part = (uint32_t)(u >> 58) - 32;
-    w = plb__multiply_high(~u << 6, plb__inverses[part]);
+    w = plb__multiply_high(~u << 6, PLB__SMALL ? UINT64_MAX / (33 + part) : plb__inverses[part]);
     square = (w >> 32) * (w >> 32);
     ln += plb__logarithms[part] + (w >> PLB__LN_SHIFT);
     ln += (square >> 22) * ((UINT64_C(1) << 31) + (w >> 32) / 3 + (square >> 34)) >> 32;
