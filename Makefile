@@ -48,7 +48,7 @@ TLS_UNITS := mbedtls conformance_mbedtls
 UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
          conformance_posix_poll threads_spill stress_spill stress_shared \
          ring_crc1 ring_crc8 conformance_mbedtls \
-         pick_small ring_small load_small bounded_small hashing_small vectors_small http1_small
+         pick_small ring_small load_small hashing_small vectors_small http1_small
 ifneq ($(MBEDTLS),yes)
 UNITS := $(filter-out $(TLS_UNITS),$(UNITS))
 endif
@@ -117,8 +117,8 @@ build/fuzz/%: tests/fuzz/fuzz_%.c build/fuzz/core.a $(HEADERS) $(wildcard tests/
 	@echo "build $@"
 	@$(FUZZ_BUILD) $< build/fuzz/core.a -o $@
 
-# The ring has no threads of its own, and small code has those of all: these variants need no thread sanitizer.
-TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan %_small.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
+# The ring has no threads of its own: its variants need no thread sanitizer. Small code has little of its own.
+TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan %_small.asan %_small.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
 
 test-needs:
 	@sh tests/needs.sh
