@@ -11072,24 +11072,23 @@ static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
     return PLB_OK;
 }
 
-static void plb__http_put_begin(plb__text *text, const plb_http_check_desc *desc)
+/* A request but for its host; returns how much of it stands before that. Nothing says that the connection will close,
+   though RFC 9112 section 9.6 would like a hint: a server that knows closes first, and every backend would keep each
+   probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it here. */
+static size_t plb__http_put_request(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
 {
+    size_t begin;
     plb__put(text, desc->method);
     plb__put_char(text, ' ');
     plb__put(text, desc->path);
     plb__put(text, " HTTP/1.1\r\nHost: ");
-}
-
-/* Nothing says that the connection will close, though RFC 9112 section 9.6 would like a hint: a server that knows
-   closes first, and every backend would keep each probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it
-   here. */
-static void plb__http_put_rest(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
-{
+    begin = text->length;
     plb__put(text, "\r\n");
     if (!has_agent)
         plb__put(text, "User-Agent: pingora_lb/" PLB_VERSION "\r\n");
     plb__put(text, desc->headers);
     plb__put(text, "\r\n");
+    return begin;
 }
 
 /* For each length that may have been matched, less one: how much of it still is when the next byte is another one. */
@@ -11110,29 +11109,23 @@ static void plb__http_fill_fallbacks(plb__http_check *check)
 static plb_status plb__http_copy(plb__http_check *check, bool has_agent)
 {
     plb_http_check_desc *desc = &check->desc;
-    plb__text begin = plb__text_in(NULL, 0), rest = begin;
+    plb__text request = plb__text_in(NULL, 0);
     size_t numbers = check->contains_size * sizeof *check->fallbacks;
     char *at;
-    plb__http_put_begin(&begin, desc);
-    plb__http_put_rest(&rest, desc, has_agent);
-    check->memory_size = numbers + begin.length + 1 + rest.length + 1 + plb__name_size(desc->method) +
-                         plb__name_size(desc->path) + plb__name_size(desc->host) + plb__name_size(desc->headers) +
-                         plb__name_size(desc->contains);
+    check->begin.size = plb__http_put_request(&request, desc, has_agent);
+    check->rest.size = request.length - check->begin.size;
+    check->memory_size = numbers + request.length + 1 + plb__name_size(desc->method) + plb__name_size(desc->path) +
+                         plb__name_size(desc->host) + plb__name_size(desc->headers) + plb__name_size(desc->contains);
     check->memory = (char *)plb__new(&check->exchange.env->allocator, check->memory_size);
     if (check->memory == NULL)
         return PLB_ERR_MEMORY;
     check->fallbacks = (uint16_t *)(void *)check->memory;
     at = check->memory + numbers;
     check->begin.data = at;
-    check->begin.size = begin.length;
-    begin = plb__text_in(at, begin.length + 1);
-    plb__http_put_begin(&begin, desc);
-    at += begin.length + 1;
-    check->rest.data = at;
-    check->rest.size = rest.length;
-    rest = plb__text_in(at, rest.length + 1);
-    plb__http_put_rest(&rest, desc, has_agent);
-    at += rest.length + 1;
+    check->rest.data = at + check->begin.size;
+    request = plb__text_in(at, request.length + 1);
+    plb__http_put_request(&request, desc, has_agent);
+    at += request.length + 1;
     desc->method = plb__copy_text(&at, desc->method);
     desc->path = plb__copy_text(&at, desc->path);
     desc->host = plb__copy_text(&at, desc->host);
