@@ -2150,7 +2150,8 @@ PLB__INLINE uint64_t plb__multiply_high(uint64_t a, uint64_t b)
 PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
 {
 #if defined(__GNUC__)
-    return (uint32_t)__builtin_popcountll((unsigned long long)word);
+    return (uint32_t)(sizeof word == sizeof(unsigned) ? __builtin_popcount((unsigned)word)
+                                                      : __builtin_popcountll((unsigned long long)word));
 #else
     uint32_t ones = 0;
     for (; word != 0; word &= word - 1)
@@ -2163,7 +2164,8 @@ PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
 PLB__INLINE uint32_t plb__lowest_one(uintptr_t word)
 {
 #if defined(__GNUC__)
-    return (uint32_t)__builtin_ctzll((unsigned long long)word);
+    return (uint32_t)(sizeof word == sizeof(unsigned) ? __builtin_ctz((unsigned)word)
+                                                      : __builtin_ctzll((unsigned long long)word));
 #else
     return plb__count_ones((word & (0 - word)) - 1);
 #endif
@@ -2404,6 +2406,16 @@ static void plb__put_bytes(plb__text *text, const char *bytes, size_t size)
 static void plb__put(plb__text *text, const char *string)
 {
     plb__put_bytes(text, string, strlen(string));
+}
+
+/* What strcmp says. That is written for speed, and larger than all that is compared here. */
+static int plb__compare(const char *a, const char *b)
+{
+    while (*a == *b && *a != '\0') {
+        a++;
+        b++;
+    }
+    return (int)(unsigned char)*a - (int)(unsigned char)*b;
 }
 
 /* Writes digits and no NUL; returns their end. */
@@ -5152,7 +5164,8 @@ typedef struct plb__weighted_state {
 } plb__weighted_state;
 
 /* The list, without being one: ends[i] is where the last copy of backend i ends, and starts[b] the backend that owns
-   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are.
+   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are; or
+   two, where small code is asked for, so that it takes less memory and a few steps more.
    Where each backend weighs 1, the list is the set, and neither is there. */
 typedef struct plb__weighted_table {
     size_t size; /* of this allocation */
@@ -5186,13 +5199,13 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
                                       const void *old_table, void **out)
 {
     const plb_allocator *a = &((plb__weighted_state *)state)->allocator;
-    uint32_t places = view->weight_sum, shift = 0, starts;
+    uint32_t places = view->weight_sum, most = PLB__SMALL ? 2 : view->count, shift = 0, starts;
     bool listed = places > 0 && !plb__weighs_one_each(view);
     plb__weighted_table *table;
     size_t size = sizeof *table;
     (void)old_view;
     (void)old_table;
-    while (places > 0 && ((places - 1) >> shift) + 1 > view->count)
+    while (places > 0 && ((places - 1) >> shift) + 1 > most)
         shift++;
     starts = places > 0 ? ((places - 1) >> shift) + 1 : 0;
     if (listed)
@@ -6582,15 +6595,18 @@ static uint32_t plb__smooth_group_of(const plb__smooth_table *table, uint32_t we
 static void plb__smooth_settle(const plb__smooth_table *table)
 {
     uint32_t picks = PLB__LOAD(&table->sums->picks), sum = PLB__LOAD(&table->sums->weight), surplus, g;
-    int64_t total = 0;
+    uint64_t total = 0; /* modulo 2^64 */
+    bool below;
     if (sum == 0)
         return;
     for (g = 0; g < table->group_count; g++) {
         plb__smooth_group *group = &table->groups[g];
         int32_t value = (int32_t)(picks * group->weight - PLB__LOAD(&group->debt));
-        total += (int64_t)PLB__LOAD(&group->ready) * value;
+        total += (uint64_t)((int64_t)PLB__LOAD(&group->ready) * value);
     }
-    surplus = (uint32_t)(total / (int64_t)sum);
+    below = total >> 63 != 0;
+    surplus = (uint32_t)((below ? 0 - total : total) / sum);
+    surplus = below ? 0u - surplus : surplus;
     picks = plb__fetch_add(&table->sums->picks, 0u - surplus) - surplus;
     for (g = 0; g < table->group_count; g++) {
         plb__smooth_group *group = &table->groups[g];
@@ -7981,7 +7997,7 @@ static uint64_t plb__minus_ln(uint64_t u)
     w = plb__multiply_high(~u << 6, PLB__SMALL ? UINT64_MAX / (33 + part) : plb__inverses[part]);
     square = (w >> 32) * (w >> 32);
     ln += plb__logarithms[part] + (w >> PLB__LN_SHIFT);
-    ln += (square >> 22) * ((UINT64_C(1) << 31) + (w >> 32) / 3 + (square >> 34)) >> 32;
+    ln += (square >> 22) * ((UINT64_C(1) << 31) + (uint32_t)(w >> 32) / 3 + (square >> 34)) >> 32;
     return ln > least ? ln : least;
 }
 
@@ -9360,7 +9376,7 @@ static int plb__static_compare(const plb_backend *a, const plb_backend *b)
     if (plb__is_name(a) != plb__is_name(b))
         return plb__is_name(a) ? 1 : -1;
     if (plb__is_name(a))
-        order = strcmp(a->name, b->name);
+        order = plb__compare(a->name, b->name);
     return order != 0 ? order : plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
 }
 
@@ -10954,7 +10970,7 @@ static bool plb__http_is_visible(const char *text)
 
 static bool plb__http_is_path(const char *path)
 {
-    return (path[0] == '/' || strcmp(path, "*") == 0) && plb__http_is_visible(path);
+    return (path[0] == '/' || plb__compare(path, "*") == 0) && plb__http_is_visible(path);
 }
 
 /* NULL: it is the backend's. TLS's name has no port. */
@@ -11061,10 +11077,10 @@ static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
     check->contains_size = strlen(desc->contains);
     method.data = desc->method;
     method.size = strlen(desc->method);
-    if (!plb_http1_is_token(method) || strcmp(desc->method, "CONNECT") == 0)
+    if (!plb_http1_is_token(method) || plb__compare(desc->method, "CONNECT") == 0)
         return PLB_ERR_ARGUMENT;
     if (check->contains_size > UINT16_MAX || check->contains_size > desc->body_limit ||
-        (check->contains_size > 0 && strcmp(desc->method, "HEAD") == 0))
+        (check->contains_size > 0 && plb__compare(desc->method, "HEAD") == 0))
         return PLB_ERR_ARGUMENT;
     if (!plb__http_is_path(desc->path) || !plb__http_is_host(check, desc->host) ||
         !plb__http_headers_fit(desc->headers, "user-agent", has_agent) || !plb__http_accept_all(check, desc->statuses))
@@ -11278,7 +11294,7 @@ static plb_status plb__http1_probe_final(plb__http1_probe *probe, const plb_http
     plb_status status = plb__http_judge_head(&probe->http, head->status, head->headers, head->header_count);
     if (status != PLB_AGAIN)
         return status;
-    status = plb_http1_response_body(head, strcmp(check->desc.method, "HEAD") == 0, &probe->body);
+    status = plb_http1_response_body(head, plb__compare(check->desc.method, "HEAD") == 0, &probe->body);
     if (status != PLB_OK)
         return plb__http1_probe_garbage(probe, status);
     probe->in_body = true;
@@ -12076,7 +12092,7 @@ static bool plb__http2_is_spoken(plb_exchange *x)
     plb_stream_info info;
     if (x->check->connect.tls == NULL)
         return true;
-    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && strcmp(info.alpn, "h2") == 0;
+    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && plb__compare(info.alpn, "h2") == 0;
 }
 
 #define PLB__HTTP2_AUTHORITY 320
@@ -13822,6 +13838,14 @@ static plb_status plb__http1_parse_request_line(plb_http1_head *head, const char
     return plb__http1_parse_version(head, p + 1, end);
 }
 
+/* A status of three digits, 100 or above (RFC 9110 section 15); 0: it is none. */
+static uint16_t plb__http1_status(const char *p)
+{
+    if (p[0] < '1' || p[0] > '9' || !plb__http1_is_digit(p[1]) || !plb__http1_is_digit(p[2]))
+        return 0;
+    return (uint16_t)((p[0] - '0') * 100 + (p[1] - '0') * 10 + (p[2] - '0'));
+}
+
 /* RFC 9112 section 4: HTTP-version SP status-code SP [ reason-phrase ]. The last space is missing in the answers of
    some servers; nothing hangs on it. */
 static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char *p, const char *end)
@@ -13832,11 +13856,10 @@ static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char 
     status = plb__http1_parse_version(head, p, p + 8);
     if (status != PLB_OK)
         return status;
-    p += 9;
-    if (p[0] < '1' || p[0] > '9' || !plb__http1_is_digit(p[1]) || !plb__http1_is_digit(p[2]))
+    head->status = plb__http1_status(p + 9);
+    if (head->status == 0)
         return PLB_ERR_PROTOCOL;
-    head->status = (uint16_t)((p[0] - '0') * 100 + (p[1] - '0') * 10 + (p[2] - '0'));
-    p += 3;
+    p += 12;
     if (p < end && *p++ != ' ')
         return PLB_ERR_PROTOCOL;
     head->reason = plb__http1_slice(p, end);
@@ -13974,9 +13997,11 @@ PLB_API plb_status plb_http1_content_length(plb_text value, uint64_t *out)
     size_t i;
     for (i = 0; i < value.size; i++) {
         uint64_t digit = (uint64_t)(value.data[i] - '0');
-        if (!plb__http1_is_digit(value.data[i]) || sum > (UINT64_MAX - digit) / 10)
+        if (!plb__http1_is_digit(value.data[i]) || sum > UINT64_MAX / 10)
             return PLB_ERR_PROTOCOL;
         sum = sum * 10 + digit;
+        if (sum < digit) /* it has gone past 2^64 */
+            return PLB_ERR_PROTOCOL;
     }
     if (value.size == 0)
         return PLB_ERR_PROTOCOL;
@@ -14714,9 +14739,7 @@ enum {
     PLB__HTTP2_FRAMES_MAX = 1000,
     PLB__HTTP2_CONTINUATIONS_MAX = 64,
     /* What a connection begins with: a request that has no room beside it has none later on either. */
-    PLB__HTTP2_PREFACE = 24,
-    PLB__HTTP2_SETTINGS = 18,
-    PLB__HTTP2_OPENING = PLB__HTTP2_PREFACE + PLB__HTTP2_FRAME_HEAD + PLB__HTTP2_SETTINGS,
+    PLB__HTTP2_OPENING = 24 + PLB__HTTP2_FRAME_HEAD + 18, /* the preface, and a frame with three settings */
     /* What is kept free in the output, so that a RST_STREAM and a GOAWAY can always be said. */
     PLB__HTTP2_GOAWAY_ROOM = PLB__HTTP2_FRAME_HEAD + 8,
     PLB__HTTP2_RESERVE = PLB__HTTP2_GOAWAY_ROOM + PLB__HTTP2_FRAME_HEAD + 4
@@ -14896,11 +14919,14 @@ PLB_API void plb_http2_sent(plb_http2 *h, size_t size)
 
 PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
 {
-    static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 section 3.4 */
-    char settings[PLB__HTTP2_SETTINGS] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0,
-                                          0, PLB__SETTING_ENABLE_PUSH,         0, 0, 0, 0,
-                                          0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
+    /* RFC 9113 section 3.4: the preface; then SETTINGS, whose values follow */
+    static const char opening[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+                                  "\0\0\x12\4\0\0\0\0\0"
+                                  "\0\1----"     /* SETTINGS_HEADER_TABLE_SIZE */
+                                  "\0\2\0\0\0\0" /* SETTINGS_ENABLE_PUSH: no */
+                                  "\0\6----";    /* SETTINGS_MAX_HEADER_LIST_SIZE */
     size_t half = size / 2;
+    char *at;
     memset(h, 0, sizeof *h);
     if (memory == NULL || size < PLB_HTTP2_MEMORY_MIN)
         return PLB_ERR_ARGUMENT;
@@ -14912,10 +14938,10 @@ PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
     h->peer_window = PLB__HTTP2_WINDOW;
     h->peer_frame_size = PLB__HTTP2_FRAME_SIZE;
     h->streams_allowed = true;
-    plb__write32(settings + 2, h->hpack.table_size);
-    plb__write32(settings + 14, PLB_HTTP2_HEADER_LIST_MAX);
-    memcpy(plb__http2_room(h, PLB__HTTP2_PREFACE, 0), preface, PLB__HTTP2_PREFACE);
-    (void)plb__http2_put(h, PLB__FRAME_SETTINGS, 0, 0, settings, sizeof settings, 0);
+    at = plb__http2_room(h, PLB__HTTP2_OPENING, 0);
+    memcpy(at, opening, PLB__HTTP2_OPENING);
+    plb__write32(at + PLB__HTTP2_OPENING - 16, h->hpack.table_size);
+    plb__write32(at + PLB__HTTP2_OPENING - 4, PLB_HTTP2_HEADER_LIST_MAX);
     return PLB_OK;
 }
 
@@ -15265,13 +15291,11 @@ static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_h
    malformed. */
 static bool plb__http2_read_status(plb_http2 *h, const plb_hpack_field *field)
 {
-    const char *digits = field->value.data;
     if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status != 0 || !plb__text_equals(field->name, ":status") ||
-        field->value.size != 3 || digits[0] < '1' || digits[0] > '9' || !plb__http1_is_digit(digits[1]) ||
-        !plb__http1_is_digit(digits[2]))
+        field->value.size != 3)
         return false;
-    h->answer_status = (uint16_t)((digits[0] - '0') * 100 + (digits[1] - '0') * 10 + (digits[2] - '0'));
-    return h->answer_status != 101;
+    h->answer_status = plb__http1_status(field->value.data);
+    return h->answer_status != 0 && h->answer_status != 101;
 }
 
 /* Section 8.1.1. An interim answer has no content, whatever it says. */
@@ -15426,13 +15450,13 @@ static plb_status plb__http2_end_settings(plb_http2 *h, plb_http2_event *event)
 /* Section 6.9.1. */
 static plb_status plb__http2_on_window_update(plb_http2 *h, plb_http2_event *event)
 {
-    int64_t increment = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
+    uint32_t increment = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
     int32_t *window = h->frame_stream == 0 ? &h->send_window : &h->stream_send_window;
     plb_http2_code code = increment == 0 ? PLB_HTTP2_PROTOCOL_ERROR : PLB_HTTP2_FLOW_CONTROL_ERROR;
     if (h->frame_stream != 0 && !plb__http2_is_live(h))
         return PLB_OK;
-    if (increment > 0 && *window + increment <= PLB__HTTP2_WINDOW_MAX) {
-        *window = (int32_t)(*window + increment);
+    if (increment > 0 && increment <= PLB__HTTP2_WINDOW_MAX - (uint32_t)*window) { /* which may be below 0 */
+        *window += (int32_t)increment;
         return PLB_OK;
     }
     return h->frame_stream == 0 ? plb__http2_fault(h, event, code) : plb__http2_reset(h, event, code);
