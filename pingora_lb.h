@@ -7429,7 +7429,7 @@ static uint32_t plb__ewma_keep(uint32_t part, uint32_t whole)
     uint64_t x = ((uint64_t)part << 31) / whole, e = PLB__EWMA_ONE;
     uint32_t i;
     for (i = 12; i > 0; i--)
-        e = PLB__EWMA_ONE - (x * e >> 31) / i;
+        e = PLB__EWMA_ONE - (uint32_t)(x * e >> 31) / i;
     return (uint32_t)e;
 }
 
