@@ -92,6 +92,8 @@
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
+   A compiler that is asked for small code (-Os) is given less: what is there for speed alone is left out, such as the
+   amending of Ketama's rings. What is picked is the same.
 
    FAITHFUL, THEN BETTER
    Sets are ordered, walked and limited exactly as by pingora-load-balancing 0.8, `max_iterations` included; the
