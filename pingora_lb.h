@@ -224,10 +224,71 @@
    a call.
 
    HOW TO WRITE A PORT
-   Fill in a plb_io (nine functions and a wake), and the tables you need: section PORT has the contract of each
-   function. Then write a fixture (tests/io_fixture.h) and run tests/io_conformance.c over it. If all of it passes,
-   checks and proxy run on your platform. tests/sim.h, a port in memory, is one to read; ports/plb_posix.h is one to
-   copy from. */
+   A port is one plb_io: streams on a platform, nothing of balancing. ports/plb_posix.h is the one to copy from where
+   there are sockets, ports/plb_lwip.h where the stack calls back, tests/sim.h to see a whole one in memory. The
+   contract of each function, with every status it may return, is in section PORT; this is how it hangs together.
+
+   The bargain. The caller asks, and the port answers at once: it is done, or why it cannot be, or PLB_AGAIN. PLB_AGAIN
+   is a promise: this stream and direction will be called back once, from the port's step, when asking again is worth
+   it. Nothing else calls back.
+       caller            port                                   the port's step
+       connect    -->    PLB_AGAIN
+                                                                handler(stream, PLB_EVENT_CONNECT, PLB_OK)
+       write      -->    PLB_OK, *taken = 40
+       read       -->    PLB_AGAIN
+                                                                handler(stream, PLB_EVENT_READ, PLB_OK)
+       read       -->    PLB_OK, *got = 512
+       close      -->    whatever was promised is off; the stream is gone
+
+   function   may return             callback that PLB_AGAIN promises   notes
+   connect    AGAIN, OK, errors      CONNECT, with how it ended         an error returned: nothing was made. An error in
+                                                                        the callback: the stream is still to be closed
+   read       OK, AGAIN, END,        READ                               END stays END; bytes that came before it first.
+              errors                                                    A reset is an error, never END
+   write      OK, AGAIN, errors      WRITE                              OK may be for a part of it; AGAIN: for nothing
+   watch      OK, AGAIN              READ or WRITE, as asked            arms as read and write do, without a buffer
+   shutdown   OK, RESET              -                                  what was written goes out before the end does
+   close      -                      -                                  once for each stream, listener, failed connect
+   info       OK, IO                 -
+   listen     OK, errors             -
+   accept     OK, AGAIN, errors      ACCEPT                             AGAIN also while the port has no stream to spare
+   wake       -                      -                                  the step in progress, or else the next one,
+                                                                        returns at once; tasks are polled
+   A port that lacks something (listening, IPv6, Unix paths, TLS) returns PLB_ERR_UNSUPPORTED.
+
+   Which thread. All calls come from the thread that steps the port, and from callbacks, which that thread makes in its
+   step. wake alone comes from anywhere. Where a stack has a thread of its own (lwIP's), its callbacks only note what
+   happened, and the step passes it on.
+   Who owns what. plb_peer and plb_listen_desc are read during the call; the handler is copied. What read fills is the
+   caller's buffer. What write accepted is the port's: it copies, but for chunks with PLB_CHUNK_CONSTANT, which stay
+   where they are. A stream is the port's memory from connect, listen or accept until the caller closes it, whatever
+   becomes of the connection; the port never closes one by itself. Texts that info points at live as long as the stream.
+   Time. A port needs no timer for its streams: whoever calls it has the deadlines, and closes what takes too long.
+   Shortage. Out of memory, descriptors or streams is PLB_ERR_MEMORY or PLB_ERR_LIMIT (of accept: PLB_AGAIN, and the
+   callback when it can accept again): this side's fault, held against no backend.
+   The step is the program's way in, and its form is yours: wait until something stirs or a task is due (wake ends the
+   wait), make the callbacks, poll the tasks (plb_task), each after every step and when its delay is over.
+
+   What goes wrong, in the order in which it is met:
+   - A callback from inside connect, because the refusal is known at once. Return it instead.
+   - Level-triggered callbacks: a stream that nobody asked about is called back since bytes wait there.
+   - Two callbacks, since the caller asked twice before the first came.
+   - A callback after close: of two events that one step found, the first one's callback closed the other's stream. Look
+     whether the stream is still the same (a generation number) before each callback.
+   - An end or a reset that comes together with the last bytes, told only once and then forgotten.
+   - A graceful close that resets since bytes wait unread, and takes away what the peer has not read yet.
+   - A wake between the last look and the wait, lost.
+   - A write that raises a signal or blocks, a buffer full to the last byte, a listener out of descriptors that spins.
+
+   A check needs connect, close and info; HTTP checks read, write and shutdown, too; the proxy all of it. Of the other
+   tables plb_clock is always needed with checks (sys_now and the like; it may wrap at 2^32); plb_random where instances
+   should differ; plb_names for host names; plb_dgram and plb_barrier where they come cheap.
+   To try a port, write a fixture: two functions that open and close a port of yours, and say where it can listen and
+   what refuses (tests/io_fixture.h; tests/io_fixture_posix.c is one). Then
+       cc -I. -isystem tests tests/io_conformance.c my_fixture.c tests/core.c -o conformance && ./conformance
+   runs every rule above over it, some fifty, in a second or two. If all of them pass, checks and proxy run on your
+   platform. On a device without an operating system, link the same files into an image and let printf and exit go where
+   you see them; a fixture whose `streams` is set keeps the suite within what the port has. */
 #ifndef PINGORA_LB_H
 #define PINGORA_LB_H
 
