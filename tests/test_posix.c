@@ -603,6 +603,10 @@ TEST what_passes_by_itself_is_not_told(void)
         ASSERT_EQ(PLB_OK, receive_byte(&e));
         ASSERT_EQ(0, mischief.failures);
     }
+    fail_next(EMSGSIZE, 2); /* the second time it is this datagram that is too big; what is received never is */
+    ASSERT_EQ(PLB_ERR_ARGUMENT, send_text(&e, &addr, "x"));
+    fail_next(EMSGSIZE, 2);
+    ASSERT_EQ(PLB_ERR_UNREACHABLE, receive_byte(&e));
     PASS();
 }
 
