@@ -326,8 +326,9 @@ static void questions(void)
 
 static void small_calls(void)
 {
-    static const char *const texts[] = {"255.255.255.255:65535", "[2001:db8:1111:2222:3333:4444:55.55.66.66%4294967295]:80",
-                                        "unix:/a/path", "nonsense"};
+    static const char *const texts[] = {"255.255.255.255:65535",
+                                        "[2001:db8:1111:2222:3333:4444:55.55.66.66%4294967295]:80", "unix:/a/path",
+                                        "nonsense"};
     static char name[256];
     static plb_backend backend;
     static plb_allocator none;
@@ -381,8 +382,9 @@ static void timers(void)
 
 #define H2_GREETING "\0\0\0\4\0\0\0\0\0\0\0\0\4\1\0\0\0\0"
 
-static const char page[] = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-a: b\r\n\r\n"
-                           "2;x=y\r\nok\r\n0\r\nTrailer: x\r\n\r\n";
+static const char page[] =
+    "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-a: b\r\n\r\n"
+    "2;x=y\r\nok\r\n0\r\nTrailer: x\r\n\r\n";
 static const char h2_page[] = H2_GREETING "\0\0\1\1\4\0\0\0\1\x88"
                                           "\0\0\2\0\1\0\0\0\1ok";
 static const char h2_grpc[] = H2_GREETING "\0\0\x13\1\4\0\0\0\1\x88\x5f\x10"
@@ -429,8 +431,8 @@ static size_t kinds_fill(kind *kinds)
     STACK("plb_grpc_check", kinds[n++] = ((kind){"grpc", plb_grpc_check(&grpc), h2_grpc, sizeof h2_grpc - 1, 0}));
     STACK("plb_agent_check", kinds[n++] = ((kind){"agent", plb_agent_check(&agent), "up 50%\n", 7, 0}));
     STACK("plb_redis_check", kinds[n++] = ((kind){"redis", plb_redis_check(NULL), "+PONG\r\n", 7, 0}));
-    STACK("plb_smtp_check", kinds[n++] = ((kind){"smtp", plb_smtp_check(NULL), "220 a\r\n250-b\r\n250 c\r\n221 d\r\n", 28,
-                                                 NETWORK_GREETS}));
+    STACK("plb_smtp_check", kinds[n++] = ((kind){"smtp", plb_smtp_check(NULL), "220 a\r\n250-b\r\n250 c\r\n221 d\r\n",
+                                                 28, NETWORK_GREETS}));
     STACK("plb_mysql_check",
           kinds[n++] = ((kind){"mysql", plb_mysql_check(NULL), mysql, sizeof mysql - 1, NETWORK_GREETS}));
     STACK("plb_postgres_check", kinds[n++] = ((kind){"postgres", plb_postgres_check(NULL), "S", 1, 0}));
@@ -510,8 +512,8 @@ static void long_descriptors(void)
 
 /* ---- extensions of the program's: what may be called from where ---- */
 
-static uint32_t own_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key, size_t key_length,
-                         uint32_t limit)
+static uint32_t own_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                         size_t key_length, uint32_t limit)
 {
     static uintptr_t turn;
     static plb_addr addr;
@@ -642,8 +644,7 @@ static void extensions(void)
 {
     static const plb_strategy_ops strategy = {.name = "own", .first = own_first, .next = own_next, .pick = own_pick};
     static const plb_discovery_ops discovery = {.name = "own", .start = own_discover, .cancel = own_cancel};
-    static const plb_check_ops own = {
-        .name = "own", .probe_size = 1, .start = own_start, .cancel = own_probe_cancel};
+    static const plb_check_ops own = {.name = "own", .probe_size = 1, .start = own_start, .cancel = own_probe_cancel};
     static const plb_check_ops talk = {.name = "talk",
                                        .state_size = sizeof(plb_exchange_check),
                                        .probe_size = sizeof(plb_exchange),
@@ -733,7 +734,8 @@ static plb_text text_of(const char *string)
 
 static void http1_codec(void)
 {
-    static const char request[] = "POST /path HTTP/1.1\r\nHost: a\r\nConnection: close, te\r\nContent-Length: 12\r\n\r\n";
+    static const char request[] =
+        "POST /path HTTP/1.1\r\nHost: a\r\nConnection: close, te\r\nContent-Length: 12\r\n\r\n";
     static const char chunks[] = "5;ext=1\r\nhello\r\n0\r\nTrailer: 1\r\n\r\n";
     static plb_http1_header headers[16];
     plb_http1_head head = {.headers = headers, .header_capacity = COUNT(headers)};
@@ -806,8 +808,7 @@ static void http2_codec(void)
         STACK("plb_http2_sent", plb_http2_sent(&h, out.size));
     }
     for (; status == PLB_OK; at += used) {
-        STACK("plb_http2_next",
-              status = plb_http2_next(&h, h2_grpc + at, sizeof h2_grpc - 1 - at, &used, &event));
+        STACK("plb_http2_next", status = plb_http2_next(&h, h2_grpc + at, sizeof h2_grpc - 1 - at, &used, &event));
         if (status == PLB_OK && event.kind == PLB_HTTP2_DATA)
             STACK("plb_grpc_health_next", message = plb_grpc_health_next(&health, event.data.data, event.data.size));
         ended = ended || (status == PLB_OK && event.kind == PLB_HTTP2_END);
