@@ -82,6 +82,8 @@ static plb_status net_write(void *self, plb_stream *stream, const plb_chunk *chu
 {
     (void)self;
     *taken = 0;
+    if (broken(stream))
+        return PLB_ERR_RESET;
     for (size_t i = 0; i < count; i++)
         *taken += chunks[i].size;
     if (stream->answered == stream->host->answer_size && (stream->host->flags & NETWORK_AGAIN) != 0)
