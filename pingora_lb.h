@@ -205,6 +205,10 @@
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
+   the log                     344 bytes, where there is one
+   an HTTP or gRPC check       2.4 KiB and its texts
+   stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside, with PLB_SEEN_MAX
+                               at 64; more of those is 4 bytes each
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
    many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
    it, what was there before goes on, and the balancer tries again after a second.
