@@ -150,6 +150,11 @@ test-ports:
 
 # ---- lwIP ----
 
+# A device on the tap device of a network namespace.
+build/lwip_host_plain build/lwip_host_asan: build/lwip_host_%: tests/ports/lwip_host.c $(HEADERS) | build
+	@echo "build $@"
+	@$(GCC) $(FLAGS_$*) -std=c99 $(WARN) -Werror -g -isystem /usr/include/lwip $< -o $@ -pthread -llwip $(TLS_LIBS)
+
 # ---- a microcontroller, under QEMU ----
 
 # ---- figures ----
