@@ -4,9 +4,9 @@
        lwip_host KIND=ADDRESS... [WORD=VALUE]...
 
    KIND is how the backend at that address is checked: tcp, http, https, or any, which is not at all. Words:
-   listen (a port: proxy to the backends there), every, timeout, connect, linger (milliseconds: from check to check, for
-   a check's connection and its answer each, for a connection of the proxy's, for requests in flight at the end), rise,
-   fall (as plb_check), path, contains (of http and https), ca, name (of https), streams (that the port has).
+   listen (an address: proxy to the backends there), every, timeout, connect (milliseconds: from check to check, for a
+   check's connection and its answer each, for a connection of the proxy's), rise, fall (as plb_check), contains (of http
+   and https), ca, name (of https), streams (that the port has), clients (at once, at most).
 
    On stdout, a line each: "up", "probe KIND ADDRESS ok|failed CODE MS TEXT", "flip ADDRESS healthy|unhealthy",
    "request STATUS ADDRESS fresh|reused ERROR" for one that failed; for SIGUSR1 and at the end
@@ -30,8 +30,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 
-enum { BACKENDS_MAX = 16, STREAMS_MAX = 512, CLOSING_MS = 8000, STEP_MS = 100 };
+enum { BACKENDS_MAX = 16, STREAMS_MAX = 512, DRAIN_MS = 8000, PATIENCE_MS = 60000, STEP_MS = 100 };
 
 /* ==== WORDS ======================================================================================================= */
 
@@ -39,8 +41,9 @@ static const char *const kinds[] = {"tcp", "http", "https"}; /* in the order of 
 enum { KINDS = 3 };
 
 typedef struct words {
-    uint32_t listen, every_ms, timeout_ms, connect_ms, linger_ms, rise, fall, streams;
-    const char *path, *contains, *ca, *name;
+    plb_addr listen; /* PLB_FAMILY_NONE: nowhere */
+    uint32_t every_ms, timeout_ms, connect_ms, rise, fall, streams, clients;
+    const char *contains, *ca, *name;
     plb_backend backends[BACKENDS_MAX];
     size_t backend_count;
 } words;
@@ -90,13 +93,15 @@ static bool read_word(words *w, const char *argument)
     const struct {
         const char *word;
         uint32_t *out;
-    } numbers[] = {{"listen", &w->listen},      {"every", &w->every_ms},   {"timeout", &w->timeout_ms},
-                   {"connect", &w->connect_ms}, {"linger", &w->linger_ms}, {"rise", &w->rise},
-                   {"fall", &w->fall},          {"streams", &w->streams}};
+    } numbers[] = {{"every", &w->every_ms}, {"timeout", &w->timeout_ms}, {"connect", &w->connect_ms},
+                   {"rise", &w->rise},      {"fall", &w->fall},          {"streams", &w->streams},
+                   {"clients", &w->clients}};
     const struct {
         const char *word, **out;
-    } texts[] = {{"path", &w->path}, {"contains", &w->contains}, {"ca", &w->ca}, {"name", &w->name}};
-    const char *value;
+    } texts[] = {{"contains", &w->contains}, {"ca", &w->ca}, {"name", &w->name}};
+    const char *value = value_of(argument, "listen");
+    if (value != NULL)
+        return plb_addr_parse(&w->listen, value, PLB_ZSTRING) == PLB_OK;
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if ((value = value_of(argument, numbers[i].word)) != NULL) {
             read_number(numbers[i].out, argument, value);
@@ -117,11 +122,10 @@ static void read_words(words *w, int argc, char **argv)
     memset(w, 0, sizeof *w);
     w->every_ms = 200;
     w->timeout_ms = 1000;
-    w->linger_ms = 5000;
     w->streams = STREAMS_MAX;
     for (int i = 1; i < argc; i++) {
         if (!read_backend(w, argv[i]) && !read_word(w, argv[i]))
-            give_up(argv[i], "what is that?");
+            give_up(argv[i], "it makes no sense");
     }
     if (w->streams > STREAMS_MAX)
         give_up("streams", "too many");
@@ -132,6 +136,7 @@ static void read_words(words *w, int argc, char **argv)
 typedef struct device {
     words w;
     plb_lwip port;
+    plb_mbedtls *tls;
     plb_balancer *lb;
     plb_proxy *proxy; /* NULL: it does not listen */
     plb_task reporter;
@@ -187,9 +192,8 @@ static void on_probe(void *user, const plb_backend_info *info, uint32_t check, c
     char address[PLB_ADDR_TEXT_MAX];
     (void)user;
     plb_addr_format(&info->backend.addr, address, sizeof address);
-    if (check < KINDS)
-        printf("probe %s %s %s %u %u %s\n", kinds[check], address, probe->status == PLB_OK ? "ok" : "failed",
-               (unsigned)probe->code, (unsigned)(probe->latency_us / 1000), probe->text);
+    printf("probe %s %s %s %u %u %s\n", kinds[check], address, probe->status == PLB_OK ? "ok" : "failed",
+           (unsigned)probe->code, (unsigned)(probe->latency_us / 1000), probe->text);
 }
 
 static void on_flip(void *user, const plb_backend_info *info, plb_status status)
@@ -262,7 +266,7 @@ static plb_status open_balancer(device *d, plb_port port)
 {
     plb_tls tls = {.name = d->w.name};
     plb_tcp_check_desc tcp = {.timeout_ms = d->w.timeout_ms};
-    plb_http_check_desc http = {.connect = tcp, .path = d->w.path, .contains = d->w.contains}, https = http;
+    plb_http_check_desc http = {.connect = tcp, .contains = d->w.contains}, https = http;
     plb_check checks[KINDS] = {plb_tcp_check(&tcp), plb_http_check(&http), plb_http_check(&https)};
     plb_static_desc list = {.backends = d->w.backends, .backend_count = d->w.backend_count};
     plb_balancer_desc desc = {.port = port,
@@ -289,92 +293,102 @@ static plb_status open_proxy(device *d, plb_port port)
                            .upstream_peer = upstream_peer,
                            .fail_to_connect = fail_to_connect,
                            .logging = log_request,
+                           .max_connections = d->w.clients,
+                           .header_ms = PATIENCE_MS,
                            .connect_ms = d->w.connect_ms};
-    plb_listen_desc listen = {.addr = {.family = PLB_FAMILY_IPV4, .port = (uint16_t)d->w.listen}};
-    plb_status status;
-    listen.addr.u.v4[0] = 10, listen.addr.u.v4[1] = 99, listen.addr.u.v4[3] = 2;
-    status = plb_proxy_create(&desc, &d->proxy);
+    plb_listen_desc listen = {.addr = d->w.listen};
+    plb_status status = plb_proxy_create(&desc, &d->proxy);
     return status == PLB_OK ? plb_proxy_listen(d->proxy, &listen, NULL) : status;
 }
 
-/* Lends the port the thread until `count` is 0, or for so long. */
-static void step_until_none(device *d, uint32_t (*count)(device *d), uint32_t ms)
+/* Lends the port the thread until `count` is 0, but not for ever. */
+static void step_until_none(device *d, size_t (*count)(const device *d))
 {
     const plb_clock *clock = plb_lwip_port(&d->port).clock;
     uint32_t start = (uint32_t)clock->now_ms(clock->self);
-    while (count(d) > 0 && (uint32_t)clock->now_ms(clock->self) - start < ms)
+    while (count(d) > 0 && (uint32_t)clock->now_ms(clock->self) - start < DRAIN_MS)
         plb_lwip_step(&d->port, STEP_MS);
 }
 
-static uint32_t count_connections(device *d)
+static size_t count_connections(const device *d)
 {
     return plb_proxy_connections(d->proxy);
 }
 
-static uint32_t count_streams(device *d)
+static size_t count_streams(const device *d)
 {
-    return (uint32_t)plb_lwip_in_use(&d->port);
+    return plb_lwip_in_use(&d->port);
 }
 
-static void close_all(device *d)
+static void device_open(device *d)
 {
+    static plb_lwip_stream streams[STREAMS_MAX];
+    plb_lwip_desc desc = {.streams = streams, .stream_count = d->w.streams};
+    plb_mbedtls_desc tls = {.identity = {.ca_file = d->w.ca, .no_ca = true}};
+    plb_port port;
+    plb_status status = plb_lwip_init(&d->port, &desc);
+    if (status != PLB_OK)
+        give_up("lwIP", plb_status_text(status));
+    port = plb_lwip_port(&d->port);
+    tls.io = port.io;
+    status = plb_mbedtls_create(&tls, &d->tls);
+    if (status != PLB_OK)
+        give_up("TLS", plb_status_text(status));
+    port.io = plb_mbedtls_io(d->tls);
+    status = open_balancer(d, port);
+    if (status == PLB_OK && d->w.listen.family != PLB_FAMILY_NONE)
+        status = open_proxy(d, port);
+    if (status != PLB_OK)
+        give_up("cannot start", plb_status_text(status));
+}
+
+static void device_run(device *d)
+{
+    pthread_t thread;
+    d->reporter.poll = report;
+    d->reporter.user = d;
+    plb_lwip_add(&d->port, plb_balancer_task(d->lb));
+    if (d->proxy != NULL)
+        plb_lwip_add(&d->port, plb_proxy_task(d->proxy));
+    plb_lwip_add(&d->port, &d->reporter);
+    if (pthread_create(&thread, NULL, hear_signals, d) != 0)
+        give_up("cannot start", "no thread");
+    puts("up");
+    plb_lwip_run(&d->port);
+    pthread_join(thread, NULL);
+}
+
+/* Lets requests in flight end, then closes all; returns how many streams of the port are left. */
+static size_t device_close(device *d)
+{
+    size_t left;
     if (d->proxy != NULL) {
         plb_proxy_drain(d->proxy);
-        step_until_none(d, count_connections, d->w.linger_ms);
+        step_until_none(d, count_connections);
         plb_lwip_remove(&d->port, plb_proxy_task(d->proxy));
         plb_proxy_destroy(d->proxy);
         d->proxy = NULL;
     }
     plb_lwip_remove(&d->port, plb_balancer_task(d->lb));
     plb_destroy(d->lb);
+    plb_mbedtls_destroy(d->tls);
+    step_until_none(d, count_streams);
+    say_state(d);
+    left = count_streams(d);
+    plb_lwip_remove(&d->port, &d->reporter);
+    plb_lwip_deinit(&d->port);
+    return left;
 }
 
 int main(int argc, char **argv)
 {
     static device d;
-    static plb_lwip_stream streams[STREAMS_MAX];
-    plb_lwip_desc desc = {.streams = streams};
-    plb_mbedtls_desc tls_desc = {0};
-    plb_mbedtls *tls;
-    plb_port port;
-    pthread_t thread;
-    plb_status status;
-    uint32_t left;
     read_words(&d.w, argc, argv);
     setvbuf(stdout, NULL, _IOLBF, 0);
     block_signals();
+    srand((unsigned)time(NULL) ^ (unsigned)getpid()); /* LWIP_RAND: other local ports than the last run's */
     network_start();
-    desc.stream_count = d.w.streams;
-    if (plb_lwip_init(&d.port, &desc) != PLB_OK)
-        give_up("lwIP", "no port");
-    port = plb_lwip_port(&d.port);
-    tls_desc.io = port.io;
-    tls_desc.identity.ca_file = d.w.ca;
-    tls_desc.identity.no_ca = true;
-    if (plb_mbedtls_create(&tls_desc, &tls) != PLB_OK)
-        give_up("TLS", "no port");
-    port.io = plb_mbedtls_io(tls);
-    status = open_balancer(&d, port);
-    if (status == PLB_OK && d.w.listen != 0)
-        status = open_proxy(&d, port);
-    if (status != PLB_OK)
-        give_up("cannot start", plb_status_text(status));
-    d.reporter.poll = report;
-    d.reporter.user = &d;
-    plb_lwip_add(&d.port, plb_balancer_task(d.lb));
-    if (d.proxy != NULL)
-        plb_lwip_add(&d.port, plb_proxy_task(d.proxy));
-    plb_lwip_add(&d.port, &d.reporter);
-    pthread_create(&thread, NULL, hear_signals, &d);
-    puts("up");
-    plb_lwip_run(&d.port);
-    pthread_join(thread, NULL);
-    close_all(&d);
-    plb_mbedtls_destroy(tls);
-    step_until_none(&d, count_streams, CLOSING_MS);
-    say_state(&d);
-    left = count_streams(&d);
-    plb_lwip_remove(&d.port, &d.reporter);
-    plb_lwip_deinit(&d.port);
-    return left == 0 ? 0 : 1; /* lwIP's threads end with the process */
+    device_open(&d);
+    device_run(&d);
+    return device_close(&d) == 0 ? 0 : 1; /* lwIP's threads end with the process */
 }

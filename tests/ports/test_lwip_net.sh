@@ -227,7 +227,7 @@ checks_judge() { # build
 
 proxy_serves() { # build
     local build=$1 before
-    rule "$build: the device serves" device_start "$build" listen=6188 every=200 timeout=5000 connect=8000 fall=3 rise=2 \
+    rule "$build: the device serves" device_start "$build" "listen=$device" every=200 timeout=5000 connect=8000 fall=3 rise=2 \
         "http=$a" "http=$b"
     rule "$build: requests are spread evenly" is "$(inside "$build" curl -s --max-time 20 "$proxy/who?[1-20]" |
         sort | uniq -c | xargs)" "10 a 10 b"
@@ -252,6 +252,8 @@ held_up() { # build: of the 20 MiB that a slow client began to fetch, nginx had 
 wrk_rate() { awk '/Requests\/sec/ {print $2}' "$scratch/wrk.out"; }
 
 load() { # build
+    inside "$1" wrk -t 1 -c 16 -d 1s "http://$a/who" >"$scratch/wrk.out" 2>&1
+    echo "$1: $(wrk_rate) requests a second from nginx on loopback, without lwIP or a proxy"
     inside "$1" wrk -t 1 -c 16 -d 3s "$proxy/who" >"$scratch/wrk.out" 2>&1
     echo "$1: $(wrk_rate) requests a second through lwIP"
     rule "$1: under load no request fails" bash -c "
@@ -282,6 +284,32 @@ failover() { # build
     rule "$build: no more of them than were in flight" test $((failed - failed_before)) -le 16
     rule "$build: the client saw those, and no broken connection" bash -c "
         [ $seen -le $((failed - failed_before)) ] && ! grep 'Socket errors' '$scratch/wrk.out'"
+}
+
+# More clients come than there are streams. Debian's lwIP has no backlog (TCP_LISTEN_BACKLOG=0), so that some are reset.
+too_many() { # build
+    local build=$1
+    rule "$build: a device of few streams starts" device_start "$build" "listen=$device" streams=24 clients=4 \
+        "any=$a" "any=$b"
+    inside "$build" curl -s --max-time 20 -Z --parallel-max 60 -H 'Connection: close' "$proxy/small?[1-200]" \
+        -o "$scratch/$build.many.#1" -w '%{http_code} %{exitcode} %{filename_effective}\n' >"$scratch/many" 2>/dev/null
+    echo "$build: of 200 requests at once $(grep -c '^200 0' "$scratch/many") were served"
+    rule "$build: with too many clients each is served whole or reset" all_or_nothing "$scratch/many"
+    rule "$build: and nothing is left of them" wait_until 5 at_rest "$build"
+    rule "$build: and the next ones are served" spread "$build"
+    rule "$build: this device ends with no stream left" ends_clean "$build"
+}
+
+all_or_nothing() { # file with lines "STATUS EXIT FILE"
+    local status code file served=0
+    while read -r status code file; do
+        case $status.$code in
+        200.0) cmp "$file" "$scratch/files/small" && served=$((served + 1)) || return 1 ;;
+        000.7 | 000.52 | 000.56) ;;
+        *) echo "status $status, exit status $code" && return 1 ;;
+        esac
+    done <"$1"
+    [ "$served" -gt 0 ]
 }
 
 # ---- loss: both devices at once, since most of it is waiting ----
@@ -382,6 +410,7 @@ for build in $builds; do
 done
 for build in $builds; do
     checks_judge "$build"
+    too_many "$build"
     proxy_serves "$build"
     load "$build"
     failover "$build"
