@@ -302,7 +302,7 @@ static plb_status open_proxy(device *d, plb_port port)
 }
 
 /* Lends the port the thread until `count` is 0, but not for ever. */
-static void step_until_none(device *d, size_t (*count)(const device *d))
+static void step_until_none(device *d, size_t (*count)(device *d))
 {
     const plb_clock *clock = plb_lwip_port(&d->port).clock;
     uint32_t start = (uint32_t)clock->now_ms(clock->self);
@@ -310,12 +310,12 @@ static void step_until_none(device *d, size_t (*count)(const device *d))
         plb_lwip_step(&d->port, STEP_MS);
 }
 
-static size_t count_connections(const device *d)
+static size_t count_connections(device *d)
 {
     return plb_proxy_connections(d->proxy);
 }
 
-static size_t count_streams(const device *d)
+static size_t count_streams(device *d)
 {
     return plb_lwip_in_use(&d->port);
 }
