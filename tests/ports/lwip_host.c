@@ -22,6 +22,7 @@
 #define PLB_MBEDTLS_IMPLEMENTATION
 #include "../../ports/plb_mbedtls.h"
 
+#include <lwip/priv/memp_priv.h>
 #include <lwip/tcpip.h>
 #include <netif/tapif.h>
 
@@ -236,6 +237,12 @@ static void log_request(void *user, plb_session *session, const plb_session_repo
 /* ==== THE NETWORK ================================================================================================= */
 
 static struct netif tap;
+
+/* Debian's lwIP 2.1.3 makes the pbufs of this pool for 592 bytes, and fills them as if they were made for the 1536 that
+   its headers say: a frame of the tap device that is longer overruns the heap. The linker takes a program's definition
+   before a library's. */
+LWIP_MEMPOOL_DECLARE(PBUF_POOL, PBUF_POOL_SIZE,
+                     LWIP_MEM_ALIGN_SIZE(sizeof(struct pbuf)) + LWIP_MEM_ALIGN_SIZE(PBUF_POOL_BUFSIZE), "PBUF_POOL")
 
 static void network_up(void *user)
 {
