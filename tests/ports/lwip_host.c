@@ -3,7 +3,8 @@
 
        lwip_host KIND=ADDRESS... [WORD=VALUE]...
 
-   KIND is how the backend at that address is checked: tcp, http, https, or any, which is not at all. Words:
+   KIND is how the backend at that address is checked: tcp, http, https, or any, which is not at all. The proxy sends
+   requests to those that are checked by http or not at all; the others have no weight. Words:
    listen (an address: proxy to the backends there), every, timeout, connect (milliseconds: from check to check, for a
    check's connection and its answer each, for a connection of the proxy's), rise, fall (as plb_check), contains (of http
    and https), ca, name (of https), streams (that the port has), clients (at once, at most).
@@ -38,8 +39,13 @@ enum { BACKENDS_MAX = 16, STREAMS_MAX = 512, DRAIN_MS = 8000, PATIENCE_MS = 6000
 
 /* ==== WORDS ======================================================================================================= */
 
-static const char *const kinds[] = {"tcp", "http", "https"}; /* in the order of the balancer's checks */
-enum { KINDS = 3 };
+/* Those that check come first, in the order of the balancer's checks. */
+static const struct kind {
+    const char *name;
+    uint32_t checks, weight; /* as plb_backend's. All checks are by name */
+} kinds[] = {{"tcp", 1, 0}, {"http", 2, 1}, {"https", 4, 0}, {"any", 0, 1}};
+
+enum { CHECKS = 3, KINDS = 4 };
 
 typedef struct words {
     plb_addr listen; /* PLB_FAMILY_NONE: nowhere */
@@ -74,17 +80,18 @@ static const char *value_of(const char *argument, const char *word)
 static bool read_backend(words *w, const char *argument)
 {
     plb_backend *backend = &w->backends[w->backend_count];
-    const char *value = value_of(argument, "any");
-    uint32_t checks = 0; /* all are by name: none */
-    for (uint32_t kind = 0; kind < KINDS && value == NULL; kind++) {
-        value = value_of(argument, kinds[kind]);
-        checks = 1u << kind;
+    const char *value = NULL;
+    size_t kind;
+    for (kind = 0; kind < KINDS; kind++) {
+        if ((value = value_of(argument, kinds[kind].name)) != NULL)
+            break;
     }
     if (value == NULL)
         return false;
     if (w->backend_count == BACKENDS_MAX || plb_backend_parse(backend, value, PLB_ZSTRING, NULL) != PLB_OK)
         give_up(argument, "not an address, or one too many");
-    backend->checks = checks;
+    backend->checks = kinds[kind].checks;
+    backend->weight = kinds[kind].weight;
     w->backend_count++;
     return true;
 }
@@ -193,7 +200,7 @@ static void on_probe(void *user, const plb_backend_info *info, uint32_t check, c
     char address[PLB_ADDR_TEXT_MAX];
     (void)user;
     plb_addr_format(&info->backend.addr, address, sizeof address);
-    printf("probe %s %s %s %u %u %s\n", kinds[check], address, probe->status == PLB_OK ? "ok" : "failed",
+    printf("probe %s %s %s %u %u %s\n", kinds[check].name, address, probe->status == PLB_OK ? "ok" : "failed",
            (unsigned)probe->code, (unsigned)(probe->latency_us / 1000), probe->text);
 }
 
@@ -274,18 +281,18 @@ static plb_status open_balancer(device *d, plb_port port)
     plb_tls tls = {.name = d->w.name};
     plb_tcp_check_desc tcp = {.timeout_ms = d->w.timeout_ms};
     plb_http_check_desc http = {.connect = tcp, .contains = d->w.contains}, https = http;
-    plb_check checks[KINDS] = {plb_tcp_check(&tcp), plb_http_check(&http), plb_http_check(&https)};
+    plb_check checks[CHECKS] = {plb_tcp_check(&tcp), plb_http_check(&http), plb_http_check(&https)};
     plb_static_desc list = {.backends = d->w.backends, .backend_count = d->w.backend_count};
     plb_balancer_desc desc = {.port = port,
                               .discovery = plb_static(&list),
                               .checks = checks,
-                              .check_count = KINDS,
+                              .check_count = CHECKS,
                               .check_every_ms = d->w.every_ms,
                               .user = d,
                               .on_probe = on_probe,
                               .on_flip = on_flip};
     https.connect.tls = &tls;
-    for (size_t i = 0; i < KINDS; i++) {
+    for (size_t i = 0; i < CHECKS; i++) {
         checks[i].consecutive_success = d->w.rise;
         checks[i].consecutive_failure = d->w.fall;
         checks[i].by_name = true;
