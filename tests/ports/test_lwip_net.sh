@@ -317,16 +317,15 @@ all_or_nothing() { # file with lines "STATUS EXIT FILE"
 
 # ---- loss: both devices at once, since most of it is waiting ----
 
-clients=4 asked=2 # requests of each client, one after another on a connection
+clients=8
 
-lossy_clients() { # build: starts them; each writes a line "STATUS EXIT" for each answer
+lossy_clients() { # build: starts them; each writes a line "STATUS EXIT" when it is over
     local build=$1 i
     retransmitted_before[$build]=$(retransmitted "$build")
-    state "$build"
-    failed_before[$build]=$failed
-    lossy "$build"
+    passed_before[$build]=$(passed "$build")
+    rule "$build: tc makes packets vanish" lossy "$build"
     for ((i = 0; i < clients; i++)); do
-        start "$build" curl -s --max-time 45 "$proxy/small?[1-$asked]" -o "$scratch/$build.small.$i.#1" \
+        start "$build" curl -s --max-time 20 "$proxy/small" -o "$scratch/$build.small.$i" \
             -w '%{http_code} %{exitcode}\n' >"$scratch/$build.codes.$i"
         pid_client[$build.$i]=$started
     done
@@ -334,16 +333,18 @@ lossy_clients() { # build: starts them; each writes a line "STATUS EXIT" for eac
 
 retransmitted() { inside "$1" awk '/^Tcp: [0-9]/ {print $13}' /proc/net/snmp; } # build: segments, by Linux
 
-# What did not go well is an answer of the proxy's that says so; what did is whole.
+passed() { grep -cE '^probe [a-z]+ [^ ]+ ok' "$(out "$1")"; } # build: probes
+
+served() { cat "$scratch/$1".codes.* | grep -c '^200 0$'; } # build
+
+# TCP may lose a packet again and again: then the proxy says that the origin was too slow, or the client gives up (28).
+# Anything else is a fault, and so is an answer that is not whole.
 lossy_answers() { # build
-    local i n
+    local i
     cat "$scratch/$1".codes.* | sort | uniq -c
-    is "$(cat "$scratch/$1".codes.* | grep -cE '^(200|502|504) 0$')" $((clients * asked)) || return 1
+    is "$(cat "$scratch/$1".codes.* | grep -cE '^((200|502|504) 0|(000|200) 28)$')" $clients || return 1
     for ((i = 0; i < clients; i++)); do
-        for ((n = 1; n <= asked; n++)); do
-            [ "$(sed -n "${n}p" "$scratch/$1.codes.$i")" != "200 0" ] ||
-                cmp "$scratch/$1.small.$i.$n" "$scratch/files/small" || return 1
-        done
+        [ "$(cat "$scratch/$1.codes.$i")" != "200 0" ] || cmp "$scratch/$1.small.$i" "$scratch/files/small" || return 1
     done
 }
 
@@ -363,15 +364,16 @@ all_pass() { # build: the latest probe of each backend
 }
 
 loss() {
-    declare -A retransmitted_before failed_before pid_client
+    declare -A retransmitted_before passed_before pid_client
     local build pid began=$SECONDS
     for build in $builds; do lossy_clients "$build"; done
     for pid in "${pid_client[@]}"; do wait "$pid"; done
     for build in $builds; do
         rule "$build: packets were lost" test "$(retransmitted "$build")" -gt $((retransmitted_before[$build] + 10))
-        rule "$build: each request ended well, or in a gateway error" lossy_answers "$build"
-        echo "$build: with loss: of $((clients * asked)) requests $(cat "$scratch/$build".codes.* | grep -c '^200 0') succeeded in" \
-            "$((SECONDS - began)) s; checks passed $(grep -c '^probe .* ok' "$(out "$build")") times"
+        rule "$build: each request is served whole, or told of, or given up" lossy_answers "$build"
+        rule "$build: at least half are served" test "$(served "$build")" -ge $((clients / 2))
+        echo "$build: with loss: of $clients requests $(served "$build") were served in" \
+            "$((SECONDS - began)) s; $(($(passed "$build") - passed_before[$build])) probes passed"
     done
     for build in $builds; do lossless "$build"; done
     for build in $builds; do
