@@ -5,14 +5,18 @@
 
    KIND is how the backend at that address is checked: tcp, http, https, or any, which is not at all. The proxy sends
    requests to those that are checked by http or not at all; the others have no weight. Words:
-   listen (an address: proxy to the backends there), every, timeout, connect (milliseconds: from check to check, for a
-   check's connection and its answer each, for a connection of the proxy's), rise, fall (as plb_check), contains (of http
-   and https), ca, name (of https), streams (that the port has), clients (at once, at most).
+   listen                   an address: proxy to the backends there
+   every, timeout, connect  milliseconds: from check to check, for a check's connection and its answer each, for a
+                            connection of the proxy's
+   rise, fall               as plb_check's numbers
+   contains, ca, name       what the answer to http and https must contain; of https
+   streams, clients         that the port has; at once, at most
 
-   On stdout, a line each: "up", "probe KIND ADDRESS ok|failed CODE MS TEXT", "flip ADDRESS healthy|unhealthy",
-   "request STATUS ADDRESS fresh|reused ERROR" for one that failed; for SIGUSR1 and at the end
-   "state requests=N failed=N connections=N active=N idle=N streams=N", where streams counts those of the port that are
-   in use. SIGTERM ends it gracefully; the exit status is 0 if no stream is left then. */
+   It prints a line each: "up", "probe KIND ADDRESS ok|failed CODE MS TEXT", "flip ADDRESS healthy|unhealthy",
+   "request STATUS ADDRESS fresh|reused ERROR" for one that failed, or whose client left; for SIGUSR1 and at the end
+   "state requests=N failed=N connections=N active=N idle=N streams=N", where failed counts answers that were errors,
+   and streams those of the port that are in use. SIGTERM ends it gracefully; the exit status is 0 if no stream is left
+   then. */
 #define _GNU_SOURCE
 #define PINGORA_LB_IMPLEMENTATION
 #include "../../pingora_lb.h"
@@ -234,7 +238,7 @@ static void log_request(void *user, plb_session *session, const plb_session_repo
     d->requests++;
     if (r->status < 400 && r->error == PLB_OK)
         return;
-    d->failed++;
+    d->failed += r->status >= 400;
     if (r->upstream.family != PLB_FAMILY_NONE)
         plb_addr_format(&r->upstream, upstream, sizeof upstream);
     printf("request %u %s %s %s\n", r->status, upstream, r->upstream_reused ? "reused" : "fresh",

@@ -18,9 +18,9 @@ declare -A pid_device pid_origin
 
 # ---- namespaces ----
 
-space() { echo "plb_$$_$1"; }                             # build
-inside() { ip netns exec "$(space "$1")" "${@:2}"; }      # build, command
-start() {                                                 # build, command: in the background; sets started
+space() { echo "plb_$$_$1"; }                        # build
+inside() { ip netns exec "$(space "$1")" "${@:2}"; } # build, command
+start() {                                            # build, command: in the background; sets started
     ip netns exec "$(space "$1")" "${@:2}" &
     started=$!
     pids+=("$started")
@@ -158,6 +158,7 @@ ends_clean() { # build: the device, told to end, does so with no stream left
     [ "$status" = 0 ] || { echo "exit status $status"; tail -n 3 "$(out "$1")"; cat "$scratch/$1.err"; false; }
 }
 
+failed=0 connections=0 active=0 idle=0 streams=0
 state() { # build: asks the device, sets its figures as variables of the same names
     local before line
     before=$(grep -c '^state' "$(out "$1")")
@@ -230,8 +231,8 @@ checks_judge() { # build
 
 proxy_serves() { # build
     local build=$1 before
-    rule "$build: the device serves" device_start "$build" "listen=$device" every=200 timeout=5000 connect=8000 fall=3 rise=2 \
-        "ca=$scratch/ca.pem" name=origin.test "http=$a" "http=$b" "tcp=$other:8003" "https=$other:8443"
+    rule "$build: the device serves" device_start "$build" "listen=$device" every=200 timeout=5000 connect=8000 \
+        fall=3 rise=2 "ca=$scratch/ca.pem" name=origin.test "http=$a" "http=$b" "tcp=$other:8003" "https=$other:8443"
     rule "$build: requests are spread evenly" is "$(inside "$build" curl -s --max-time 20 "$proxy/who?[1-20]" |
         sort | uniq -c | xargs)" "10 a 10 b"
     rule "$build: a connection is kept" is "$(ask "$build" "/who?[1-20]" -o /dev/null -w '%{num_connects}\n' |
@@ -239,6 +240,8 @@ proxy_serves() { # build
     rule "$build: HEAD has a length and no body" is "$(ask "$build" /big -I | tr -d '\r' | grep -i ^content-length)" \
         "Content-Length: $((20 << 20))"
     before=$(memory "$build")
+    ask "$build" /big -o /dev/null -w '%{speed_download}\n' |
+        awk -v build="$build" '{printf "%s: 20 MiB through lwIP at %d MiB/s\n", build, $1 / 1048576}'
     rule "$build: 20 MiB come down byte for byte" same "$build" /big "$scratch/files/big"
     rule "$build: 2 MiB go up by PUT byte for byte" put "$build" "$scratch/files/medium"
     rule "$build: and by POST" post "$build" "$scratch/files/medium"
@@ -246,10 +249,20 @@ proxy_serves() { # build
     rule "$build: a slow client holds the origin up" wait_until 5 held_up "$build"
     [ "$build" = asan ] || rule "$build: bodies take no memory" test $(($(memory "$build") - before)) -lt 4096
     rule "$build: then it is at rest" wait_until 5 at_rest "$build"
+    rule "$build: and takes no time of the processor" is_idle "$build"
+}
+
+ticks() { awk '{print $14 + $15}' "/proc/${pid_device[$1]}/stat"; } # build: hundredths of a second so far
+
+is_idle() { # build: probes aside
+    local before
+    before=$(ticks "$1")
+    sleep 0.5
+    [ $(($(ticks "$1") - before)) -le 10 ]
 }
 
 held_up() { # build: of the 20 MiB that a slow client began to fetch, nginx had sent a part only when the client left
-    awk '{sent = $2; print} END {exit !(NR == 1 && sent < 10 * 1024 * 1024)}' "$scratch/$1".[ab]/sent.log
+    awk '{sent = $2; print} END {exit !(NR == 1 && sent < 10485760)}' "$scratch/$1".[ab]/sent.log
 }
 
 wrk_rate() { awk '/Requests\/sec/ {print $2}' "$scratch/wrk.out"; }
@@ -260,7 +273,8 @@ load() { # build
     inside "$1" wrk -t 1 -c 16 -d 2s "$proxy/who" >"$scratch/wrk.out" 2>&1
     echo "$1: $(wrk_rate) requests a second through lwIP"
     rule "$1: under load no request fails" bash -c "
-        ! grep -E 'Non-2xx|Socket errors' '$scratch/wrk.out' && awk '/requests in/ {exit !(\$1 > 100)}' '$scratch/wrk.out'"
+        ! grep -E 'Non-2xx|Socket errors' '$scratch/wrk.out' &&
+            awk '/requests in/ {exit !(\$1 > 100)}' '$scratch/wrk.out'"
 }
 
 # The origin dies by kill -9 under load. What was sent to it on a fresh connection, or answered in part, fails; all else
@@ -269,7 +283,7 @@ failover() { # build
     local build=$1 failed_before earlier seen
     state "$build"
     failed_before=$failed
-    earlier=$(grep -c '^request' "$(out "$build")")
+    earlier=$(grep -c '^request [45]' "$(out "$build")")
     start "$build" wrk -t 1 -c 16 -d 3s "$proxy/who" >"$scratch/wrk.out" 2>&1
     local pid_wrk=$started
     sleep 1
@@ -282,7 +296,7 @@ failover() { # build
     state "$build"
     seen=$(awk '/Non-2xx/ {n = $NF} END {print n + 0}' "$scratch/wrk.out")
     rule "$build: each request that failed was sent to it on a fresh connection, and broke there" bash -c "
-        ! grep '^request' '$(out "$build")' | tail -n +$((earlier + 1)) |
+        ! grep '^request [45]' '$(out "$build")' | tail -n +$((earlier + 1)) |
             grep -vE '^request 502 $b fresh (The connection was reset|The peer has ended)'"
     rule "$build: no more of them than were in flight" test $((failed - failed_before)) -le 16
     rule "$build: the client saw those, and no broken connection" bash -c "
@@ -331,6 +345,7 @@ lossy_clients() { # build: starts them; each writes a line "STATUS EXIT" when it
     done
 }
 
+# shellcheck disable=SC2016 # awk's field
 retransmitted() { inside "$1" awk '/^Tcp: [0-9]/ {print $13}' /proc/net/snmp; } # build: segments, by Linux
 
 passed() { grep -cE '^probe [a-z]+ [^ ]+ ok' "$(out "$1")"; } # build: probes
@@ -401,10 +416,16 @@ graceful_end() { # build: while a request is served
 
 # ---- run ----
 
-rule "root and a tun device are there (PLB_SKIP_LWIP_NET=1 leaves this test out)" \
-    test "$(id -u)" = 0 -a -c /dev/net/tun
-rule "the device is built" make -s build/lwip_host_plain build/lwip_host_asan
-for build in $builds; do rule "$build: a network namespace with a tap device is made" make_space "$build"; done
+may_make_networks() { [ "$(id -u)" = 0 ] && [ -c /dev/net/tun ]; }
+
+prepare() {
+    rule "root and a tun device are there (PLB_SKIP_LWIP_NET=1 leaves this test out)" may_make_networks
+    [ "$fails" = 0 ] || return
+    rule "the device is built" make --no-print-directory -j2 build/lwip_host_plain build/lwip_host_asan
+    for build in $builds; do rule "$build: a network namespace with a tap device is made" make_space "$build"; done
+}
+
+prepare
 if [ "$fails" != 0 ]; then
     report
     exit 1
