@@ -171,6 +171,11 @@ build/unit/lwip.$(1): tests/ports/lwip.c tests/ports/lwip_netif.h $(TESTING) bui
 endef
 $(foreach kind,plain asan tsan,$(eval $(call lwip_rules,$(kind))))
 
+# A device on the tap device of a network namespace, for test_lwip_net.sh.
+build/lwip_host_plain build/lwip_host_asan: build/lwip_host_%: tests/ports/lwip_host.c $(HEADERS) | build
+	@echo "build $@"
+	@$(GCC) $(FLAGS_$*) -std=c99 $(WARN) -Werror -g -isystem $(LWIP_INCLUDE) $< -o $@ -pthread -llwip $(TLS_LIBS)
+
 # ---- a microcontroller, under QEMU ----
 
 # The example and the programs of tests/ports that are named after it, with the example's board and defines. The link has

@@ -195,6 +195,10 @@ PLB_API void plb_lwip_step(plb_lwip *lw, uint32_t max_ms);
 /* Milliseconds until a step has something to do even if nothing stirs; 0: now; PLB_FOREVER: never. */
 PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw);
 
+/* How many streams are not free now: those that callers have, those that wait to be accepted, and those that lwIP could
+   not take over yet. To see how many a program needs, or that it gives all of them back. */
+PLB_API size_t plb_lwip_in_use(plb_lwip *lw);
+
 #if !NO_SYS
 /* Steps until plb_lwip_stop; at once if that was called since the last run ended. For steps that wait. */
 PLB_API void plb_lwip_run(plb_lwip *lw);
@@ -1780,6 +1784,15 @@ PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw)
     if (plb__lw_is_stirred(lw) || lw->tasks_due_ms <= now_ms)
         return 0;
     return lw->tasks_due_ms - now_ms < delay ? (uint32_t)(lw->tasks_due_ms - now_ms) : delay;
+}
+
+PLB_API size_t plb_lwip_in_use(plb_lwip *lw)
+{
+    size_t count;
+    plb__lw_lock();
+    count = lw->held + lw->waiting;
+    plb__lw_unlock();
+    return count;
 }
 
 PLB_API void plb_lwip_step(plb_lwip *lw, uint32_t max_ms)
