@@ -224,10 +224,71 @@
    a call.
 
    HOW TO WRITE A PORT
-   Fill in a plb_io (nine functions and a wake), and the tables you need: section PORT has the contract of each
-   function. Then write a fixture (tests/io_fixture.h) and run tests/io_conformance.c over it. If all of it passes,
-   checks and proxy run on your platform. tests/sim.h, a port in memory, is one to read; ports/plb_posix.h is one to
-   copy from. */
+   A port is one plb_io: streams on a platform, nothing of balancing. ports/plb_posix.h is the one to copy from where
+   there are sockets, ports/plb_lwip.h where the stack calls back, tests/sim.h to see a whole one in memory. The
+   contract of each function, with every status it may return, is in section PORT; this is how it hangs together.
+
+   The bargain. The caller asks, and the port answers at once: it is done, or why it cannot be, or PLB_AGAIN. PLB_AGAIN
+   is a promise: this stream and direction will be called back once, from the port's step, when asking again is worth
+   it. Nothing else calls back.
+       caller            port                                   the port's step
+       connect    -->    PLB_AGAIN
+                                                                handler(stream, PLB_EVENT_CONNECT, PLB_OK)
+       write      -->    PLB_OK, *taken = 40
+       read       -->    PLB_AGAIN
+                                                                handler(stream, PLB_EVENT_READ, PLB_OK)
+       read       -->    PLB_OK, *got = 512
+       close      -->    whatever was promised is off; the stream is gone
+
+   function   may return             callback that PLB_AGAIN promises   notes
+   connect    AGAIN, OK, errors      CONNECT, with how it ended         an error returned: nothing was made. An error in
+                                                                        the callback: the stream is still to be closed
+   read       OK, AGAIN, END,        READ                               END stays END; bytes that came before it first.
+              errors                                                    A reset is an error, never END
+   write      OK, AGAIN, errors      WRITE                              OK may be for a part of it; AGAIN: for nothing
+   watch      OK, AGAIN              READ or WRITE, as asked            arms as read and write do, without a buffer
+   shutdown   OK, RESET              -                                  what was written goes out before the end does
+   close      -                      -                                  once for each stream, listener, failed connect
+   info       OK, IO                 -
+   listen     OK, errors             -
+   accept     OK, AGAIN, errors      ACCEPT                             AGAIN also while the port has no stream to spare
+   wake       -                      -                                  the step in progress, or else the next one,
+                                                                        returns at once; tasks are polled
+   A port that lacks something (listening, IPv6, Unix paths, TLS) returns PLB_ERR_UNSUPPORTED.
+
+   Which thread. All calls come from the thread that steps the port, and from callbacks, which that thread makes in its
+   step. wake alone comes from anywhere. Where a stack has a thread of its own (lwIP's), its callbacks only note what
+   happened, and the step passes it on.
+   Who owns what. plb_peer and plb_listen_desc are read during the call; the handler is copied. What read fills is the
+   caller's buffer. What write accepted is the port's: it copies, but for chunks with PLB_CHUNK_CONSTANT, which stay
+   where they are. A stream is the port's memory from connect, listen or accept until the caller closes it, whatever
+   becomes of the connection; the port never closes one by itself. Texts that info points at live as long as the stream.
+   Time. A port needs no timer for its streams: whoever calls it has the deadlines, and closes what takes too long.
+   Shortage. Out of memory, descriptors or streams is PLB_ERR_MEMORY or PLB_ERR_LIMIT (of accept: PLB_AGAIN, and the
+   callback when it can accept again): this side's fault, held against no backend.
+   The step is the program's way in, and its form is yours: wait until something stirs or a task is due (wake ends the
+   wait), make the callbacks, poll the tasks (plb_task), each after every step and when its delay is over.
+
+   What goes wrong, in the order in which it is met:
+   - A callback from inside connect, because the refusal is known at once. Return it instead.
+   - Level-triggered callbacks: a stream that nobody asked about is called back since bytes wait there.
+   - Two callbacks, since the caller asked twice before the first came.
+   - A callback after close: of two events that one step found, the first one's callback closed the other's stream. Look
+     whether the stream is still the same (a generation number) before each callback.
+   - An end or a reset that comes together with the last bytes, told only once and then forgotten.
+   - A graceful close that resets since bytes wait unread, and takes away what the peer has not read yet.
+   - A wake between the last look and the wait, lost.
+   - A write that raises a signal or blocks, a buffer full to the last byte, a listener out of descriptors that spins.
+
+   A check needs connect, close and info; HTTP checks read, write and shutdown, too; the proxy all of it. Of the other
+   tables plb_clock is always needed with checks (sys_now and the like; it may wrap at 2^32); plb_random where instances
+   should differ; plb_names for host names; plb_dgram and plb_barrier where they come cheap.
+   To try a port, write a fixture: two functions that open and close a port of yours, and say where it can listen and
+   what refuses (tests/io_fixture.h; tests/io_fixture_posix.c is one). Then
+       cc -I. -isystem tests tests/io_conformance.c my_fixture.c tests/core.c -o conformance && ./conformance
+   runs every rule above over it, some fifty, in a second or two. If all of them pass, checks and proxy run on your
+   platform. On a device without an operating system, link the same files into an image and let printf and exit go where
+   you see them; a fixture whose `streams` is set keeps the suite within what the port has. */
 #ifndef PINGORA_LB_H
 #define PINGORA_LB_H
 
@@ -529,32 +590,36 @@ typedef struct plb_names {
 } plb_names;
 
 /* Datagrams (UDP). Rules and thread as for plb_io, whose plb_stream and plb_handler serve here too, but such a socket
-   is given to these functions only. Datagrams may get lost, doubled or out of order: those who use them expect it. */
+   is given to these functions only. Datagrams may get lost, doubled or out of order, and those that wait too long for
+   receive are lost, too: those who use them expect it. */
 typedef struct plb_dgram {
     void *self;
 
     /* Opens a socket. `local`: an address of this machine, or all zero bytes behind its family (any), and a port, 0:
        the system's choice; NULL: any. `remote`: the one place to send to and to hear from, so that forgeries from
-       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. One of them is given; of the same family where
-       both are. PLB_OK, or PLB_ERR_ARGUMENT, PLB_ERR_UNSUPPORTED (a family that the port lacks; Unix paths),
+       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. PLB_OK, or PLB_ERR_ARGUMENT (both are NULL, or
+       of different families; no port in `remote`), PLB_ERR_UNSUPPORTED (a family that the port lacks; Unix paths),
        PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_UNREACHABLE,
-       PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO. */
+       PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO; *out is NULL then. */
     plb_status (*open)(void *self, const plb_addr *local, const plb_addr *remote, plb_handler handler,
                        plb_stream **out);
 
-    /* Sends one datagram of `size` bytes (0 too) to `to`, or to the remote address (`to` is NULL). PLB_OK: it is on its
-       way. Else it is not, but the socket is as good as before; nothing is armed: PLB_ERR_ARGUMENT (no address, or more
-       bytes than a datagram may have), PLB_ERR_LIMIT (no room now), PLB_ERR_MEMORY, PLB_ERR_REFUSED (an earlier one met
-       nobody), PLB_ERR_UNREACHABLE, PLB_ERR_ACCESS, PLB_ERR_UNSUPPORTED (another family), PLB_ERR_IO. */
+    /* Sends one datagram of `size` bytes (0 too), which are the caller's again when it returns, to `to`; to the remote
+       address, where there is one, and `to` is NULL. PLB_OK: it is on its way. Else it is not; nothing is armed:
+       PLB_ERR_ARGUMENT (`to` without port, missing, or given beside a remote address; more bytes than a datagram may
+       have), PLB_ERR_UNSUPPORTED (another family), PLB_ERR_LIMIT (no room now), PLB_ERR_MEMORY, PLB_ERR_REFUSED (an
+       earlier one met nobody), PLB_ERR_UNREACHABLE, PLB_ERR_ACCESS: the socket is as good as before. PLB_ERR_IO: it is
+       broken. */
     plb_status (*send)(void *self, plb_stream *socket, const plb_addr *to, const void *data, size_t size);
 
-    /* Takes one datagram. PLB_OK: min(*got, capacity) bytes are in the buffer; *got above capacity: it was longer, and
-       the rest is lost. *from (may be NULL) is its sender. PLB_AGAIN: none; PLB_EVENT_READ is armed. PLB_ERR_REFUSED:
-       nobody listens at the remote address, as far as the platform tells; the socket is as good as before. PLB_ERR_IO:
-       it is broken. capacity is above 0. */
+    /* Takes one datagram. PLB_OK: min(*got, capacity) bytes are in the buffer; *got above capacity: it was longer, no
+       matter by how much, and the rest is lost. *from (may be NULL) is its sender. PLB_AGAIN: none; PLB_EVENT_READ is
+       armed. Else nothing is armed: PLB_ERR_REFUSED (nobody listens at the remote address), PLB_ERR_UNREACHABLE,
+       PLB_ERR_ACCESS: what became of earlier datagrams, as far as the platform tells; PLB_ERR_LIMIT, PLB_ERR_MEMORY:
+       the socket is as good as before. PLB_ERR_IO: it is broken. capacity is above 0. */
     plb_status (*receive)(void *self, plb_stream *socket, void *buffer, size_t capacity, size_t *got, plb_addr *from);
 
-    /* As plb_io's. */
+    /* As plb_io's; remote is PLB_FAMILY_NONE where everybody is heard. */
     plb_status (*info)(void *self, plb_stream *socket, plb_stream_info *out);
     void (*close)(void *self, plb_stream *socket);
 } plb_dgram;
