@@ -246,6 +246,7 @@ struct plb_stream {
     SOCKET socket;
     plb_stream *next_connecting, *prev_connecting; /* the port's list of those whose FD_CONNECT is to come */
     uint32_t slot;
+    uint8_t family;      /* of a datagram socket */
     uint8_t armed;       /* directions that a callback was promised for */
     bool listener : 1;   /* its READ is PLB_EVENT_ACCEPT */
     bool peerless : 1;   /* a listener, or a datagram socket for everybody */
@@ -1216,16 +1217,14 @@ static plb_status plb__w32_accept(void *self, plb_stream *listener, plb_handler 
     return plb__w32_would_block(error) ? plb__w32_arm(wx, listener, PLB__W32_READ) : PLB_ERR_IO;
 }
 
-static plb_status plb__w32_bind_listener(plb_stream *listener, const plb_listen_desc *desc,
-                                         const plb__w32_sockaddr *name)
+/* Nobody else gets the address, whatever options he has. */
+static plb_status plb__w32_bind_alone(SOCKET socket, const plb_addr *addr, const plb__w32_sockaddr *name)
 {
-    if (desc->addr.family == PLB_FAMILY_UNIX)
-        return plb__w32_bind_path(listener, name);
-    if (!plb__w32_set(listener->socket, SOL_SOCKET, SO_EXCLUSIVEADDRUSE, 1))
+    if (!plb__w32_set(socket, SOL_SOCKET, SO_EXCLUSIVEADDRUSE, 1))
         return PLB_ERR_IO;
-    if (desc->addr.family == PLB_FAMILY_IPV6 && !plb__w32_set(listener->socket, IPPROTO_IPV6, IPV6_V6ONLY, 1))
+    if (addr->family == PLB_FAMILY_IPV6 && !plb__w32_set(socket, IPPROTO_IPV6, IPV6_V6ONLY, 1))
         return PLB_ERR_IO;
-    if (bind(listener->socket, &name->u.any, name->size) == 0)
+    if (bind(socket, &name->u.any, name->size) == 0)
         return PLB_OK;
     return WSAGetLastError() == WSAEADDRNOTAVAIL ? PLB_ERR_ADDRESS : plb__w32_status(WSAGetLastError());
 }
@@ -1246,7 +1245,8 @@ static plb_status plb__w32_open_listener(plb_win32 *wx, plb_stream *listener, co
     listener->extra->retry.user = listener->extra;
     status = plb__w32_open_stream(listener, &desc->addr, SOCK_STREAM);
     if (status == PLB_OK)
-        status = plb__w32_bind_listener(listener, desc, name);
+        status = desc->addr.family == PLB_FAMILY_UNIX ? plb__w32_bind_path(listener, name)
+                                                      : plb__w32_bind_alone(listener->socket, &desc->addr, name);
     if (status == PLB_OK && listen(listener->socket, backlog) != 0)
         status = plb__w32_status(WSAGetLastError());
     return status;
@@ -1367,8 +1367,33 @@ static void plb__w32_dispatch(plb_win32 *wx)
 
 /* ==== DATAGRAMS =================================================================================================== */
 
-/* An earlier datagram met nobody. Those that serve everybody must not care about one of their peers, and Windows tells
-   not even which one it was. */
+/* What other errors there are tell that no way leads there: routes, or ICMP. Windows reports the ICMP message that
+   nobody listens as a reset. */
+static plb_status plb__w32_dgram_status(int error)
+{
+    switch (error) {
+    case WSAECONNRESET:
+    case WSAECONNREFUSED:
+        return PLB_ERR_REFUSED;
+    case WSAEMSGSIZE:
+        return PLB_ERR_ARGUMENT;
+    case WSAEWOULDBLOCK:
+    case WSAENOBUFS:
+        return PLB_ERR_LIMIT;
+    case WSA_NOT_ENOUGH_MEMORY:
+        return PLB_ERR_MEMORY;
+    case WSAEACCES:
+        return PLB_ERR_ACCESS;
+    case WSAEFAULT:
+    case WSAEINVAL:
+    case WSAENOTSOCK:
+        return PLB_ERR_IO;
+    default:
+        return PLB_ERR_UNREACHABLE;
+    }
+}
+
+/* Who serves everybody must not care about what one of them does, and Windows does not even tell which one it was. */
 static void plb__w32_ignore_refusals(SOCKET socket)
 {
     BOOL off = FALSE;
@@ -1377,123 +1402,122 @@ static void plb__w32_ignore_refusals(SOCKET socket)
     WSAIoctl(socket, _WSAIOW(IOC_VENDOR, 15), &off, sizeof off, NULL, 0, &size, NULL, NULL); /* SIO_UDP_NETRESET */
 }
 
-static plb_status plb__w32_dgram_bind(plb_stream *stream, const plb_addr *local)
+/* A socket hears everybody until it is connected: what came by then goes. It is finite, the system's buffer is. */
+static plb_status plb__w32_discard_strangers(SOCKET socket)
 {
-    plb__w32_sockaddr name;
-    if (!plb__w32_set(stream->socket, SOL_SOCKET, SO_EXCLUSIVEADDRUSE, 1))
-        return PLB_ERR_IO;
-    plb__w32_to_system(local, &name);
-    if (bind(stream->socket, &name.u.any, name.size) == 0)
-        return PLB_OK;
-    return WSAGetLastError() == WSAEADDRNOTAVAIL ? PLB_ERR_ADDRESS : plb__w32_status(WSAGetLastError());
+    char bytes[1];
+    int rounds;
+    for (rounds = 0; rounds < 65536; rounds++) {
+        if (recv(socket, bytes, sizeof bytes, 0) < 0 && plb__w32_would_block(WSAGetLastError()))
+            return PLB_OK;
+    }
+    return PLB_ERR_LIMIT;
 }
 
-static plb_status plb__w32_dgram_set_up(plb_stream *stream, const plb_addr *local, const plb_addr *remote)
+static plb_status plb__w32_dgram_arguments(const plb_addr *local, const plb_addr *remote)
 {
+    const plb_addr *either = local != NULL ? local : remote;
+    if (either == NULL || (remote != NULL && remote->family != either->family))
+        return PLB_ERR_ARGUMENT;
+    if (either->family != PLB_FAMILY_IPV4 && either->family != PLB_FAMILY_IPV6)
+        return PLB_ERR_UNSUPPORTED;
+    return remote == NULL || remote->port != 0 ? PLB_OK : PLB_ERR_ARGUMENT;
+}
+
+static plb_status plb__w32_open_dgram(plb_stream *socket, const plb_addr *local, const plb_addr *remote)
+{
+    const plb_addr *either = local != NULL ? local : remote;
     plb__w32_sockaddr name;
-    plb_status status = plb__w32_open_stream(stream, local != NULL ? local : remote, SOCK_DGRAM);
-    if (status != PLB_OK)
-        return status;
-    if ((local != NULL ? local : remote)->family == PLB_FAMILY_IPV6 &&
-        !plb__w32_set(stream->socket, IPPROTO_IPV6, IPV6_V6ONLY, 1))
-        return PLB_ERR_IO;
-    if (local != NULL)
-        status = plb__w32_dgram_bind(stream, local);
+    plb_status status;
+    socket->family = either->family;
+    socket->peerless = remote == NULL;
+    status = plb__w32_open_stream(socket, either, SOCK_DGRAM);
+    if (status == PLB_OK && local != NULL && plb__w32_to_system(local, &name))
+        status = plb__w32_bind_alone(socket->socket, local, &name);
     if (status != PLB_OK)
         return status;
     if (remote == NULL) {
-        stream->peerless = true;
-        plb__w32_ignore_refusals(stream->socket);
+        plb__w32_ignore_refusals(socket->socket);
         return PLB_OK;
     }
     plb__w32_to_system(remote, &name);
-    return connect(stream->socket, &name.u.any, name.size) == 0 ? PLB_OK : plb__w32_status(WSAGetLastError());
+    if (connect(socket->socket, &name.u.any, name.size) != 0)
+        return plb__w32_dgram_status(WSAGetLastError());
+    return plb__w32_discard_strangers(socket->socket);
 }
 
 static plb_status plb__w32_dgram_open(void *self, const plb_addr *local, const plb_addr *remote, plb_handler handler,
                                       plb_stream **out)
 {
     plb_win32 *wx = (plb_win32 *)self;
-    const plb_addr *either = local != NULL ? local : remote;
-    plb_stream *stream;
-    plb_status status;
+    plb_stream *socket;
+    plb_status status = plb__w32_dgram_arguments(local, remote);
     *out = NULL;
-    if (either == NULL || (local != NULL && remote != NULL && local->family != remote->family))
-        return PLB_ERR_ARGUMENT;
-    if (either->family != PLB_FAMILY_IPV4 && either->family != PLB_FAMILY_IPV6)
-        return PLB_ERR_UNSUPPORTED;
-    stream = plb__w32_stream_new(wx, handler);
-    if (stream == NULL)
+    if (status != PLB_OK)
+        return status;
+    socket = plb__w32_stream_new(wx, handler);
+    if (socket == NULL)
         return PLB_ERR_MEMORY;
-    status = plb__w32_dgram_set_up(stream, local, remote);
+    status = plb__w32_open_dgram(socket, local, remote);
     if (status == PLB_OK)
-        *out = stream;
+        *out = socket;
     else
-        plb__w32_stream_delete(wx, stream);
+        plb__w32_stream_delete(wx, socket);
     return status;
 }
 
-static bool plb__w32_is_refusal(int error)
+/* Where a datagram goes; no name for the remote address of a socket that has one. */
+static plb_status plb__w32_dgram_target(const plb_stream *socket, const plb_addr *to, plb__w32_sockaddr *name)
 {
-    return error == WSAECONNRESET || error == WSAECONNREFUSED;
+    memset(name, 0, sizeof *name);
+    if ((to != NULL) != socket->peerless)
+        return PLB_ERR_ARGUMENT;
+    if (to == NULL)
+        return PLB_OK;
+    if (to->family != socket->family || !plb__w32_to_system(to, name))
+        return PLB_ERR_UNSUPPORTED;
+    return to->port != 0 ? PLB_OK : PLB_ERR_ARGUMENT;
 }
 
-static plb_status plb__w32_dgram_send(void *self, plb_stream *stream, const plb_addr *to, const void *data, size_t size)
+static plb_status plb__w32_dgram_send(void *self, plb_stream *socket, const plb_addr *to, const void *data, size_t size)
 {
     plb__w32_sockaddr name;
-    int error;
+    plb_status status = plb__w32_dgram_target(socket, to, &name);
     (void)self;
-    name.size = 0;
-    if ((to == NULL && stream->peerless) || size > INT_MAX)
+    if (status != PLB_OK)
+        return status;
+    if (size > INT_MAX)
         return PLB_ERR_ARGUMENT;
-    if (to != NULL && !plb__w32_to_system(to, &name))
-        return PLB_ERR_UNSUPPORTED;
-    if (sendto(stream->socket, (const char *)data, (int)size, 0, to != NULL ? &name.u.any : NULL, name.size) >= 0)
+    if (sendto(socket->socket, (const char *)data, (int)size, 0, to != NULL ? &name.u.any : NULL, name.size) >= 0)
         return PLB_OK;
-    error = WSAGetLastError();
-    if (error == WSAEMSGSIZE)
-        return PLB_ERR_ARGUMENT;
-    if (plb__w32_would_block(error))
-        return PLB_ERR_LIMIT;
-    if (error == WSAEFAULT) /* an address of another family */
-        return PLB_ERR_UNSUPPORTED;
-    return plb__w32_is_refusal(error) ? PLB_ERR_REFUSED : plb__w32_status(error);
+    return plb__w32_dgram_status(WSAGetLastError());
 }
 
 /* Windows cuts a datagram that is too long, and does not say how long it was. */
-static plb_status plb__w32_dgram_receive(void *self, plb_stream *stream, void *buffer, size_t capacity, size_t *got,
+static plb_status plb__w32_dgram_receive(void *self, plb_stream *socket, void *buffer, size_t capacity, size_t *got,
                                          plb_addr *from)
 {
+    int room = capacity < INT_MAX ? (int)capacity : INT_MAX, count, error = 0;
     plb__w32_sockaddr name;
-    int tries, error = 0;
+    memset(&name, 0, sizeof name);
+    name.size = (int)sizeof name.u;
     *got = 0;
-    for (tries = 0; tries < 64; tries++) {
-        int count;
-        memset(&name, 0, sizeof name);
-        name.size = (int)sizeof name.u;
-        count = recvfrom(stream->socket, (char *)buffer, capacity < INT_MAX ? (int)capacity : INT_MAX, 0, &name.u.any,
-                         &name.size);
-        error = count >= 0 ? 0 : WSAGetLastError();
-        if (error == 0 || error == WSAEMSGSIZE) {
-            *got = error == 0 ? (size_t)count : capacity + 1;
-            if (from != NULL)
-                plb__w32_from_system(&name, from);
-            return PLB_OK;
-        }
-        if (plb__w32_would_block(error))
-            return plb__w32_arm((plb_win32 *)self, stream, PLB__W32_READ);
-        if (plb__w32_is_refusal(error) && !stream->peerless)
-            return PLB_ERR_REFUSED;
-        if (!plb__w32_is_refusal(error) && error != WSAENETRESET) /* one of ours got lost on its way */
-            return PLB_ERR_IO;
-    }
-    return plb__w32_arm((plb_win32 *)self, stream, PLB__W32_READ);
+    count = recvfrom(socket->socket, (char *)buffer, room, 0, &name.u.any, &name.size);
+    if (count < 0)
+        error = WSAGetLastError();
+    if (plb__w32_would_block(error))
+        return plb__w32_arm((plb_win32 *)self, socket, PLB__W32_READ);
+    if (error != 0 && error != WSAEMSGSIZE)
+        return plb__w32_dgram_status(error);
+    *got = error != 0 ? capacity + 1 : (size_t)count;
+    if (from != NULL)
+        plb__w32_from_system(&name, from);
+    return PLB_OK;
 }
 
-static void plb__w32_dgram_close(void *self, plb_stream *stream)
+static void plb__w32_dgram_close(void *self, plb_stream *socket)
 {
-    plb__w32_stream_delete((plb_win32 *)self, stream);
-    plb__w32_hurry((plb_win32 *)self);
+    plb__w32_close(self, socket, PLB_CLOSE_GRACEFUL);
 }
 
 /* ==== NAMES: the helper ===========================================================================================
