@@ -75,7 +75,7 @@
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
      cares sends shutdown first and reads to the end.
    - Child processes do not inherit the sockets.
-   - Under Wine before 8.18 there is no plb_barrier: FlushProcessWriteBuffers does nothing there. */
+   - Under Wine there is no plb_barrier: not in every version does FlushProcessWriteBuffers do anything. */
 
 #ifndef PLB_WIN32_H
 #define PLB_WIN32_H
@@ -416,20 +416,11 @@ static void plb__w32_issue_barrier(void *self)
     FlushProcessWriteBuffers();
 }
 
-/* Wine 8.18 is the first whose FlushProcessWriteBuffers is more than a name. */
+/* Under Wine it may be no more than a name: whether it is, its version would have to tell. */
 static bool plb__w32_has_barrier(void)
 {
-    typedef const char *(__cdecl * version_fn)(void);
     HMODULE ntdll = GetModuleHandleA("ntdll.dll");
-    FARPROC found = ntdll == NULL ? NULL : GetProcAddress(ntdll, "wine_get_version");
-    const char *version;
-    char *rest;
-    unsigned long major;
-    if (found == NULL)
-        return true;
-    version = ((version_fn)(void (*)(void))found)();
-    major = strtoul(version, &rest, 10);
-    return major > 8 || (major == 8 && *rest == '.' && strtoul(rest + 1, NULL, 10) >= 18);
+    return ntdll != NULL && GetProcAddress(ntdll, "wine_get_version") == NULL;
 }
 
 static void plb__w32_open_barrier(plb_barrier *barrier)
