@@ -326,7 +326,8 @@ static bool has_family(plb_family family)
     return fixture->listen_addr(fixture->self, family, &addr);
 }
 
-/* Writes until nothing more is taken; returns how much was, or 0 if it never ends. */
+/* Writes until nothing more is taken; returns how much was, or 0 if it never ends. The last write armed a callback,
+   which counts from here: some may have come meanwhile, where the other end takes bytes in its own time. */
 static size_t fill_up(end *e)
 {
     size_t total = 0, taken;
@@ -335,7 +336,7 @@ static size_t fill_up(end *e)
         plb_status status = write_now(e, sent + total % BULK, BULK - total % BULK, &taken);
         if (status == PLB_AGAIN) {
             quiet++;
-            step(5); /* there may be room on the way still */
+            step(fixture->settle_ms != 0 ? fixture->settle_ms : 5); /* there may be room on the way still */
         } else if (status == PLB_OK) {
             quiet = 0;
             total += taken;
@@ -343,6 +344,7 @@ static size_t fill_up(end *e)
             return 0;
         }
     }
+    e->writes = 0;
     return quiet == 3 ? total : 0;
 }
 
