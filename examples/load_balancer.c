@@ -332,6 +332,52 @@ static void drain(server *s)
         loop_step(s->loop, 100);
 }
 
+/* Not every Windows has them. Nothing can listen on this path, so that it refuses where there are such. */
+static bool has_unix_sockets(server *s)
+{
+    const plb_io *io = loop_port(s->loop).io;
+    plb_peer peer = {0};
+    plb_handler nobody = {0};
+    plb_stream *stream;
+    plb_status status;
+    plb_addr_parse(&peer.addr, "unix:/", PLB_ZSTRING);
+    status = io->connect(io->self, &peer, nobody, &stream);
+    if (stream != NULL)
+        io->close(io->self, stream, PLB_CLOSE_ABORT);
+    return status != PLB_ERR_UNSUPPORTED;
+}
+
+static const char unix_prefix[] = "unix:", no_unix_sockets[] = "This system has no Unix sockets.";
+
+static bool can_reach_origins(server *s)
+{
+    for (size_t i = 0; i < s->o.origin_count; i++) {
+        if (strncmp(s->o.origins[i], unix_prefix, sizeof unix_prefix - 1) != 0 || has_unix_sockets(s))
+            continue;
+        fprintf(stderr, "load_balancer: cannot use %s: %s\n", s->o.origins[i], no_unix_sockets);
+        return false;
+    }
+    return true;
+}
+
+static bool listen_everywhere(server *s)
+{
+    for (size_t i = 0; i < s->o.listen_count; i++) {
+        plb_listen_desc desc = {.addr = s->o.listen[i]};
+        char text[PLB_ADDR_TEXT_MAX];
+        bool lacking = desc.addr.family == PLB_FAMILY_UNIX && !has_unix_sockets(s);
+        plb_status status = plb_proxy_listen(s->proxy, &desc, NULL);
+        plb_addr_format(&desc.addr, text, sizeof text);
+        if (status != PLB_OK) {
+            fprintf(stderr, "load_balancer: cannot listen on %s: %s\n", text,
+                    lacking ? no_unix_sockets : plb_status_text(status));
+            return false;
+        }
+        fprintf(stderr, "listening on %s\n", text);
+    }
+    return true;
+}
+
 static int serve(server *s)
 {
     plb_static_desc list = {.addresses = s->o.origins, .address_count = s->o.origin_count};
@@ -342,21 +388,10 @@ static int serve(server *s)
                                   .check_every_ms = s->o.check.ops != NULL ? s->o.every_ms : 0,
                                   .log = log_line};
     plb_status status = server_open(s, &balancer);
-    for (size_t i = 0; i < s->o.listen_count && status == PLB_OK; i++) {
-        plb_listen_desc desc = {.addr = s->o.listen[i]};
-        char text[PLB_ADDR_TEXT_MAX];
-        status = plb_proxy_listen(s->proxy, &desc, NULL);
-        plb_addr_format(&desc.addr, text, sizeof text);
-        if (status == PLB_OK)
-            fprintf(stderr, "listening on %s\n", text);
-        else
-            fprintf(stderr, "load_balancer: cannot listen on %s: %s\n", text, plb_status_text(status));
-    }
-    if (status != PLB_OK) {
-        if (s->proxy == NULL)
-            fprintf(stderr, "load_balancer: cannot start: %s\n", plb_status_text(status));
+    if (status != PLB_OK)
+        fprintf(stderr, "load_balancer: cannot start: %s\n", plb_status_text(status));
+    if (status != PLB_OK || !can_reach_origins(s) || !listen_everywhere(s))
         return 1;
-    }
     interrupted_port = s->loop;
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
