@@ -149,6 +149,40 @@ test-ports:
 
 # ---- Windows, under wine ----
 
+WIN32_CC    := x86_64-w64-mingw32-gcc
+WIN32_BUILD = $(WIN32_CC) -std=c99 $(WARN) -Werror -O1
+WIN32_LIBS  := -static -pthread -lws2_32 -lbcrypt
+
+# Left out: what is of POSIX or needs mbedTLS, and the stress, whose worst moments are made by signals.
+WIN32_UNITS := conformance win32 win32_single \
+               $(filter-out posix mbedtls stress,$(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)))
+# Left out: own_loop, which waits for standard input; that is no socket, and Windows waits for those alone.
+WIN32_EXAMPLES := load_balancer minimal plb_pick plb_probe
+
+build/win32:
+	mkdir -p $@
+build/win32/core.a: tests/core.c pingora_lb.h | build/win32
+	@echo "build $@"
+	@$(WIN32_BUILD) -c $< -o $(@:.a=.o) && rm -f $@ && ar rcs $@ $(@:.a=.o)
+build/win32/conformance.exe: tests/io_conformance.c tests/ports/io_fixture_win32.c build/win32/core.a $(TESTING)
+	@echo "build $@"
+	@$(WIN32_BUILD) -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
+build/win32/win32.exe build/win32/win32_single.exe: tests/ports/win32.c $(TESTING) | build/win32
+	@echo "build $@"
+	@$(WIN32_BUILD) $(VARIANT) -isystem $(GREATEST) $< -o $@ $(WIN32_LIBS)
+build/win32/win32_single.exe: VARIANT = -DPLB_NO_THREADS
+build/win32/%.exe: tests/test_%.c build/win32/core.a $(TESTING)
+	@echo "build $@"
+	@$(WIN32_BUILD) -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
+build/win32/%.exe: examples/%.c $(HEADERS) | build/win32
+	@echo "build $@"
+	@$(WIN32_BUILD) $< -o $@ $(WIN32_LIBS)
+
+win32-units: $(WIN32_UNITS:%=build/win32/%.exe)
+win32: $(WIN32_EXAMPLES:%=build/win32/%.exe)
+win32-list:
+	@echo $(WIN32_UNITS)
+
 # ---- lwIP ----
 
 LWIP_INCLUDE ?= /usr/include/lwip
@@ -249,4 +283,4 @@ clean:
 	rm -rf build
 
 .PHONY: all run test test-needs test-build test-programs test-run test-ports cortex_m cortex_m_stack bench bench-plot \
-        bench-idle bench-proxy bench-probe fuzz clean
+        bench-idle bench-proxy bench-probe fuzz clean win32 win32-units win32-list
