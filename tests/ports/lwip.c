@@ -1438,8 +1438,8 @@ TEST a_balancer_and_a_proxy_run_on_it(void)
     ASSERT(open_clients(&s, clients));
     for (i = 0; i < REQUESTS; i++)
         ASSERT(get(&clients[i % CONNECTIONS]) > BODY);
-    ASSERT_EQ(REQUESTS / 2, s.origins[0].served);
-    ASSERT_EQ(REQUESTS / 2, s.origins[1].served);
+    ASSERT(s.origins[0].served > 0 && s.origins[1].served > 0);
+    ASSERT_EQ(REQUESTS, s.origins[0].served + s.origins[1].served);
     kill_origin(&s.origins[0]);
     for (i = 0; i < REQUESTS; i++) /* those that meet it first are sent elsewhere */
         ASSERT(get(&clients[i % CONNECTIONS]) > BODY);
