@@ -1,6 +1,7 @@
 # make run     builds the load balancer and shows it at work
 # make test    installs or names what the tests need, then runs all of them
 # make test-ports   the same on Windows (under wine), over lwIP, and on a Cortex-M3 (under QEMU)
+# make cortex_m   shows a balancer on a Cortex-M3 (under QEMU); make cortex_m_stack prints how deep its calls get
 # make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
 # make bench-probe, bench-proxy, bench-idle   health checks beside HAProxy's, the proxy beside nginx, an idle process
 # make fuzz    runs each fuzz target for FUZZ_SECONDS
@@ -148,6 +149,40 @@ test-ports:
 
 # ---- Windows, under wine ----
 
+WIN32_CC    := x86_64-w64-mingw32-gcc
+WIN32_BUILD = $(WIN32_CC) -std=c99 $(WARN) -Werror -O1
+WIN32_LIBS  := -static -pthread -lws2_32 -lbcrypt
+
+# Left out: what is of POSIX or needs mbedTLS, and the stress, whose worst moments are made by signals.
+WIN32_UNITS := conformance win32 win32_single \
+               $(filter-out posix mbedtls stress,$(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)))
+# Left out: own_loop, which waits for standard input; that is no socket, and Windows waits for those alone.
+WIN32_EXAMPLES := load_balancer minimal plb_pick plb_probe
+
+build/win32:
+	mkdir -p $@
+build/win32/core.a: tests/core.c pingora_lb.h | build/win32
+	@echo "build $@"
+	@$(WIN32_BUILD) -c $< -o $(@:.a=.o) && rm -f $@ && ar rcs $@ $(@:.a=.o)
+build/win32/conformance.exe: tests/io_conformance.c tests/ports/io_fixture_win32.c build/win32/core.a $(TESTING)
+	@echo "build $@"
+	@$(WIN32_BUILD) -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
+build/win32/win32.exe build/win32/win32_single.exe: tests/ports/win32.c $(TESTING) | build/win32
+	@echo "build $@"
+	@$(WIN32_BUILD) $(VARIANT) -isystem $(GREATEST) $< -o $@ $(WIN32_LIBS)
+build/win32/win32_single.exe: VARIANT = -DPLB_NO_THREADS
+build/win32/%.exe: tests/test_%.c build/win32/core.a $(TESTING)
+	@echo "build $@"
+	@$(WIN32_BUILD) -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
+build/win32/%.exe: examples/%.c $(HEADERS) | build/win32
+	@echo "build $@"
+	@$(WIN32_BUILD) $< -o $@ $(WIN32_LIBS)
+
+win32-units: $(WIN32_UNITS:%=build/win32/%.exe)
+win32: $(WIN32_EXAMPLES:%=build/win32/%.exe)
+win32-list:
+	@echo $(WIN32_UNITS)
+
 # ---- lwIP ----
 
 LWIP_INCLUDE ?= /usr/include/lwip
@@ -176,6 +211,42 @@ build/lwip_host_plain build/lwip_host_asan: build/lwip_host_%: tests/ports/lwip_
 	@$(GCC) $(FLAGS_$*) -std=c99 $(WARN) -Werror -g -isystem $(LWIP_INCLUDE) $< -o $@ -pthread -llwip $(TLS_LIBS)
 
 # ---- a microcontroller, under QEMU ----
+
+# The example and the programs of tests/ports that are named after it, with the example's board and defines. The link has
+# no start-up files and no heap: of newlib it takes memcpy and the like. Tests have more RAM than the example.
+CORTEX_CC      := arm-none-eabi-gcc
+CORTEX_FLAGS   := -mthumb -Os -std=c99 $(WARN) -Werror -ffunction-sections -fdata-sections -Iexamples/cortex_m
+CORTEX_LINK    := -nostartfiles -nostdlib -Wl,--gc-sections -T examples/cortex_m/link.ld
+CORTEX_HEADERS := pingora_lb.h $(wildcard examples/cortex_m/*.h tests/ports/cortex_m*.h)
+CORTEX_RUN     := timeout 60 qemu-system-arm -M mps2-an385 -cpu cortex-m3 -nographic -semihosting -kernel
+
+define cortex_rules
+build/cortex_m/$(1):
+	mkdir -p $$@
+build/cortex_m/$(1)/%.o: examples/cortex_m/%.c $(CORTEX_HEADERS) | build/cortex_m/$(1)
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-$(1) $(CORTEX_FLAGS) -c $$< -o $$@
+build/cortex_m/$(1)/%.o: tests/ports/%.c $(CORTEX_HEADERS) | build/cortex_m/$(1)
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-$(1) $(CORTEX_FLAGS) -c $$< -o $$@
+build/cortex_m/$(1)/%_lwip.o: tests/ports/%_lwip.c ports/plb_lwip.h $(CORTEX_HEADERS) \
+		$(wildcard examples/cortex_m/lwip/*.h examples/cortex_m/lwip/arch/*.h) | build/cortex_m/$(1)
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-$(1) $(CORTEX_FLAGS) -Iexamples/cortex_m/lwip -isystem /usr/include/lwip -c $$< -o $$@
+build/cortex_m/$(1)/%.elf: build/cortex_m/$(1)/%.o \
+		$(patsubst %,build/cortex_m/$(1)/%.o,startup balancer network) examples/cortex_m/link.ld
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-$(1) -mthumb $(CORTEX_LINK) $$(CORTEX_MORE) $$(filter %.o,$$^) -lc_nano -lgcc -o $$@
+.PRECIOUS: build/cortex_m/$(1)/%.o
+endef
+$(foreach cpu,m0 m3 m4,$(eval $(call cortex_rules,$(cpu))))
+build/cortex_m/m3/cortex_m.elf build/cortex_m/m3/cortex_m_stack.elf: CORTEX_MORE := -Wl,--defsym=ram_size=512K
+
+cortex_m: build/cortex_m/m3/main.elf
+	@$(CORTEX_RUN) $< </dev/null
+
+cortex_m_stack: build/cortex_m/m3/cortex_m_stack.elf
+	@$(CORTEX_RUN) $< </dev/null 2>&1 | sed -n 's/^stack  //p' | sort -n
 
 # ---- figures ----
 
@@ -211,5 +282,5 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 clean:
 	rm -rf build
 
-.PHONY: all run test test-needs test-build test-programs test-run test-ports bench bench-plot bench-idle bench-proxy \
-        bench-probe fuzz clean
+.PHONY: all run test test-needs test-build test-programs test-run test-ports cortex_m cortex_m_stack bench bench-plot \
+        bench-idle bench-proxy bench-probe fuzz clean win32 win32-units win32-list

@@ -205,6 +205,10 @@
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
+   the log                     344 bytes, where there is one
+   an HTTP or gRPC check       2.4 KiB and its texts
+   stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside, with PLB_SEEN_MAX
+                               at 64; more of those is 4 bytes each
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
    many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
    it, what was there before goes on, and the balancer tries again after a second.
@@ -597,10 +601,10 @@ typedef struct plb_dgram {
 
     /* Opens a socket. `local`: an address of this machine, or all zero bytes behind its family (any), and a port, 0:
        the system's choice; NULL: any. `remote`: the one place to send to and to hear from, so that forgeries from
-       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. PLB_OK, or PLB_ERR_ARGUMENT (both are NULL, or
-       of different families; no port in `remote`), PLB_ERR_UNSUPPORTED (a family that the port lacks; Unix paths),
-       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_UNREACHABLE,
-       PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO; *out is NULL then. */
+       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. Both are read during the call only. PLB_OK, or
+       PLB_ERR_ARGUMENT (both are NULL, or of different families; no port in `remote`), PLB_ERR_UNSUPPORTED (a family
+       that the port lacks; Unix paths), PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_IN_USE,
+       PLB_ERR_ACCESS, PLB_ERR_UNREACHABLE, PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO; *out is NULL then. */
     plb_status (*open)(void *self, const plb_addr *local, const plb_addr *remote, plb_handler handler,
                        plb_stream **out);
 
@@ -1997,7 +2001,7 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define PLB__INLINE      static inline __attribute__((unused, always_inline))
-#define PLB__RARE        static __attribute__((noinline)) /* off the hot path, whose registers it shall not take */
+#define PLB__RARE        static __attribute__((noinline)) /* off the path, whose registers and stack it shall not take */
 #else
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
@@ -2593,16 +2597,20 @@ static bool plb__scan_addr(plb__scan *s, plb_addr *out)
     return plb__scan_v4(s, out->u.v4) && plb__scan_port(s, &out->port);
 }
 
-PLB_API plb_status plb_addr_parse(plb_addr *out, const char *text, size_t length)
+/* Reads all of a text; what fails may leave something in *out. */
+static bool plb__read_addr(plb_addr *out, const char *text, size_t length)
 {
     plb__scan scan;
-    plb_addr addr;
-    if (text == NULL)
-        return PLB_ERR_ADDRESS;
     scan.at = text;
-    scan.end = text + (length == PLB_ZSTRING ? strlen(text) : length);
-    memset(&addr, 0, sizeof addr);
-    if (!plb__scan_addr(&scan, &addr))
+    scan.end = text + length;
+    memset(out, 0, sizeof *out);
+    return plb__scan_addr(&scan, out);
+}
+
+PLB_API plb_status plb_addr_parse(plb_addr *out, const char *text, size_t length)
+{
+    plb_addr addr;
+    if (text == NULL || !plb__read_addr(&addr, text, length == PLB_ZSTRING ? strlen(text) : length))
         return PLB_ERR_ADDRESS;
     *out = addr;
     return PLB_OK;
@@ -3942,7 +3950,8 @@ struct plb_balancer {
     plb__mail *completions, **completions_end; /* of those, in order */
     plb__ticket *free_tickets;
     plb__tickets *tickets;
-    void *scratch; /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
+    void *scratch;          /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
+    struct plb__line *line; /* that is being written; NULL: nobody listens */
     /* discovery */
     void *discovery_state;
     plb__op *discovery; /* running */
@@ -3992,50 +4001,52 @@ static uint64_t plb__since_us(const plb_balancer *lb, uint64_t start)
 /* ==== LOG ============================================================================================================
    What is told to the program, a line at a time. */
 
-#define PLB__LINE_MAX 320
+#define PLB__LINE_MAX    320
+#define PLB__SUMMARY_MAX 160 /* of a backend in it, so that there is room for the rest */
 
+/* The polling thread's, one at a time; in memory of the balancer's, for stacks may be small. */
 typedef struct plb__line {
     plb__text text;
     plb_log_level level;
     char buffer[PLB__LINE_MAX];
 } plb__line;
 
-static bool plb__log_begin(const plb_balancer *lb, plb__line *line, plb_log_level level, const char *words)
+/* Begins a line; NULL: nobody wants to hear of it. */
+static plb__text *plb__log_begin(const plb_balancer *lb, plb_log_level level, const char *words)
 {
-    if (lb->desc.log == NULL || level > lb->desc.log_level)
-        return false;
-    line->level = level;
-    line->text = plb__text_in(line->buffer, sizeof line->buffer);
-    plb__put(&line->text, words);
-    return true;
+    if (lb->line == NULL || level > lb->desc.log_level)
+        return NULL;
+    lb->line->level = level;
+    lb->line->text = plb__text_in(lb->line->buffer, sizeof lb->line->buffer);
+    plb__put(&lb->line->text, words);
+    return &lb->line->text;
 }
 
-static void plb__log_end(const plb_balancer *lb, plb__line *line)
+static void plb__log_end(const plb_balancer *lb)
 {
-    lb->desc.log(lb->desc.user, line->level, line->buffer);
+    lb->desc.log(lb->desc.user, lb->line->level, lb->line->buffer);
 }
 
 static void plb__log(const plb_balancer *lb, plb_log_level level, const char *words, plb_status status)
 {
-    plb__line line;
-    if (!plb__log_begin(lb, &line, level, words))
+    plb__text *line = plb__log_begin(lb, level, words);
+    if (line == NULL)
         return;
     if (status != PLB_OK) {
-        plb__put(&line.text, ": ");
-        plb__put(&line.text, plb_status_text(status));
+        plb__put(line, ": ");
+        plb__put(line, plb_status_text(status));
     }
-    plb__log_end(lb, &line);
+    plb__log_end(lb);
 }
 
 /* A backend as the program calls it. */
 static void plb__put_backend(const plb_balancer *lb, plb__text *text, const plb_backend *backend)
 {
-    if (lb->desc.summary != NULL) {
-        char summary[160];
-        summary[0] = '\0';
-        lb->desc.summary(lb->desc.user, backend, summary, sizeof summary);
-        summary[sizeof summary - 1] = '\0';
-        plb__put(text, summary);
+    if (lb->desc.summary != NULL && text->length + PLB__SUMMARY_MAX < text->capacity) {
+        char *summary = text->buffer + text->length;
+        lb->desc.summary(lb->desc.user, backend, summary, PLB__SUMMARY_MAX);
+        summary[PLB__SUMMARY_MAX - 1] = '\0';
+        text->length += strlen(summary);
     } else if (backend->addr.family == PLB_FAMILY_NONE && backend->name != NULL) {
         plb__put(text, backend->name);
         plb__put_char(text, ':');
@@ -4049,16 +4060,16 @@ static void plb__put_backend(const plb_balancer *lb, plb__text *text, const plb_
 static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const char *words, const plb_backend *backend,
                              const char *why)
 {
-    plb__line line;
-    if (!plb__log_begin(lb, &line, level, words))
+    plb__text *line = plb__log_begin(lb, level, words);
+    if (line == NULL)
         return;
-    plb__put_char(&line.text, ' ');
-    plb__put_backend(lb, &line.text, backend);
+    plb__put_char(line, ' ');
+    plb__put_backend(lb, line, backend);
     if (why != NULL) {
-        plb__put(&line.text, ": ");
-        plb__put(&line.text, why);
+        plb__put(line, ": ");
+        plb__put(line, why);
     }
-    plb__log_end(lb, &line);
+    plb__log_end(lb);
 }
 
 /* ==== READERS ========================================================================================================
@@ -4576,21 +4587,26 @@ static bool plb__admits(plb__walk *walk, plb__slot *slot)
     return share == PLB__SHARE_ALL || plb__mix(walk->luck + slot->number * PLB__GOLDEN) % PLB__SHARE_ALL < share;
 }
 
+/* Does the program want it? */
+PLB__RARE bool plb__is_wanted(const plb_request *request, const plb__tier *tier, uint32_t index, bool excluded)
+{
+    plb_backend_info info;
+    plb__fill_info(tier, index, &info);
+    if (excluded)
+        info.ready = false;
+    return request->accept(request->accept_user, &info);
+}
+
 /* Is it this one? */
 static bool plb__accepts(plb__walk *walk, const plb__tier *tier, uint32_t index)
 {
     const plb_request *request = walk->request;
     plb__slot *slot = tier->view.slots[index];
-    plb_backend_info info;
     bool excluded = plb__excluded(request, slot->number), accepted;
-    if (request->accept == NULL) {
+    if (request->accept == NULL)
         accepted = !excluded && plb__view_ready(&tier->view, index) && (!walk->shares || plb__admits(walk, slot));
-    } else {
-        plb__fill_info(tier, index, &info);
-        if (excluded)
-            info.ready = false;
-        accepted = request->accept(request->accept_user, &info);
-    }
+    else
+        accepted = plb__is_wanted(request, tier, index, excluded);
     return accepted && (walk->taker == NULL || plb__slot_take(walk->taker, slot));
 }
 
@@ -4727,7 +4743,7 @@ PLB__INLINE uint32_t plb__plain_pick(const plb_balancer *lb, const plb__set *set
 
 /* Only the requests of those that start slowly and refuse go elsewhere: to one drawn at random, for a key the same as
    long as nothing changes. Walking instead would be long where few are ready. */
-static uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
+PLB__RARE uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
 {
     uint32_t tries, drawn = index;
     plb_reader lots;
@@ -6264,21 +6280,21 @@ static uint32_t plb__smooth_shift(const plb_view *view)
     return shift;
 }
 
-/* One pass of a radix sort, by eight bits of the weight; stable. `from` NULL: the view's own order. */
+/* One pass of a radix sort, by four bits of the weight; stable. `from` NULL: the view's own order. */
 static void plb__smooth_sort(const plb_view *view, uint32_t bits, const uint32_t *from, uint32_t *to)
 {
-    uint32_t ends[256], i, end = 0;
+    uint32_t ends[16], i, end = 0;
     memset(ends, 0, sizeof ends);
     for (i = 0; i < view->count; i++)
-        ends[view->weights[i] >> bits & 255]++;
-    for (i = 0; i < 256; i++) {
+        ends[view->weights[i] >> bits & 15]++;
+    for (i = 0; i < 16; i++) {
         uint32_t here = ends[i];
         ends[i] = end;
         end += here;
     }
     for (i = 0; i < view->count; i++) {
         uint32_t index = from != NULL ? from[i] : i;
-        to[ends[view->weights[index] >> bits & 255]++] = index;
+        to[ends[view->weights[index] >> bits & 15]++] = index;
     }
 }
 
@@ -6351,7 +6367,9 @@ static plb_status plb__smooth_build(void *opaque, const plb_view *view, const pl
         return PLB_ERR_MEMORY;
     half = order + view->count;
     plb__smooth_sort(view, 0, NULL, half);
-    plb__smooth_sort(view, 8, half, order);
+    plb__smooth_sort(view, 4, half, order);
+    plb__smooth_sort(view, 8, order, half);
+    plb__smooth_sort(view, 12, half, order);
     for (i = 1; i < view->count; i++)
         groups += plb__smooth_weight(view, order[i], shift) != plb__smooth_weight(view, order[i - 1], shift);
     table = plb__smooth_new(a, view, groups);
@@ -9066,16 +9084,16 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
 
 static void plb__log_update(const plb_balancer *lb)
 {
-    plb__line line;
-    if (!plb__log_begin(lb, &line, PLB_LOG_INFO, "set of "))
+    plb__text *line = plb__log_begin(lb, PLB_LOG_INFO, "set of ");
+    if (line == NULL)
         return;
-    plb__put_number(&line.text, lb->update.backends, 10);
-    plb__put(&line.text, " backends published: discovery ");
-    plb__put_number(&line.text, lb->update.discovery_us, 10);
-    plb__put(&line.text, " us, build ");
-    plb__put_number(&line.text, lb->update.build_us, 10);
-    plb__put(&line.text, " us");
-    plb__log_end(lb, &line);
+    plb__put_number(line, lb->update.backends, 10);
+    plb__put(line, " backends published: discovery ");
+    plb__put_number(line, lb->update.discovery_us, 10);
+    plb__put(line, " us, build ");
+    plb__put_number(line, lb->update.build_us, 10);
+    plb__put(line, " us");
+    plb__log_end(lb);
 }
 
 static void plb__answer_apply(plb_balancer *lb)
@@ -9444,14 +9462,15 @@ static plb_status plb__static_parse(plb__static *self, plb__static_entry ***end,
 {
     char name[256];
     plb_backend backend;
-    plb__line line;
+    plb__text *line;
     plb_status status = plb_backend_parse(&backend, text, PLB_ZSTRING, name);
     if (status == PLB_OK)
         return plb__static_append(self, end, &backend);
-    if (plb__log_begin(self->env.balancer, &line, PLB_LOG_ERROR, "bad address '")) {
-        plb__put(&line.text, text);
-        plb__put(&line.text, "': expected 1.2.3.4:80, [::1]:80, unix:/path or host:80");
-        plb__log_end(self->env.balancer, &line);
+    line = plb__log_begin(self->env.balancer, PLB_LOG_ERROR, "bad address '");
+    if (line != NULL) {
+        plb__put(line, text);
+        plb__put(line, "': expected 1.2.3.4:80, [::1]:80, unix:/path or host:80");
+        plb__log_end(self->env.balancer);
     }
     return status;
 }
@@ -9792,27 +9811,29 @@ static bool plb__is_host(const char *text, size_t length)
 
 PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t length, char *name_buffer)
 {
-    plb_backend backend;
+    const char *colon = NULL;
     plb__scan scan;
+    plb_addr addr;
     if (text == NULL)
         return PLB_ERR_ADDRESS;
-    memset(&backend, 0, sizeof backend);
-    backend.weight = 1;
     if (length == PLB_ZSTRING)
         length = strlen(text);
-    if (plb_addr_parse(&backend.addr, text, length) != PLB_OK) {
-        const char *colon = (const char *)memchr(text, ':', length);
+    if (!plb__read_addr(&addr, text, length)) {
+        colon = (const char *)memchr(text, ':', length);
         if (colon == NULL || name_buffer == NULL || !plb__is_host(text, (size_t)(colon - text)))
             return PLB_ERR_ADDRESS;
+        memset(&addr, 0, sizeof addr);
         scan.at = colon;
         scan.end = text + length;
-        if (!plb__scan_port(&scan, &backend.addr.port))
+        if (!plb__scan_port(&scan, &addr.port))
             return PLB_ERR_ADDRESS;
         memcpy(name_buffer, text, (size_t)(colon - text));
         name_buffer[colon - text] = '\0';
-        backend.name = name_buffer;
     }
-    *out = backend;
+    memset(out, 0, sizeof *out);
+    out->addr = addr;
+    out->weight = 1;
+    out->name = colon != NULL ? name_buffer : NULL;
     return PLB_OK;
 }
 
@@ -10047,7 +10068,7 @@ static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint
     out->text = plb_status_text(out->status);
 }
 
-static void plb__probe_tell(plb_balancer *lb, const plb__result *r)
+PLB__RARE void plb__probe_tell(plb_balancer *lb, const plb__result *r)
 {
     const plb__tier *tier = NULL;
     plb_backend_info info;
@@ -10195,7 +10216,7 @@ static plb__op *plb__probe_op(plb_balancer *lb, plb__vital *vital, const plb__ch
     return NULL;
 }
 
-static void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
+PLB__RARE void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
 {
     const plb__check *check = &lb->checks[c];
     plb__vital *vital = &plb__slot_vitals(slot)[c];
@@ -10449,55 +10470,64 @@ static void plb__exchange_end(plb_exchange *x, plb_status status)
 static void plb__exchange_event(void *user, plb_stream *stream, plb_event event, plb_status status);
 
 /* The port that a probe connects to; `port`: plb_exchange's. */
-static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t port, const plb_backend *target)
+static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t port, const plb_addr *addr)
 {
-    if (target->addr.family == PLB_FAMILY_UNIX)
+    if (addr->family == PLB_FAMILY_UNIX)
         return 0;
-    return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
+    return port != 0 ? port : check->connect.port != 0 ? check->connect.port : addr->port;
 }
+
+#define PLB__IP_TEXT_MAX 46 /* of an IPv6 address that ends as an IPv4 one, NUL included */
 
 /* An IP address as certificates have it: without port and zone. NULL: it is none. */
 static const char *plb__ip_text(const plb_addr *addr, char *text)
 {
-    plb__text ip = plb__text_in(text, PLB_ADDR_TEXT_MAX);
+    plb__text ip = plb__text_in(text, PLB__IP_TEXT_MAX);
     if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
         return NULL;
     plb__put_host(&ip, addr);
     return text;
 }
 
-/* Connects. What it returns is start's to return. */
-static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
+static plb_status plb__exchange_connect_peer(plb_exchange *x, const plb_peer *peer)
 {
-    const plb_connect_desc *connect = &x->check->connect;
     const plb_io *io = x->check->env->port.io;
     plb_handler handler;
-    char ip[PLB_ADDR_TEXT_MAX];
-    plb_peer peer;
-    plb_tls tls;
-    memset(&peer, 0, sizeof peer);
-    plb__addr_copy(&peer.addr, &target->addr);
-    peer.addr.port = plb__exchange_port(x->check, x->port, target);
-    if (connect->source.family == target->addr.family)
-        peer.source = connect->source;
-    if (connect->tls != NULL) {
-        tls = *connect->tls;
-        if (tls.name == NULL)
-            tls.name = x->tls_name != NULL ? x->tls_name : target->name;
-        if (tls.name == NULL)
-            tls.name = plb__ip_text(&target->addr, ip);
-        peer.tls = &tls;
-    }
     handler.fn = plb__exchange_event;
     handler.user = x;
-    return io->connect(io->self, &peer, handler, &x->stream);
+    return io->connect(io->self, peer, handler, &x->stream);
+}
+
+/* The same with TLS, for which there is a name. */
+PLB__RARE plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name, plb_peer *peer)
+{
+    char ip[PLB__IP_TEXT_MAX];
+    plb_tls tls = *x->check->connect.tls;
+    if (tls.name == NULL)
+        tls.name = x->tls_name != NULL ? x->tls_name : name;
+    if (tls.name == NULL)
+        tls.name = plb__ip_text(&peer->addr, ip);
+    peer->tls = &tls;
+    return plb__exchange_connect_peer(x, peer);
+}
+
+/* Connects to a backend's address and name. What it returns is start's to return. */
+PLB__RARE plb_status plb__exchange_connect(plb_exchange *x, const plb_addr *addr, const char *name)
+{
+    const plb_connect_desc *connect = &x->check->connect;
+    plb_peer peer;
+    memset(&peer, 0, sizeof peer);
+    plb__addr_copy(&peer.addr, addr);
+    peer.addr.port = plb__exchange_port(x->check, x->port, addr);
+    if (connect->source.family == addr->family)
+        peer.source = connect->source;
+    return connect->tls != NULL ? plb__exchange_connect_tls(x, name, &peer) : plb__exchange_connect_peer(x, &peer);
 }
 
 /* A connection that was kept had gone: once more, on one of its own. */
 static bool plb__exchange_renew(plb_exchange *x)
 {
     plb__op *op = plb__op_running(x->token);
-    plb_backend target;
     plb_status status;
     if (!x->resumed || x->answered || op == NULL)
         return false;
@@ -10507,8 +10537,7 @@ static bool plb__exchange_renew(plb_exchange *x)
     memset(&op->report, 0, sizeof op->report);
     op->text[0] = '\0';
     plb_check_deadline(x->token, x->check->connect.timeout_ms);
-    plb__fill_backend(op->slot, 0, &target);
-    status = plb__exchange_connect(x, &target);
+    status = plb__exchange_connect(x, &op->slot->addr, op->slot->name);
     if (status == PLB_OK)
         plb__exchange_event(x, x->stream, PLB_EVENT_CONNECT, PLB_OK);
     else if (status != PLB_AGAIN)
@@ -10516,15 +10545,21 @@ static bool plb__exchange_renew(plb_exchange *x)
     return true;
 }
 
-/* The connection broke. */
-static void plb__exchange_broke(plb_exchange *x, plb_status status)
+/* What the port knows of why there is no TLS session goes into the report. */
+PLB__RARE void plb__exchange_explain_tls(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
-    if (plb__exchange_renew(x))
-        return;
     if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL)
         plb__exchange_explain(x, info.tls_reason);
+}
+
+/* The connection broke. */
+static void plb__exchange_broke(plb_exchange *x, plb_status status)
+{
+    if (plb__exchange_renew(x))
+        return;
+    plb__exchange_explain_tls(x);
     plb__exchange_over(x, status);
 }
 
@@ -10707,7 +10742,7 @@ PLB_API plb_status plb_exchange_start(plb_exchange *x, const plb_exchange_ops *o
     x->chunk_count = 0;
     x->resumed = x->stream != NULL;
     if (!x->resumed) {
-        status = plb__exchange_connect(x, target);
+        status = plb__exchange_connect(x, &target->addr, target->name);
         if (status == PLB_AGAIN)
             return PLB_OK;
     }
@@ -10778,6 +10813,18 @@ PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
 #define PLB__HTTP_PORT     80
 #define PLB__HTTPS_PORT    443
 
+#define PLB__HTTP2_EXTRA     32 /* headers of the program's in a request */
+#define PLB__HTTP2_AUTHORITY 320
+
+/* Room for what is too large for a stack; belongs to the probe that is being called. */
+typedef struct plb__http_room {
+    union {
+        plb_http1_header answer[PLB__HTTP_HEADERS];
+        plb_http2_header request[4 + PLB__HTTP2_EXTRA + 1];
+    } headers;
+    char authority[PLB__HTTP2_AUTHORITY];
+} plb__http_room;
+
 typedef struct plb__http_check {
     plb_exchange_check exchange;
     plb_http_check_desc desc; /* defaults filled in; its texts are in `memory`, like what follows */
@@ -10786,6 +10833,7 @@ typedef struct plb__http_check {
     uint16_t *fallbacks; /* of desc.contains, see plb__http_find */
     plb_text begin;      /* "GET /path HTTP/1.1 CR LF Host: " */
     plb_text rest;       /* what follows the host */
+    plb__http_room *room;
     char *memory;
     size_t memory_size;
 } plb__http_check;
@@ -11074,14 +11122,15 @@ static plb_status plb__http_copy(plb__http_check *check, bool has_agent)
     char *at;
     plb__http_put_begin(&begin, desc);
     plb__http_put_rest(&rest, desc, has_agent);
-    check->memory_size = numbers + begin.length + 1 + rest.length + 1 + plb__name_size(desc->method) +
-                         plb__name_size(desc->path) + plb__name_size(desc->host) + plb__name_size(desc->headers) +
-                         plb__name_size(desc->contains);
+    check->memory_size = sizeof *check->room + numbers + begin.length + 1 + rest.length + 1 +
+                         plb__name_size(desc->method) + plb__name_size(desc->path) + plb__name_size(desc->host) +
+                         plb__name_size(desc->headers) + plb__name_size(desc->contains);
     check->memory = (char *)plb__new(&check->exchange.env->allocator, check->memory_size);
     if (check->memory == NULL)
         return PLB_ERR_MEMORY;
-    check->fallbacks = (uint16_t *)(void *)check->memory;
-    at = check->memory + numbers;
+    check->room = (plb__http_room *)(void *)check->memory;
+    check->fallbacks = (uint16_t *)(void *)(check->room + 1);
+    at = (char *)check->fallbacks + numbers;
     check->begin.data = at;
     check->begin.size = begin.length;
     begin = plb__text_in(at, begin.length + 1);
@@ -11126,10 +11175,11 @@ static void plb__http_check_close(void *state)
 
 /* RFC 9110 section 7.2: the host, with the port unless it is the scheme's own (section 4.2.3); a zone says something to
    this machine only (RFC 6874 section 4). */
-static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend)
+PLB__RARE void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check,
+                                        const plb_backend *backend)
 {
     plb__text text = plb__text_in(probe->authority, sizeof probe->authority);
-    uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, backend);
+    uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, &backend->addr);
     bool is_unix = backend->addr.family == PLB_FAMILY_UNIX;
     if (probe->target.host != NULL)
         return;
@@ -11256,11 +11306,10 @@ static plb_status plb__http1_probe_final(plb__http1_probe *probe, const plb_http
 /* PLB_AGAIN: *used is 0: more bytes are needed; else a head was taken, and what comes next is another one or a body. */
 static plb_status plb__http1_probe_head(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
 {
-    plb_http1_header headers[PLB__HTTP_HEADERS];
     plb_http1_head head;
     plb_status status;
     memset(&head, 0, sizeof head);
-    head.headers = headers;
+    head.headers = plb__http_check_of(&probe->http)->room->headers.answer;
     head.header_capacity = PLB__HTTP_HEADERS;
     head.scanned = probe->scanned;
     *used = 0;
@@ -12036,7 +12085,7 @@ static void plb__http2_probe_sent(plb_exchange *x)
 }
 
 /* Over TLS the two sides must have agreed. */
-static bool plb__http2_is_spoken(plb_exchange *x)
+PLB__RARE bool plb__http2_is_spoken(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
@@ -12045,13 +12094,11 @@ static bool plb__http2_is_spoken(plb_exchange *x)
     return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && strcmp(info.alpn, "h2") == 0;
 }
 
-#define PLB__HTTP2_AUTHORITY 320
-
 static plb_status plb__http2_probe_connected(plb_exchange *x)
 {
     plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
-    char authority[PLB__HTTP2_AUTHORITY];
-    plb__text text = plb__text_in(authority, sizeof authority);
+    char *authority = plb__http_check_of(&probe->http)->room->authority;
+    plb__text text = plb__text_in(authority, PLB__HTTP2_AUTHORITY);
     plb_text host;
     plb_status status;
     plb__http_await(&probe->http);
@@ -12066,7 +12113,7 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
     plb__put(&text, probe->http.authority);
     host.data = authority;
     host.size = text.length;
-    status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
+    status = text.length < PLB__HTTP2_AUTHORITY ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
     if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
         return PLB_ERR_RESET;
     if (status != PLB_OK)
@@ -12170,8 +12217,6 @@ static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_
 
 /* ---- a page ---- */
 
-#define PLB__HTTP2_EXTRA 32 /* headers of the program's */
-
 static void plb__http2_put_header(plb_http2_header *headers, size_t *count, const char *name, const char *value)
 {
     headers[*count].name.data = name;
@@ -12203,7 +12248,7 @@ static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http
 static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 *connection, const char *path,
                                         plb_text authority)
 {
-    plb_http2_header headers[4 + PLB__HTTP2_EXTRA + 1];
+    plb_http2_header *headers = check->room->headers.request;
     plb_text no_body;
     plb_status status;
     size_t count = 0;
@@ -12289,14 +12334,17 @@ static void plb__http2_lower_names(plb__http_check *check)
 /* A request on trial, so that what HTTP/2 cannot carry fails plb_create and not each probe. */
 static plb_status plb__http2_page_try(const plb__http_check *check)
 {
-    char memory[PLB_HTTP2_MEMORY];
-    plb_http2 connection;
+    const plb_allocator *a = &check->exchange.env->allocator;
+    plb_http2 *connection = (plb_http2 *)plb__new(a, sizeof *connection + PLB_HTTP2_MEMORY);
     plb_text authority;
     plb_status status;
+    if (connection == NULL)
+        return PLB_ERR_MEMORY;
     authority.data = check->desc.host != NULL ? check->desc.host : "a";
     authority.size = strlen(authority.data);
-    plb_http2_open(&connection, memory, sizeof memory);
-    status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
+    plb_http2_open(connection, connection + 1, PLB_HTTP2_MEMORY);
+    status = plb__http2_page_queue(check, connection, check->desc.path, authority);
+    plb__delete(a, connection, sizeof *connection + PLB_HTTP2_MEMORY);
     return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
 }
 
@@ -12590,7 +12638,7 @@ static void plb__outlier_eject(plb_balancer *lb, plb__record *record, plb_ejecti
 #define PLB__REASON_MAX 120
 
 /* A thread left word. New failures are counted from here on, and may leave word again. */
-static void plb__outlier_suspected(plb_balancer *lb, plb__record *record)
+PLB__RARE void plb__outlier_suspected(plb_balancer *lb, plb__record *record)
 {
     plb_ejection why = (plb_ejection)PLB__LOAD(&record->told);
     const plb__tier *tier = NULL;
@@ -12913,6 +12961,15 @@ static void plb__check_resolve(plb_check *check, uint32_t every_ms)
     check->every_ms = plb__or(check->every_ms, every_ms);
 }
 
+/* Room for the lines of the log, where somebody listens. */
+static plb_status plb__line_take(plb_balancer *lb)
+{
+    if (lb->desc.log == NULL)
+        return PLB_OK;
+    lb->line = (plb__line *)plb__new(&lb->env.allocator, sizeof *lb->line);
+    return lb->line != NULL ? PLB_OK : PLB_ERR_MEMORY;
+}
+
 /* Copies the name. */
 static plb_status plb__name_take(plb_balancer *lb, const char *name)
 {
@@ -13007,18 +13064,19 @@ static plb_status plb__open(plb_balancer *lb, const char *kind, const char *name
                             void **state)
 {
     plb_status status = PLB_OK;
-    plb__line line;
+    plb__text *line;
     *state = plb__new(&lb->env.allocator, state_size > 0 ? state_size : 1);
     if (*state == NULL)
         return PLB_ERR_MEMORY;
     if (open != NULL)
         status = open(*state, desc, &lb->env);
-    if (status != PLB_OK && plb__log_begin(lb, &line, PLB_LOG_ERROR, kind)) {
-        plb__put_char(&line.text, ' ');
-        plb__put(&line.text, name);
-        plb__put(&line.text, " cannot start: ");
-        plb__put(&line.text, plb_status_text(status));
-        plb__log_end(lb, &line);
+    line = status != PLB_OK ? plb__log_begin(lb, PLB_LOG_ERROR, kind) : NULL;
+    if (line != NULL) {
+        plb__put_char(line, ' ');
+        plb__put(line, name);
+        plb__put(line, " cannot start: ");
+        plb__put(line, plb_status_text(status));
+        plb__log_end(lb);
     }
     return status;
 }
@@ -13116,6 +13174,8 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     plb__seed_readers(lb);
     lb->jitter = lb->seed;
     status = plb__name_take(lb, desc->name);
+    if (status == PLB_OK)
+        status = plb__line_take(lb);
     if (status == PLB_OK)
         status = plb__checks_take(lb, desc);
     if (status == PLB_OK)
@@ -13236,6 +13296,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     plb__free_tickets(lb);
     if (lb->scratch != NULL)
         plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE);
+    plb__delete(&allocator, lb->line, sizeof *lb->line);
     plb__delete(&allocator, lb->schedule, lb->schedule_capacity * sizeof *lb->schedule);
     plb__delete(&allocator, lb->checks, lb->check_count * sizeof *lb->checks);
     plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name));
