@@ -77,6 +77,9 @@
    - A listener cannot share its address: reuse_port is PLB_ERR_UNSUPPORTED. A backlog has 255 at most.
    - Closing gracefully leaves delivery to lwIP. A peer that goes on sending after that sees a reset: whoever cares sends
      shutdown first and reads to the end.
+   - Who closes first waits for two TCP_MSL, 120 s, in a pcb of lwIP's (TIME_WAIT; not in a stream). Without free pcbs
+     lwIP takes the oldest of them. Until then it refuses a client that comes from the same port again: one that asks
+     for thousands of connections, each closed by this side, stalls. Kept connections, or a smaller TCP_MSL, avoid that.
    - A name has one address: what dns_gethostbyname_addrtype gives for LWIP_DNS_ADDRTYPE_DEFAULT. */
 
 #ifndef PLB_LWIP_H
