@@ -174,7 +174,7 @@ build/win32/win32.exe build/win32/win32_single.exe: tests/ports/win32.c $(TESTIN
 build/win32/win32_single.exe: VARIANT = -DPLB_NO_THREADS
 build/win32/%.exe: tests/test_%.c build/win32/core.a $(TESTING)
 	@echo "build $@"
-	@$(WIN32_BUILD) -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
+	@$(WIN32_BUILD) -O0 -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
 build/win32/%.exe: examples/%.c $(HEADERS) | build/win32
 	@echo "build $@"
 	@$(WIN32_BUILD) $< -o $@ $(WIN32_LIBS)
@@ -184,8 +184,8 @@ build/win32/%.exe: examples/%.c $(HEADERS) | build/win32
 MSVC_UNITS := threads vectors handles
 build/win32/msvc_core.a: tests/core.c pingora_lb.h $(wildcard tests/ports/msvc/*.h) | build/win32
 	@echo "build $@"
-	@$(GCC) -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wno-unknown-pragmas -Werror -g $(FLAGS_tsan) -fno-strict-aliasing \
-		-isystem tests/ports/msvc -include tests/ports/msvc/on_linux.h -c $< -o $(@:.a=.o) && \
+	@$(GCC) -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wno-unknown-pragmas -Werror -g $(FLAGS_tsan) \
+		-fno-strict-aliasing -isystem tests/ports/msvc -include tests/ports/msvc/on_linux.h -c $< -o $(@:.a=.o) && \
 		rm -f $@ && ar rcs $@ $(@:.a=.o)
 build/win32/msvc_%: tests/test_%.c build/win32/msvc_core.a $(TESTING)
 	@echo "build $@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# ports/plb_win32.h, built by MinGW and run by Wine: the library's own tests, the port's, and build/win32/load_balancer.exe
-# between a client and origins that know nothing of Windows. Microsoft's compiler is played by clang, which knows its
-# language, and MinGW's headers.
+# ports/plb_win32.h, built by MinGW and run by Wine: the library's own tests, the port's, and load_balancer.exe between
+# a client and origins that know nothing of Windows. Microsoft's compiler is played by clang, which knows its language,
+# and MinGW's headers.
 cd "$(dirname "$0")/../.." || exit 1
 . tests/shell.sh
 PATH=$PATH:/usr/sbin:/usr/lib/wine
@@ -37,7 +37,8 @@ warnings() { # file, compiler, options: no warning, whatever is left out
 msvc="--target=x86_64-pc-windows-msvc -isystem tests/ports/msvc -isystem /usr/share/mingw-w64/include
     -D__X86INTRIN_H -D__MMINTRIN_H -D__XMMINTRIN_H -D__EMMINTRIN_H -D__IMMINTRIN_H -D__IA32INTRIN_H
     -Wno-language-extension-token"
-arm64="--target=aarch64-pc-windows-msvc -isystem tests/ports/msvc -isystem tests/ports/msvc/libc -Wno-language-extension-token"
+arm64="--target=aarch64-pc-windows-msvc -isystem tests/ports/msvc -isystem tests/ports/msvc/libc
+    -Wno-language-extension-token"
 
 rule "C99 has nothing to say against plb_win32.h" warnings port x86_64-w64-mingw32-gcc -x c -std=c99
 rule "nor has C++11" warnings port x86_64-w64-mingw32-g++ -x c++ -std=c++11

@@ -1,7 +1,6 @@
-/* Those intrinsic functions of Microsoft's compiler that the library uses. Where clang plays that compiler it knows them,
-   and just wants to be told; elsewhere (with __GNUC__ and the like undefined, and _MSC_VER and so on defined) they are
-   made here, so that the library's branch for that compiler runs and can be tested. Its accesses are ordered as x64
-   orders them: each load acquires, each store releases. */
+/* Those intrinsic functions of Microsoft's compiler that the library uses. Where clang plays that compiler it knows
+   them, and just wants to be told; elsewhere (on_linux.h) they are made here, so that the library's branch for that
+   compiler runs and can be tested. Accesses are ordered as x64 orders them: each load acquires, each store releases. */
 #ifndef MSVC_INTRIN_H
 #define MSVC_INTRIN_H
 

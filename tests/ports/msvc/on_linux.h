@@ -1,5 +1,5 @@
-/* To be included before everything else (gcc -include): from here on the compiler passes for Microsoft's. The C library's
-   headers come before that, for they look at what it is, too. */
+/* To be included before everything else (gcc -include): from here on the compiler passes for Microsoft's. The C
+   library's headers come before that, for they look at what it is, too. */
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
