@@ -198,6 +198,31 @@ win32-list:
 
 # ---- lwIP ----
 
+LWIP_INCLUDE ?= /usr/include/lwip
+
+# The calls of lwIP that tests/ports/lwip.c has fail, and a DNS client of its own, which Debian's lwIP lacks.
+LWIP_WRAPPED := tcp_new_ip_type tcp_bind tcp_listen_with_backlog_and_err tcp_connect tcp_write tcp_output tcp_shutdown \
+                tcp_close udp_new_ip_type udp_bind udp_connect udp_sendto pbuf_alloc
+LWIP_FAKES   := -DLWIP_DNS=1 $(LWIP_WRAPPED:%=-Wl,--wrap=%)
+LWIP_BUILD    = $(GCC) $(FLAGS_$(subst .,,$(suffix $@))) -D_GNU_SOURCE -isystem $(LWIP_INCLUDE) $(TEST_BUILD) -llwip
+
+define lwip_rules
+build/unit/lwip_conformance.$(1): tests/io_conformance.c tests/ports/io_fixture_lwip.c tests/ports/lwip_netif.h \
+		$(TESTING) build/unit/core.$(1).a | build/unit
+	@echo "build $$@"
+	@$$(LWIP_BUILD)
+build/unit/lwip.$(1): VARIANT = $(LWIP_FAKES)
+build/unit/lwip.$(1): tests/ports/lwip.c tests/ports/lwip_netif.h $(TESTING) build/unit/core.$(1).a | build/unit
+	@echo "build $$@"
+	@$$(LWIP_BUILD)
+endef
+$(foreach kind,plain asan tsan,$(eval $(call lwip_rules,$(kind))))
+
+# A device on the tap device of a network namespace, for test_lwip_net.sh.
+build/lwip_host_plain build/lwip_host_asan: build/lwip_host_%: tests/ports/lwip_host.c $(HEADERS) | build
+	@echo "build $@"
+	@$(GCC) $(FLAGS_$*) -std=c99 $(WARN) -Werror -g -isystem $(LWIP_INCLUDE) $< -o $@ -pthread -llwip $(TLS_LIBS)
+
 # ---- a microcontroller, under QEMU ----
 
 # The example and the programs of tests/ports that are named after it, with the example's board and defines. The link has

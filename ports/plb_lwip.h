@@ -195,6 +195,10 @@ PLB_API void plb_lwip_step(plb_lwip *lw, uint32_t max_ms);
 /* Milliseconds until a step has something to do even if nothing stirs; 0: now; PLB_FOREVER: never. */
 PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw);
 
+/* How many streams are not free now: those that callers have, those that wait to be accepted, and those that lwIP could
+   not take over yet. To see how many a program needs, or that it gives all of them back. */
+PLB_API size_t plb_lwip_in_use(plb_lwip *lw);
+
 #if !NO_SYS
 /* Steps until plb_lwip_stop; at once if that was called since the last run ended. For steps that wait. */
 PLB_API void plb_lwip_run(plb_lwip *lw);
@@ -1080,17 +1084,21 @@ static void plb__lw_close_listener(plb_lwip_stream *listener)
     plb__lw_stream_delete(listener);
 }
 
-static void plb__lw_close(void *self, plb_stream *handle, plb_close_how how)
+static void plb__lw_close_locked(plb_lwip_stream *stream, plb_close_how how)
 {
-    plb_lwip_stream *stream = plb__lw_stream(handle);
-    (void)self;
-    plb__lw_lock();
     stream->armed = 0;
     plb__lw_unlink(&stream->link);
     if (stream->kind == PLB__LW_LISTENER)
         plb__lw_close_listener(stream);
     else
         plb__lw_close_connection(stream, how);
+}
+
+static void plb__lw_close(void *self, plb_stream *handle, plb_close_how how)
+{
+    (void)self;
+    plb__lw_lock();
+    plb__lw_close_locked(plb__lw_stream(handle), how);
     plb__lw_unlock();
 }
 
@@ -1289,6 +1297,8 @@ static struct pbuf *plb__lw_next_datagram(plb_lwip_stream *stream, plb__lw_sende
         return NULL;
     memcpy(sender, head->payload, sizeof *sender);
     stream->u.in.first = sender->next;
+    if (sender->next == NULL)
+        stream->u.in.last = NULL;
     stream->datagrams--;
     return head;
 }
@@ -1448,18 +1458,21 @@ static plb_status plb__lw_dgram_info(void *self, plb_stream *handle, plb_stream_
     return PLB_OK;
 }
 
-static void plb__lw_close_datagrams(void *self, plb_stream *handle)
+static void plb__lw_close_datagrams(plb_lwip_stream *stream)
 {
-    plb_lwip_stream *stream = plb__lw_stream(handle);
     plb__lw_sender sender;
     struct pbuf *head;
-    (void)self;
-    plb__lw_lock();
     udp_remove(plb__lw_udp(stream));
     while ((head = plb__lw_next_datagram(stream, &sender)) != NULL)
         pbuf_free(head);
-    stream->u.in.last = NULL;
     plb__lw_stream_delete(stream);
+}
+
+static void plb__lw_dgram_close(void *self, plb_stream *handle)
+{
+    (void)self;
+    plb__lw_lock();
+    plb__lw_close_datagrams(plb__lw_stream(handle));
     plb__lw_unlock();
 }
 
@@ -1469,7 +1482,7 @@ static void plb__lw_fill_dgram(plb_dgram *dgram)
     dgram->send = plb__lw_send;
     dgram->receive = plb__lw_receive;
     dgram->info = plb__lw_dgram_info;
-    dgram->close = plb__lw_close_datagrams;
+    dgram->close = plb__lw_dgram_close;
 }
 #else
 static void plb__lw_fill_dgram(plb_dgram *dgram)
@@ -1773,6 +1786,15 @@ PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw)
     return lw->tasks_due_ms - now_ms < delay ? (uint32_t)(lw->tasks_due_ms - now_ms) : delay;
 }
 
+PLB_API size_t plb_lwip_in_use(plb_lwip *lw)
+{
+    size_t count;
+    plb__lw_lock();
+    count = lw->held + lw->waiting;
+    plb__lw_unlock();
+    return count;
+}
+
 PLB_API void plb_lwip_step(plb_lwip *lw, uint32_t max_ms)
 {
     uint32_t timeout_ms = plb_lwip_timeout(lw);
@@ -1864,28 +1886,25 @@ PLB_API plb_status plb_lwip_init(plb_lwip *lw, const plb_lwip_desc *desc)
     return plb__lw_open_wait(lw);
 }
 
-/* A stream that lwIP cannot take over now will find nobody who tries again. */
-static void plb__lw_deinit_stream(plb_lwip *lw, plb_lwip_stream *stream)
+/* A stream that lwIP cannot take over now would find nobody who tries again. */
+static void plb__lw_end_stream(plb_lwip_stream *stream)
 {
-    plb_stream *handle = (plb_stream *)(void *)stream;
 #if LWIP_UDP
-    if (stream->kind == PLB__LW_DGRAM) {
-        plb__lw_close_datagrams(lw, handle);
-        return;
-    }
+    if (stream->kind == PLB__LW_DGRAM)
+        plb__lw_close_datagrams(stream);
 #endif
     if (stream->kind == PLB__LW_LISTENER || stream->kind == PLB__LW_CONNECTING || stream->kind == PLB__LW_CONNECTED)
-        plb__lw_close(lw, handle, PLB_CLOSE_GRACEFUL);
+        plb__lw_close_locked(stream, PLB_CLOSE_GRACEFUL);
     if (stream->kind == PLB__LW_CLOSING)
-        plb__lw_close(lw, handle, PLB_CLOSE_ABORT);
+        plb__lw_close_locked(stream, PLB_CLOSE_ABORT);
 }
 
 PLB_API void plb_lwip_deinit(plb_lwip *lw)
 {
     size_t i;
-    for (i = 0; i < lw->desc.stream_count; i++)
-        plb__lw_deinit_stream(lw, &lw->desc.streams[i]);
     plb__lw_lock();
+    for (i = 0; i < lw->desc.stream_count; i++)
+        plb__lw_end_stream(&lw->desc.streams[i]);
     plb__lw_close_names(lw);
     plb__lw_unlock();
     plb__lw_close_wait(lw);
