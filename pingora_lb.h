@@ -309,6 +309,8 @@
 #ifdef PLB_STATIC
 #if defined(__GNUC__)
 #define PLB_API static __attribute__((unused)) /* a program that uses half of the calls gets no warning */
+#elif defined(_MSC_VER)
+#define PLB_API static __inline
 #else
 #define PLB_API static
 #endif
@@ -2020,6 +2022,12 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #define PLB__INLINE static inline __attribute__((unused, always_inline))
 #endif
 #define PLB__RARE static __attribute__((noinline)) /* off the path, whose registers and stack it shall not take */
+#elif defined(_MSC_VER)
+#include <intrin.h>
+#define PLB__LIKELY(x)   (x)
+#define PLB__UNLIKELY(x) (x)
+#define PLB__INLINE      static __forceinline
+#define PLB__RARE        static __declspec(noinline)
 #else
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
@@ -2031,6 +2039,9 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #if defined(__GNUC__)
 #define PLB__PREFETCH(p)       __builtin_prefetch(p)
 #define PLB__PREFETCH_LATER(p) __builtin_prefetch((p), 0, 2)
+#elif defined(_MSC_VER) && defined(_M_X64)
+#define PLB__PREFETCH(p)       _mm_prefetch((const char *)(p), _MM_HINT_T0)
+#define PLB__PREFETCH_LATER(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 #else
 #define PLB__PREFETCH(p)       ((void)(p))
 #define PLB__PREFETCH_LATER(p) ((void)(p))
@@ -2125,13 +2136,137 @@ PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
 {
     return __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
+#elif defined(_MSC_VER) && defined(_WIN64)
+/* Microsoft's compiler: interlocked functions, which are full barriers, and accesses that it neither repeats nor leaves
+   out. An x64 processor orders these among each other well enough, but for a store and a later load; an ARM64 does not. */
+#pragma warning(push)
+#pragma warning(disable : 4996) /* it would have <atomic> instead, which is C++ */
+PLB__INLINE void plb__keep_order(void)
+{
+    _ReadWriteBarrier();
+}
+#pragma warning(pop)
+#ifdef _M_ARM64
+#define PLB__ORDER() __dmb(_ARM64_BARRIER_ISH)
+#else
+#define PLB__ORDER() plb__keep_order()
+#endif
+PLB__INLINE uint8_t plb__atomic_read8(const uint8_t *p)
+{
+    return (uint8_t)__iso_volatile_load8((const volatile char *)p);
+}
+PLB__INLINE uint32_t plb__atomic_read32(const uint32_t *p)
+{
+    return (uint32_t)__iso_volatile_load32((const volatile int *)p);
+}
+PLB__INLINE uintptr_t plb__atomic_read64(const uintptr_t *p)
+{
+    return (uintptr_t)__iso_volatile_load64((const volatile long long *)p);
+}
+PLB__INLINE uint8_t plb__atomic_acquire8(const uint8_t *p)
+{
+    uint8_t value = plb__atomic_read8(p);
+    PLB__ORDER();
+    return value;
+}
+PLB__INLINE uint32_t plb__atomic_acquire32(const uint32_t *p)
+{
+    uint32_t value = plb__atomic_read32(p);
+    PLB__ORDER();
+    return value;
+}
+PLB__INLINE uintptr_t plb__atomic_acquire64(const uintptr_t *p)
+{
+    uintptr_t value = plb__atomic_read64(p);
+    PLB__ORDER();
+    return value;
+}
+#ifdef __cplusplus
+#define PLB__OVERLOAD(name, type, bits)                                                                                \
+    PLB__INLINE type name(const type *p)                                                                               \
+    {                                                                                                                  \
+        return name##bits(p);                                                                                          \
+    }
+PLB__OVERLOAD(plb__atomic_read, uint8_t, 8)
+PLB__OVERLOAD(plb__atomic_read, uint32_t, 32)
+PLB__OVERLOAD(plb__atomic_read, uintptr_t, 64)
+PLB__OVERLOAD(plb__atomic_acquire, uint8_t, 8)
+PLB__OVERLOAD(plb__atomic_acquire, uint32_t, 32)
+PLB__OVERLOAD(plb__atomic_acquire, uintptr_t, 64)
+#define PLB__BY_TYPE(name, p) name(p)
+#else
+#define PLB__BY_TYPE(name, p) _Generic(*(p), uint8_t : name##8, uint32_t : name##32, uintptr_t : name##64)(p)
+#endif
+PLB__INLINE void plb__atomic_write(void *p, size_t size, uint64_t v)
+{
+    if (size == 1)
+        __iso_volatile_store8((volatile char *)p, (char)v);
+    else if (size == 4)
+        __iso_volatile_store32((volatile int *)p, (int)v);
+    else
+        __iso_volatile_store64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE void plb__atomic_release(void *p, size_t size, uint64_t v)
+{
+    PLB__ORDER();
+    plb__atomic_write(p, size, v);
+}
+PLB__INLINE void plb__atomic_store(void *p, size_t size, uint64_t v)
+{
+    if (size == 1)
+        _InterlockedExchange8((volatile char *)p, (char)v);
+    else if (size == 4)
+        _InterlockedExchange((volatile long *)p, (long)v);
+    else
+        _InterlockedExchange64((volatile long long *)p, (long long)v);
+}
+#define PLB__LOAD_RELAXED(p)     PLB__BY_TYPE(plb__atomic_read, p)
+#define PLB__LOAD_ACQUIRE(p)     PLB__BY_TYPE(plb__atomic_acquire, p)
+#define PLB__LOAD(p)             PLB__BY_TYPE(plb__atomic_acquire, p)
+#define PLB__KEEP_ORDER()        plb__keep_order()
+#define PLB__STORE_RELAXED(p, v) plb__atomic_write((p), sizeof *(p), (uint64_t)(v))
+#define PLB__STORE(p, v)         plb__atomic_store((p), sizeof *(p), (uint64_t)(v))
+#define PLB__STORE_RELEASE(p, v) plb__atomic_release((p), sizeof *(p), (uint64_t)(v))
+PLB__INLINE uint32_t plb__fetch_add(uint32_t *p, uint32_t v)
+{
+    return (uint32_t)_InterlockedExchangeAdd((volatile long *)p, (long)v);
+}
+PLB__INLINE uintptr_t plb__fetch_add_relaxed(uintptr_t *p, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedExchangeAdd64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE uintptr_t plb__fetch_or(uintptr_t *p, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedOr64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE uintptr_t plb__fetch_and(uintptr_t *p, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedAnd64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE uintptr_t plb__exchange(uintptr_t *p, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedExchange64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE bool plb__cas(uintptr_t *p, uintptr_t expected, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedCompareExchange64((volatile long long *)p, (long long)v, (long long)expected) ==
+           expected;
+}
+PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
+{
+    return (uint32_t)_InterlockedCompareExchange((volatile long *)p, (long)v, (long)expected) == expected;
+}
 #else
 #error "pingora_lb.h knows no atomics for this compiler: define PLB_NO_THREADS for use from one thread"
 #endif
 
 /* A number that no other running thread has: where its copy of a thread-local byte lies. 0: unknown here. */
 #if !defined(PLB_NO_THREADS) && !defined(PLB_NO_THREAD_LOCAL)
+#if defined(_MSC_VER) && !defined(__GNUC__)
+static __declspec(thread) char plb__thread_byte;
+#else
 static __thread char plb__thread_byte;
+#endif
 PLB__INLINE uintptr_t plb__thread(void)
 {
     return (uintptr_t)&plb__thread_byte;
@@ -2149,6 +2284,8 @@ PLB__INLINE uint64_t plb__multiply_high(uint64_t a, uint64_t b)
 #if defined(__SIZEOF_INT128__)
     __extension__ typedef unsigned __int128 wide;
     return (uint64_t)(((wide)a * b) >> 64);
+#elif defined(_MSC_VER) && defined(_WIN64)
+    return __umulh(a, b);
 #else
     uint64_t a_low = a & UINT32_MAX, a_high = a >> 32, b_low = b & UINT32_MAX, b_high = b >> 32;
     uint64_t middle = a_high * b_low + ((a_low * b_low) >> 32);
@@ -2162,11 +2299,12 @@ PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
 #if defined(__GNUC__)
     return (uint32_t)(sizeof word == sizeof(unsigned) ? __builtin_popcount((unsigned)word)
                                                       : __builtin_popcountll((unsigned long long)word));
-#else
-    uint32_t ones = 0;
-    for (; word != 0; word &= word - 1)
-        ones++;
-    return ones;
+#else /* not every processor has an instruction; sums of two bits, four, eight, then all bytes added up */
+    uint64_t ones = word;
+    ones -= ones >> 1 & UINT64_C(0x5555555555555555);
+    ones = (ones & UINT64_C(0x3333333333333333)) + (ones >> 2 & UINT64_C(0x3333333333333333));
+    ones = (ones + (ones >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+    return (uint32_t)(ones * UINT64_C(0x0101010101010101) >> 56);
 #endif
 }
 
@@ -2176,6 +2314,10 @@ PLB__INLINE uint32_t plb__lowest_one(uintptr_t word)
 #if defined(__GNUC__)
     return (uint32_t)(sizeof word == sizeof(unsigned) ? __builtin_ctz((unsigned)word)
                                                       : __builtin_ctzll((unsigned long long)word));
+#elif defined(_MSC_VER) && defined(_WIN64)
+    unsigned long place;
+    _BitScanForward64(&place, word);
+    return (uint32_t)place;
 #else
     return plb__count_ones((word & (0 - word)) - 1);
 #endif
