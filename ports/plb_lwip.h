@@ -77,6 +77,9 @@
    - A listener cannot share its address: reuse_port is PLB_ERR_UNSUPPORTED. A backlog has 255 at most.
    - Closing gracefully leaves delivery to lwIP. A peer that goes on sending after that sees a reset: whoever cares sends
      shutdown first and reads to the end.
+   - Who closes first waits for two TCP_MSL, 120 s, in a pcb of lwIP's (TIME_WAIT; not in a stream). Without free pcbs
+     lwIP takes the oldest of them. Until then it refuses a client that comes from the same port again: one that asks
+     for thousands of connections, each closed by this side, stalls. Kept connections, or a smaller TCP_MSL, avoid that.
    - A name has one address: what dns_gethostbyname_addrtype gives for LWIP_DNS_ADDRTYPE_DEFAULT. */
 
 #ifndef PLB_LWIP_H
@@ -197,6 +200,10 @@ PLB_API void plb_lwip_step(plb_lwip *lw, uint32_t max_ms);
 
 /* Milliseconds until a step has something to do even if nothing stirs; 0: now; PLB_FOREVER: never. */
 PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw);
+
+/* How many streams are not free now: those that callers have, those that wait to be accepted, and those that lwIP could
+   not take over yet. To see how many a program needs, or that it gives all of them back. */
+PLB_API size_t plb_lwip_in_use(plb_lwip *lw);
 
 #if !NO_SYS
 /* Steps until plb_lwip_stop; at once if that was called since the last run ended. For steps that wait. */
@@ -1786,6 +1793,15 @@ PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw)
     if (plb__lw_is_stirred(lw) || lw->tasks_due_ms <= now_ms)
         return 0;
     return lw->tasks_due_ms - now_ms < delay ? (uint32_t)(lw->tasks_due_ms - now_ms) : delay;
+}
+
+PLB_API size_t plb_lwip_in_use(plb_lwip *lw)
+{
+    size_t count;
+    plb__lw_lock();
+    count = lw->held + lw->waiting;
+    plb__lw_unlock();
+    return count;
 }
 
 PLB_API void plb_lwip_step(plb_lwip *lw, uint32_t max_ms)
