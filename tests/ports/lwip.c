@@ -761,6 +761,23 @@ TEST a_reader_that_stops_closes_the_window(void)
     PASS();
 }
 
+/* Nagle's algorithm would hold the second until the first is acknowledged. */
+TEST small_writes_leave_at_once(void)
+{
+    pair p;
+    size_t taken;
+    bool left;
+    ASSERT(open_pair(&p));
+    ASSERT_EQ(PLB_OK, write_now(&p.server, sent, 10, &taken));
+    ASSERT_EQ(PLB_OK, write_now(&p.server, sent, 10, &taken));
+    LOCK_TCPIP_CORE();
+    left = ((struct tcp_pcb *)((plb_lwip_stream *)(void *)p.server.stream)->pcb)->unsent == NULL;
+    UNLOCK_TCPIP_CORE();
+    ASSERT(left);
+    close_pair(&p);
+    PASS();
+}
+
 TEST what_the_port_cannot_do_is_named(void)
 {
     plb_listen_desc desc;
@@ -1581,6 +1598,7 @@ SUITE(streams_and_windows)
     RUN_TEST(connections_beyond_those_that_may_wait_are_reset);
     RUN_TEST(streams_are_kept_for_accept_only_where_somebody_listens);
     RUN_TEST(a_reader_that_stops_closes_the_window);
+    RUN_TEST(small_writes_leave_at_once);
     RUN_TEST(what_the_port_cannot_do_is_named);
 }
 
