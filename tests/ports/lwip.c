@@ -201,18 +201,28 @@ static void setup(void *user)
     open_port(NULL);
 }
 
-/* A test that leaves pcbs without an owner has not passed. */
-static void teardown(void *user)
+/* Ends the port. lwIP must have nothing left that would touch it, or that nobody owns. */
+static void close_port(void)
 {
+    struct tcp_pcb *pcb;
     bool orphans;
-    (void)user;
-    set_failing(CALL_NONE, 0, 0);
     plb_lwip_deinit(&lw);
     LOCK_TCPIP_CORE();
     orphans = tcp_bound_pcbs != NULL || tcp_listen_pcbs.pcbs != NULL || udp_pcbs != NULL;
+    for (pcb = tcp_active_pcbs; pcb != NULL; pcb = pcb->next)
+        orphans = orphans || pcb->callback_arg != NULL;
     UNLOCK_TCPIP_CORE();
     if (orphans)
         abort();
+    memset(&lw, 0xff, sizeof lw);
+    memset(streams, 0xff, sizeof streams);
+}
+
+static void teardown(void *user)
+{
+    (void)user;
+    set_failing(CALL_NONE, 0, 0);
+    close_port();
 }
 
 static void stay_quiet(void)
@@ -509,7 +519,7 @@ TEST a_port_can_end_while_closes_are_pending(void)
     ASSERT(open_pair(&p));
     set_failing(CALL_TCP_CLOSE, 1, UINT_MAX);
     drop(&p.server, PLB_CLOSE_GRACEFUL);
-    plb_lwip_deinit(&lw);
+    close_port();
     set_failing(CALL_NONE, 0, 0);
     open_port(NULL);
     PASS();
@@ -1033,7 +1043,7 @@ TEST an_answer_after_the_port_has_ended_is_ignored(void)
     asker a;
     prepare_dns(ERR_INPROGRESS);
     ASSERT_EQ(PLB_AGAIN, ask(&a, 5000));
-    plb_lwip_deinit(&lw);
+    close_port();
     answer(0);
     open_port(NULL);
     stay_quiet();
@@ -1196,7 +1206,7 @@ TEST a_loop_of_the_programs_own_is_woken(void)
     counted_task t;
     memset(&desc, 0, sizeof desc);
     desc.on_wake = on_wake;
-    plb_lwip_deinit(&lw);
+    close_port();
     ASSERT_EQ(ERR_OK, sys_sem_new(&own_wait, 0));
     open_port(&desc);
     turn = own_turn;
@@ -1212,7 +1222,7 @@ TEST a_loop_of_the_programs_own_is_woken(void)
     ASSERT(whole_life());
     ASSERT(__atomic_load_n(&own_wakes, __ATOMIC_RELAXED) > 2);
     plb_lwip_remove(&lw, &t.task);
-    plb_lwip_deinit(&lw);
+    close_port();
     sys_sem_free(&own_wait);
     open_port(NULL);
     PASS();
@@ -1231,7 +1241,7 @@ TEST random_bytes_are_the_programs_if_it_has_some(void)
     char bytes[3] = {0};
     memset(&desc, 0, sizeof desc);
     desc.random = fill_with_a;
-    plb_lwip_deinit(&lw);
+    close_port();
     open_port(&desc);
     random_port = plb_lwip_port(&lw).random;
     random_port->fill(random_port->self, bytes, 2);
