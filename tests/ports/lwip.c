@@ -496,6 +496,34 @@ TEST segments_that_could_not_leave_are_sent_later(void)
     PASS();
 }
 
+static unsigned packets_refused(unsigned of)
+{
+    unsigned refused;
+    LOCK_TCPIP_CORE();
+    refused = of - lwip_netif_full;
+    UNLOCK_TCPIP_CORE();
+    return refused;
+}
+
+/* lwIP alone would wait for its time-out of three seconds. */
+TEST a_connection_whose_first_segment_found_no_room_is_asked_for_again(void)
+{
+    plb_addr silent = address(LWIP_NETIF_SILENT ":80");
+    unsigned before = sys_now();
+    end e;
+    LOCK_TCPIP_CORE();
+    lwip_netif_full = 4;
+    UNLOCK_TCPIP_CORE();
+    ASSERT_EQ(PLB_AGAIN, connect_to(&e, &silent));
+    ASSERT_EQ(1, packets_refused(4));
+    for (int i = 0; i < STEPS && packets_refused(4) < 4; i++)
+        turn(10);
+    ASSERT_EQ(4, packets_refused(4));
+    ASSERT(sys_now() - before < 2500);
+    drop(&e, PLB_CLOSE_ABORT);
+    PASS();
+}
+
 TEST a_close_without_memory_is_made_later(void)
 {
     pair p;
@@ -699,6 +727,7 @@ TEST connections_beyond_those_that_may_wait_are_reset(void)
         ASSERT(reaches(&clients[i].connects, 1));
     stay_quiet();
     ASSERT(is_used(1 + WAITING + 2, WAITING));
+    ASSERT_EQ(1 + WAITING + 2 + WAITING, plb_lwip_in_use(&lw));
     for (i = 0; i < WAITING + 2; i++)
         resets += read_now(&clients[i], received, 1, &got) == PLB_ERR_RESET;
     ASSERT_EQ(2, resets);
@@ -788,8 +817,61 @@ TEST small_writes_leave_at_once(void)
     PASS();
 }
 
+/* lwIP hands those over whose bytes were all header, or came before. */
+TEST pbufs_without_bytes_are_no_bytes(void)
+{
+    static const u16_t sizes[] = {0, 3, 0, 0, 4, 0};
+    pair p;
+    struct pbuf *chain = NULL;
+    struct tcp_pcb *pcb;
+    size_t i, got;
+    ASSERT(open_pair(&p));
+    ASSERT_EQ(PLB_AGAIN, io->watch(io->self, p.server.stream, PLB_EVENT_READ));
+    LOCK_TCPIP_CORE();
+    pcb = (struct tcp_pcb *)((plb_lwip_stream *)(void *)p.server.stream)->pcb;
+    for (i = 0; i < 6; i++) {
+        struct pbuf *next = pbuf_alloc(PBUF_RAW, sizes[i], PBUF_RAM);
+        memcpy(next->payload, i == 1 ? "one" : "four", sizes[i]);
+        if (chain == NULL)
+            chain = next;
+        else
+            pbuf_cat(chain, next);
+    }
+    pcb->recv(pcb->callback_arg, pcb, chain, ERR_OK);
+    UNLOCK_TCPIP_CORE();
+    ASSERT(reaches(&p.server.reads, 1));
+    ASSERT_EQ(PLB_OK, read_now(&p.server, received, 3, &got));
+    ASSERT_EQ(3, got);
+    ASSERT_EQ(PLB_OK, io->watch(io->self, p.server.stream, PLB_EVENT_READ));
+    ASSERT_EQ(PLB_OK, read_now(&p.server, received + 3, 100, &got));
+    ASSERT_EQ(4, got);
+    ASSERT_MEM_EQ("onefour", received, 7);
+    ASSERT_EQ(PLB_AGAIN, io->watch(io->self, p.server.stream, PLB_EVENT_READ));
+    close_pair(&p);
+    PASS();
+}
+
+TEST a_source_port_serves_one_connection_to_a_peer(void)
+{
+    plb_peer peer;
+    plb_stream_info info;
+    end first, second;
+    memset(&peer, 0, sizeof peer);
+    memset(&first, 0, sizeof first);
+    peer.addr = address(LWIP_NETIF_SILENT ":80");
+    peer.source = address(LWIP_NETIF_IPV4 ":40001");
+    ASSERT_EQ(PLB_AGAIN, io->connect(io->self, &peer, handler_of(&first), &first.stream));
+    ASSERT_EQ(PLB_OK, io->info(io->self, first.stream, &info));
+    ASSERT_EQ(0, plb_addr_compare(&peer.source, &info.local));
+    ASSERT_EQ(PLB_ERR_IN_USE, io->connect(io->self, &peer, handler_of(&second), &second.stream));
+    ASSERT(second.stream == NULL);
+    drop(&first, PLB_CLOSE_ABORT);
+    PASS();
+}
+
 TEST what_the_port_cannot_do_is_named(void)
 {
+    const plb_dgram *dgram = plb_lwip_port(&lw).dgram;
     plb_listen_desc desc;
     plb_peer peer;
     plb_tls tls;
@@ -806,6 +888,9 @@ TEST what_the_port_cannot_do_is_named(void)
     ASSERT_EQ(PLB_ERR_UNSUPPORTED, io->listen(io->self, &desc, handler_of(&e), &stream));
     desc.tls = NULL;
     desc.addr = address("10.99.0.7:80");
+    ASSERT_EQ(PLB_ERR_ADDRESS, io->listen(io->self, &desc, handler_of(&e), &stream));
+    ASSERT_EQ(PLB_ERR_ADDRESS, dgram->open(dgram->self, &desc.addr, NULL, handler_of(&e), &stream));
+    desc.addr = address("[fd99::7]:80");
     ASSERT_EQ(PLB_ERR_ADDRESS, io->listen(io->self, &desc, handler_of(&e), &stream));
     peer.addr = address(LWIP_NETIF_SILENT ":80");
     peer.tls = &tls;
@@ -886,8 +971,7 @@ TEST a_socket_keeps_a_few_datagrams(void)
     ASSERT_EQ(PLB_OK, dgram->send(dgram->self, e.stream, &info.local, "x", 1));
     dgram->send(dgram->self, e.stream, &info.local, "y", 1);
     ASSERT(reaches(&e.reads, 1));
-    dgram->close(dgram->self, e.stream); /* with datagrams that wait */
-    PASS();
+    PASS(); /* the port ends with a socket, and with datagrams that wait */
 }
 
 /* ==== NAMES =======================================================================================================
@@ -1058,6 +1142,7 @@ typedef struct counted_task {
     unsigned polls;
     uint32_t delay_ms;
     bool stop, leave;
+    plb_task *victim; /* to be removed by the next poll */
 } counted_task;
 
 static uint32_t poll_counted(void *user)
@@ -1066,6 +1151,8 @@ static uint32_t poll_counted(void *user)
     t->polls++;
     if (t->leave)
         plb_lwip_remove(&lw, &t->task);
+    if (t->victim != NULL)
+        plb_lwip_remove(&lw, t->victim);
     if (t->stop)
         plb_lwip_stop(&lw);
     return t->delay_ms;
@@ -1099,6 +1186,18 @@ TEST tasks_are_polled_when_they_are_due(void)
     step(10);
     ASSERT_EQ(PLB_FOREVER, plb_lwip_timeout(&lw));
     plb_lwip_remove(&lw, &slow.task);
+    PASS();
+}
+
+TEST a_task_may_remove_the_next_one(void)
+{
+    counted_task first, second, third;
+    add_task(&first, PLB_FOREVER);
+    add_task(&second, PLB_FOREVER);
+    add_task(&third, PLB_FOREVER);
+    first.victim = &second.task;
+    step(0);
+    ASSERT(first.polls == 1 && second.polls == 0 && third.polls == 1);
     PASS();
 }
 
@@ -1579,6 +1678,7 @@ SUITE(without_memory)
         RUN_TEST1(a_call_without_memory_costs_no_byte, calls[i]);
     RUN_TEST(a_write_without_memory_is_called_back_all_the_same);
     RUN_TEST(segments_that_could_not_leave_are_sent_later);
+    RUN_TEST(a_connection_whose_first_segment_found_no_room_is_asked_for_again);
     RUN_TEST(a_close_without_memory_is_made_later);
     RUN_TEST(a_port_can_end_while_closes_are_pending);
     for (i = 0; i < sizeof datagram_calls / sizeof *datagram_calls; i++)
@@ -1609,6 +1709,8 @@ SUITE(streams_and_windows)
     RUN_TEST(streams_are_kept_for_accept_only_where_somebody_listens);
     RUN_TEST(a_reader_that_stops_closes_the_window);
     RUN_TEST(small_writes_leave_at_once);
+    RUN_TEST(pbufs_without_bytes_are_no_bytes);
+    RUN_TEST(a_source_port_serves_one_connection_to_a_peer);
     RUN_TEST(what_the_port_cannot_do_is_named);
 }
 
@@ -1632,6 +1734,7 @@ SUITE(the_loop)
     SET_SETUP(setup, NULL);
     SET_TEARDOWN(teardown, NULL);
     RUN_TEST(tasks_are_polled_when_they_are_due);
+    RUN_TEST(a_task_may_remove_the_next_one);
     RUN_TEST(run_ends_when_it_is_told_to);
     RUN_TEST(wakes_of_many_threads_leave_nothing_behind);
     RUN_TEST(a_wake_that_meets_the_end_of_a_wait_counts_once);
