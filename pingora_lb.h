@@ -601,10 +601,10 @@ typedef struct plb_dgram {
 
     /* Opens a socket. `local`: an address of this machine, or all zero bytes behind its family (any), and a port, 0:
        the system's choice; NULL: any. `remote`: the one place to send to and to hear from, so that forgeries from
-       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. PLB_OK, or PLB_ERR_ARGUMENT (both are NULL, or
-       of different families; no port in `remote`), PLB_ERR_UNSUPPORTED (a family that the port lacks; Unix paths),
-       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_UNREACHABLE,
-       PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO; *out is NULL then. */
+       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. Both are read during the call only. PLB_OK, or
+       PLB_ERR_ARGUMENT (both are NULL, or of different families; no port in `remote`), PLB_ERR_UNSUPPORTED (a family
+       that the port lacks; Unix paths), PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_IN_USE,
+       PLB_ERR_ACCESS, PLB_ERR_UNREACHABLE, PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO; *out is NULL then. */
     plb_status (*open)(void *self, const plb_addr *local, const plb_addr *remote, plb_handler handler,
                        plb_stream **out);
 

@@ -1508,8 +1508,6 @@ static plb_status plb__px_dgram_status(int error)
     case ECONNREFUSED:
     case ECONNRESET:
         return PLB_ERR_REFUSED;
-    case EMSGSIZE:
-        return PLB_ERR_ARGUMENT;
     case EAGAIN: /* connect: no local port is left */
     case ENOBUFS:
         return PLB_ERR_LIMIT;
@@ -1626,7 +1624,9 @@ static plb_status plb__px_dgram_send(void *self, plb_stream *socket, const plb_a
     do
         sent = sendto(socket->fd, data, size, PLB__PX_NO_SIGNAL, to != NULL ? &name.u.any : NULL, name.size);
     while (sent < 0 && plb__px_try_again(errno, &tries));
-    return sent >= 0 ? PLB_OK : plb__px_dgram_status(errno);
+    if (sent >= 0)
+        return PLB_OK;
+    return errno == EMSGSIZE ? PLB_ERR_ARGUMENT : plb__px_dgram_status(errno);
 }
 
 /* One datagram, as recvmsg tells of it; true in `cut` where it was longer. */
