@@ -87,7 +87,8 @@
                               instructions
    PLB_READERS                threads that get a cache line of their own to read by; as many lines more are for the
                               threads that got none, and readers beyond those share one counter (16)
-   PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 4 bytes of stack each (128)
+   PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 2 bytes of stack each (128); half as
+                              many in a tier of more than 65 536
    PLB_EXCHANGE_SIZE          bytes of the buffer through which probes read; the longest head of an answer (8192)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
@@ -207,8 +208,7 @@
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
    the log                     344 bytes, where there is one
    an HTTP or gRPC check       2.4 KiB and its texts
-   stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside, with PLB_SEEN_MAX
-                               at 64; more of those is 4 bytes each
+   stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
    many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
    it, what was there before goes on, and the balancer tries again after a second.
@@ -1559,8 +1559,8 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
    plb_begin passes over a backend that is full. */
 typedef bool (*plb_accept_fn)(void *user, const plb_backend_info *info);
 
-/* Distinct backends that one pick remembers exactly; past it, the walk becomes one sweep in set order over the rest.
-   4 bytes of stack each. */
+/* Distinct backends that one pick remembers exactly, of a tier of up to 65 536, half as many of a larger one; past it,
+   the walk becomes one sweep in set order over the rest. 2 bytes of stack each. */
 #ifndef PLB_SEEN_MAX
 #define PLB_SEEN_MAX 128
 #endif
@@ -4610,19 +4610,32 @@ static bool plb__accepts(plb__walk *walk, const plb__tier *tier, uint32_t index)
     return accepted && (walk->taker == NULL || plb__slot_take(walk->taker, slot));
 }
 
-/* What one walk has asked already. */
+/* What one walk has asked already: indexes, in 16 bits where that is enough, else in two times 16. */
 typedef struct plb__seen {
-    uint32_t count;
-    uint32_t index[PLB_SEEN_MAX];
+    uint32_t count, width;
+    uint16_t halves[PLB_SEEN_MAX];
 } plb__seen;
 
 static bool plb__seen_has(const plb__seen *seen, uint32_t index)
 {
-    uint32_t i;
-    for (i = 0; i < seen->count; i++)
-        if (seen->index[i] == index)
+    const uint16_t *at = seen->halves, *end = at + seen->count * seen->width;
+    for (; at < end; at += seen->width)
+        if (at[0] == (uint16_t)index && (seen->width == 1 || at[1] == index >> 16))
             return true;
     return false;
+}
+
+/* Notes one that is not among them; false: there is no room for it. */
+static bool plb__seen_add(plb__seen *seen, uint32_t index)
+{
+    uint16_t *at = seen->halves + seen->count * seen->width;
+    if ((seen->count + 1) * seen->width > PLB_SEEN_MAX)
+        return false;
+    at[0] = (uint16_t)index;
+    if (seen->width > 1)
+        at[1] = (uint16_t)(index >> 16);
+    seen->count++;
+    return true;
 }
 
 /* Asks every backend that was not asked yet, in set order, within *left of them. */
@@ -4655,11 +4668,11 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, plb__walk *walk, const pl
     plb__seen seen;
     index = lb->strategy->first(tier->table, view, walk->reader, request->key, request->key_length, &cursor);
     seen.count = 0;
+    seen.width = view->count > 65536 ? 2 : 1;
     for (; *left > 0; --*left, steps++) {
         if (!plb__seen_has(&seen, index)) {
-            if (seen.count == PLB_SEEN_MAX)
+            if (!plb__seen_add(&seen, index))
                 return plb__sweep(walk, tier, &seen, left);
-            seen.index[seen.count++] = index;
             if (plb__accepts(walk, tier, index))
                 return index;
         }
