@@ -337,14 +337,22 @@ typedef enum plb_family {
 #define PLB_ADDR_TEXT_MAX 120 /* room for any address as text, NUL included */
 
 typedef struct plb_addr {
-    uint8_t family;   /* a plb_family */
+    uint8_t family; /* a plb_family */
+#ifndef PLB_NO_UNIX
     uint8_t path_len; /* Unix: bytes of path */
-    uint16_t port;    /* 1 to 65535, in the processor's own byte order; 0 for Unix */
-    uint32_t scope;   /* IPv6: the zone index of a link-local address, else 0 */
+#endif
+    uint16_t port; /* 1 to 65535, in the processor's own byte order; 0 for Unix */
+#ifndef PLB_NO_IPV6
+    uint32_t scope; /* IPv6: the zone index of a link-local address, else 0 */
+#endif
     union {
-        uint8_t v4[4];  /* network order */
+        uint8_t v4[4]; /* network order */
+#ifndef PLB_NO_IPV6
         uint8_t v6[16]; /* network order */
+#endif
+#ifndef PLB_NO_UNIX
         char path[PLB_PATH_MAX + 1];
+#endif
     } u;
 } plb_addr;
 
@@ -625,8 +633,10 @@ PLB_API uint32_t plb_timers_delay(const plb_timers *timers);
 typedef struct plb_balancer plb_balancer;
 
 #define PLB_WEIGHT_MAX   65535u
+#ifndef PLB_NO_TIERS
 #define PLB_BACKUP       65536u /* as a priority: a backup, used only while no other backend is ready */
 #define PLB_PRIORITY_MAX 131071u
+#endif
 
 typedef enum plb_enablement {
     PLB_ENABLEMENT_KEEP = 0, /* a discovery says nothing of it */
@@ -637,16 +647,22 @@ typedef enum plb_enablement {
 typedef struct plb_backend {
     plb_addr addr;      /* PLB_FAMILY_NONE with a port: `name` is still to be resolved (static discovery does) */
     uint32_t weight;    /* its share, 0 to 65535. It means what it says: 0 is draining, never picked. Usually 1 */
+#ifndef PLB_NO_LIMITS
     uint32_t max_conns; /* requests in flight (plb_begin to plb_end) past which it is not ready; 0: no limit */
-    uint32_t priority;  /* its tier: those of a greater number are used only while none of a smaller one is ready. 0 to
-                           65535, as in DNS SRV (RFC 2782); PLB_BACKUP added: after all that are no backups */
+#endif
+#ifndef PLB_NO_TIERS
+    uint32_t priority; /* its tier: those of a greater number are used only while none of a smaller one is ready. 0 to
+                          65535, as in DNS SRV (RFC 2782); PLB_BACKUP added: after all that are no backups */
+#endif
     uint32_t id;        /* tells two services on one address apart; usually 0 */
     plb_enablement enablement; /* from a discovery: switch it on or off with this update */
     uint32_t checks; /* which of the balancer's checks it has, a bit each, the first one's is 1; 0: all but those
                                 that are by_name */
     uint32_t check_every_ms; /* instead of each check's every_ms; 0: as there. One that an update changes holds from
                                 the next probe on */
-    const char *name;        /* the host name it came from, or NULL. Copied. The first name of an address stays */
+#ifndef PLB_NO_NAMES
+    const char *name; /* the host name it came from, or NULL. Copied. The first name of an address stays */
+#endif
     void *ext;               /* the program's own */
     void (*ext_release)(void *ext); /* called once when nothing reaches ext any more, or NULL */
 } plb_backend;
@@ -1364,13 +1380,19 @@ typedef struct plb_backend_info {
     plb_backend backend;
     uint32_t slot;      /* as plb_pick.slot */
     uint32_t in_flight; /* plb_begin without plb_end yet */
-    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
+#ifndef PLB_NO_SHARES
+    uint8_t share; /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
+#endif
     bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
                            panics, an unhealthy one too */
     bool healthy;
     bool enabled;
-    bool ejected;     /* taken out for what requests met with (section OUTLIER DETECTION) */
+#ifndef PLB_NO_OUTLIER
+    bool ejected; /* taken out for what requests met with (section OUTLIER DETECTION) */
+#endif
+#ifndef PLB_NO_SHARES
     bool advised_off; /* its agent wants no new requests */
+#endif
     uint32_t failing; /* checks that fail, a bit each, as plb_backend.checks */
     uint32_t flips;   /* how often it became healthy or unhealthy */
 } plb_backend_info;
@@ -1413,11 +1435,17 @@ typedef struct plb_balancer_desc {
     uint32_t parallel_checks; /* probes in flight at most; 1: one after another, as pingora's default; 0: 64;
                                  PLB_UNLIMITED */
     bool start_unhealthy;     /* backends are unhealthy until checks say otherwise; needs a check */
+#ifndef PLB_NO_SHARES
     uint32_t slow_start_ms;   /* a backend that becomes healthy gets its share bit by bit over this time, so that cold
                                  caches can fill; needs port.clock; 0: at once */
+#endif
+#ifndef PLB_NO_TIERS
     uint32_t panic_percent;   /* a tier in which less than this share of the enabled backends is healthy ignores health:
                                  failing some requests beats drowning the last ones. 0: never; up to 100 */
+#endif
+#ifndef PLB_NO_OUTLIER
     plb_outlier_desc outlier; /* passive health */
+#endif
 
     void *user;                                                 /* handed to the callbacks below */
     void (*on_change)(void *user, plb_balancer *lb);            /* another set was published */
@@ -1522,8 +1550,10 @@ typedef struct plb_pick {
     plb_addr addr; /* bytes past what the family uses are not set */
     uint32_t weight;
     uint32_t id;
-    uint32_t slot;    /* its small number: for plb_request.exclude */
+    uint32_t slot; /* its small number: for plb_request.exclude */
+#ifndef PLB_NO_NAMES
     const char *name; /* or NULL */
+#endif
     void *ext;
     plb_balancer *balancer; /* private */
     void *held;             /* private; NULL when the pick holds nothing */
@@ -1931,13 +1961,102 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #if defined(__GNUC__)
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define PLB__INLINE      static inline __attribute__((unused, always_inline))
-#define PLB__RARE        static __attribute__((noinline)) /* off the hot path, whose registers it shall not take */
+#define PLB__UNUSED      __attribute__((unused)) /* a static function that only some builds call */
 #else
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
-#define PLB__INLINE      static
-#define PLB__RARE        static
+#define PLB__UNUSED
+#endif
+
+#if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
+#define PLB__INLINE static inline PLB__UNUSED __attribute__((always_inline))
+#define PLB__RARE   static __attribute__((noinline)) /* off the hot path, whose registers it shall not take */
+#else /* for size the compiler knows best */
+#define PLB__INLINE static PLB__UNUSED
+#define PLB__RARE   static
+#endif
+
+/* PLB__IF_X(with, without): the one, or, where PLB_NO_X leaves out what it needs, the other. What only a part that is
+   left out has is read and written by these, in one place each. */
+#ifndef PLB_NO_IPV6
+#define PLB__IF_IPV6(with, without) with
+#else
+#define PLB__IF_IPV6(with, without) without
+#endif
+#ifndef PLB_NO_UNIX
+#define PLB__IF_UNIX(with, without) with
+#else
+#define PLB__IF_UNIX(with, without) without
+#endif
+#ifndef PLB_NO_NAMES
+#define PLB__IF_NAMES(with, without) with
+#else
+#define PLB__IF_NAMES(with, without) without
+#endif
+#ifndef PLB_NO_CHANGES
+#define PLB__IF_CHANGES(with, without) with
+#else
+#define PLB__IF_CHANGES(with, without) without
+#endif
+#ifndef PLB_NO_UPDATES
+#define PLB__IF_UPDATES(with, without) with
+#else
+#define PLB__IF_UPDATES(with, without) without
+#endif
+#ifndef PLB_NO_TIERS
+#define PLB__IF_TIERS(with, without) with
+#else
+#define PLB__IF_TIERS(with, without) without
+#endif
+#ifndef PLB_NO_SHARES
+#define PLB__IF_SHARES(with, without) with
+#else
+#define PLB__IF_SHARES(with, without) without
+#endif
+#ifndef PLB_NO_LIMITS
+#define PLB__IF_LIMITS(with, without) with
+#else
+#define PLB__IF_LIMITS(with, without) without
+#endif
+#ifndef PLB_NO_OUTLIER
+#define PLB__IF_OUTLIER(with, without) with
+#else
+#define PLB__IF_OUTLIER(with, without) without
+#endif
+#ifndef PLB_NO_LOG
+#define PLB__IF_LOG(with, without) with
+#else
+#define PLB__IF_LOG(with, without) without
+#endif
+#ifndef PLB_NO_WALK
+#define PLB__IF_WALK(with, without) with
+#else
+#define PLB__IF_WALK(with, without) without
+#endif
+#ifndef PLB_NO_PROBE_INFO
+#define PLB__IF_PROBE_INFO(with, without) with
+#else
+#define PLB__IF_PROBE_INFO(with, without) without
+#endif
+#ifndef PLB_NO_TLS
+#define PLB__IF_TLS(with, without) with
+#else
+#define PLB__IF_TLS(with, without) without
+#endif
+#ifndef PLB_NO_EXCHANGE
+#define PLB__IF_EXCHANGE(with, without) with
+#else
+#define PLB__IF_EXCHANGE(with, without) without
+#endif
+#ifndef PLB_NO_DRAW
+#define PLB__IF_DRAW(with, without) with
+#else
+#define PLB__IF_DRAW(with, without) without
+#endif
+#ifndef PLB_NO_HANDLES
+#define PLB__IF_HANDLES(with, without) with
+#else
+#define PLB__IF_HANDLES(with, without) without
 #endif
 
 /* A cache line that will be needed soon, or so much later that it must not drive others from the first-level cache. */
@@ -2432,6 +2551,16 @@ static bool plb__scan_v4(plb__scan *s, uint8_t out[4])
     return true;
 }
 
+static bool plb__scan_port(plb__scan *s, uint16_t *out)
+{
+    uint32_t port = 0;
+    if (!plb__scan_char(s, ':') || !plb__scan_decimal(s, 65535, &port) || port == 0 || s->at != s->end)
+        return false;
+    *out = (uint16_t)port;
+    return true;
+}
+
+#ifndef PLB_NO_IPV6
 /* One to four hexadecimal digits. */
 static bool plb__scan_group(plb__scan *s, uint32_t *out)
 {
@@ -2495,35 +2624,59 @@ static bool plb__scan_v6(plb__scan *s, uint8_t out[16])
     return true;
 }
 
-static bool plb__scan_port(plb__scan *s, uint16_t *out)
+static bool plb__scan_bracketed(plb__scan *s, plb_addr *out)
 {
-    uint32_t port = 0;
-    if (!plb__scan_char(s, ':') || !plb__scan_decimal(s, 65535, &port) || port == 0 || s->at != s->end)
+    out->family = PLB_FAMILY_IPV6;
+    if (!plb__scan_v6(s, out->u.v6))
         return false;
-    *out = (uint16_t)port;
+    if (plb__scan_char(s, '%') && !plb__scan_decimal(s, UINT32_MAX, &out->scope))
+        return false;
+    return plb__scan_char(s, ']') && plb__scan_port(s, &out->port);
+}
+
+#endif
+
+PLB__INLINE uint32_t plb__addr_scope(const plb_addr *addr)
+{
+    (void)addr;
+    return PLB__IF_IPV6(addr->scope, 0);
+}
+
+#ifndef PLB_NO_UNIX
+static bool plb__scan_path(plb__scan *s, plb_addr *out)
+{
+    size_t length = (size_t)(s->end - s->at) - 5;
+    if (length > PLB_PATH_MAX || memchr(s->at + 5, '\0', length) != NULL)
+        return false;
+    out->family = PLB_FAMILY_UNIX;
+    out->path_len = (uint8_t)length;
+    memcpy(out->u.path, s->at + 5, length);
     return true;
+}
+#endif
+
+/* The family of an address, as far as there are such here. */
+PLB__INLINE bool plb__addr_is_v6(const plb_addr *addr)
+{
+    return PLB__IF_IPV6(addr->family == PLB_FAMILY_IPV6, ((void)addr, false));
+}
+
+PLB__INLINE bool plb__addr_is_path(const plb_addr *addr)
+{
+    return PLB__IF_UNIX(addr->family == PLB_FAMILY_UNIX, ((void)addr, false));
+}
+
+PLB__INLINE bool plb__addr_is_ip(const plb_addr *addr)
+{
+    return addr->family == PLB_FAMILY_IPV4 || plb__addr_is_v6(addr);
 }
 
 static bool plb__scan_addr(plb__scan *s, plb_addr *out)
 {
-    size_t length = (size_t)(s->end - s->at);
-    if (length > 5 && memcmp(s->at, "unix:", 5) == 0) {
-        length -= 5;
-        if (length > PLB_PATH_MAX || memchr(s->at + 5, '\0', length) != NULL)
-            return false;
-        out->family = PLB_FAMILY_UNIX;
-        out->path_len = (uint8_t)length;
-        memcpy(out->u.path, s->at + 5, length);
-        return true;
-    }
-    if (plb__scan_char(s, '[')) {
-        out->family = PLB_FAMILY_IPV6;
-        if (!plb__scan_v6(s, out->u.v6))
-            return false;
-        if (plb__scan_char(s, '%') && !plb__scan_decimal(s, UINT32_MAX, &out->scope))
-            return false;
-        return plb__scan_char(s, ']') && plb__scan_port(s, &out->port);
-    }
+    if (s->end - s->at > 5 && memcmp(s->at, "unix:", 5) == 0)
+        return PLB__IF_UNIX(plb__scan_path(s, out), false);
+    if (plb__scan_char(s, '['))
+        return PLB__IF_IPV6(plb__scan_bracketed(s, out), false);
     out->family = PLB_FAMILY_IPV4;
     return plb__scan_v4(s, out->u.v4) && plb__scan_port(s, &out->port);
 }
@@ -2563,6 +2716,7 @@ static void plb__put_v4(plb__text *text, const uint8_t *bytes)
     plb__put_bytes(text, v4, (size_t)(plb__write_v4(v4, bytes) - v4));
 }
 
+#ifndef PLB_NO_IPV6
 /* RFC 5952: lower case, the longest run of two or more zero groups (the first of equals) as "::". */
 static void plb__put_v6(plb__text *text, const uint8_t *bytes)
 {
@@ -2591,30 +2745,25 @@ static void plb__put_v6(plb__text *text, const uint8_t *bytes)
         plb__put_number(text, (uint64_t)bytes[2 * i] << 8 | bytes[2 * i + 1], 16);
     }
 }
+#endif
 
 /* The address without its port, as Rust prints an IpAddr: this is what Ketama hashes. */
 static void plb__put_host(plb__text *text, const plb_addr *addr)
 {
-    switch (addr->family) {
-    case PLB_FAMILY_IPV4:
+    if (addr->family == PLB_FAMILY_IPV4)
         plb__put_v4(text, addr->u.v4);
-        break;
-    case PLB_FAMILY_IPV6:
-        plb__put_v6(text, addr->u.v6);
-        break;
-    case PLB_FAMILY_UNIX:
-        plb__put_bytes(text, addr->u.path, addr->path_len);
-        break;
-    default:
+    else if (plb__addr_is_v6(addr))
+        PLB__IF_IPV6(plb__put_v6(text, addr->u.v6), (void)0);
+    else if (plb__addr_is_path(addr))
+        PLB__IF_UNIX(plb__put_bytes(text, addr->u.path, addr->path_len), (void)0);
+    else
         plb__put(text, "(none)");
-        break;
-    }
 }
 
 /* The same as it stands before a port: IPv6 in brackets. */
 static void plb__put_bracketed(plb__text *text, const plb_addr *addr, uint32_t scope)
 {
-    bool is_v6 = addr->family == PLB_FAMILY_IPV6;
+    bool is_v6 = plb__addr_is_v6(addr);
     if (is_v6)
         plb__put_char(text, '[');
     plb__put_host(text, addr);
@@ -2634,10 +2783,10 @@ static void plb__put_port(plb__text *text, uint16_t port)
 
 static void plb__put_addr(plb__text *text, const plb_addr *addr)
 {
-    if (addr->family == PLB_FAMILY_UNIX)
+    if (plb__addr_is_path(addr))
         plb__put(text, "unix:");
-    plb__put_bracketed(text, addr, addr->scope);
-    if (addr->family == PLB_FAMILY_IPV4 || addr->family == PLB_FAMILY_IPV6)
+    plb__put_bracketed(text, addr, plb__addr_scope(addr));
+    if (plb__addr_is_ip(addr))
         plb__put_port(text, addr->port);
 }
 
@@ -2650,16 +2799,9 @@ PLB_API size_t plb_addr_format(const plb_addr *addr, char *buffer, size_t capaci
 
 static size_t plb__addr_bytes(const plb_addr *addr)
 {
-    switch (addr->family) {
-    case PLB_FAMILY_IPV4:
-        return 4;
-    case PLB_FAMILY_IPV6:
-        return 16;
-    case PLB_FAMILY_UNIX:
-        return addr->path_len;
-    default:
-        return 0;
-    }
+    if (plb__addr_is_path(addr))
+        return PLB__IF_UNIX(addr->path_len, 0);
+    return addr->family == PLB_FAMILY_IPV4 ? 4 : plb__addr_is_v6(addr) ? 16 : 0;
 }
 
 #define PLB__ADDR_HEAD offsetof(plb_addr, u)
@@ -2667,7 +2809,7 @@ static size_t plb__addr_bytes(const plb_addr *addr)
 /* How much of a plb_addr its family uses; a path with its NUL. */
 static size_t plb__addr_used(const plb_addr *addr)
 {
-    return PLB__ADDR_HEAD + plb__addr_bytes(addr) + (addr->family == PLB_FAMILY_UNIX);
+    return PLB__ADDR_HEAD + plb__addr_bytes(addr) + plb__addr_is_path(addr);
 }
 
 /* Copies what is used: the source may be stored without the rest. */
@@ -2689,7 +2831,9 @@ PLB_API int plb_addr_compare(const plb_addr *a, const plb_addr *b)
         return a_bytes < b_bytes ? -1 : 1;
     if (a->port != b->port)
         return a->port < b->port ? -1 : 1;
-    return a->scope == b->scope ? 0 : a->scope < b->scope ? -1 : 1;
+    if (plb__addr_scope(a) != plb__addr_scope(b))
+        return plb__addr_scope(a) < plb__addr_scope(b) ? -1 : 1;
+    return 0;
 }
 
 /* FNV-1a, 64 bits: http://www.isthe.com/chongo/tech/comp/fnv/ */
@@ -2707,8 +2851,9 @@ PLB__INLINE uint64_t plb__fnv1a(uint64_t hash, const void *bytes, size_t count)
 PLB_API uint64_t plb_addr_hash(const plb_addr *addr)
 {
     uint64_t hash = plb__fnv1a(PLB__FNV_BASIS, &addr->u, plb__addr_bytes(addr));
+    uint32_t scope = plb__addr_scope(addr);
     hash = plb__fnv1a(hash, &addr->port, sizeof addr->port);
-    hash = plb__fnv1a(hash, &addr->scope, sizeof addr->scope);
+    hash = plb__fnv1a(hash, &scope, sizeof scope);
     return plb__fnv1a(hash, &addr->family, sizeof addr->family);
 }
 
@@ -2910,28 +3055,40 @@ enum {
 
 /* One check of one slot. The polling thread's. */
 typedef struct plb__vital {
+#ifndef PLB_NO_EXCHANGE
     struct plb__op *kept; /* of the last probe, for the next one */
+#endif
+#ifndef PLB_NO_PROBE_INFO
     uint32_t latency_us;
     uint32_t passed, failed;
     uint16_t code;
+#endif
     uint16_t streak; /* results in a row that speak against the state */
     uint8_t status;  /* of the last probe */
     uint8_t stage;
+    bool absent; /* the backend does not have this check */
+    bool again;  /* once more as soon as the one that runs is over */
+#ifndef PLB_NO_SHARES
     uint8_t share;    /* that an agent advises; 0: no new requests */
     bool advised_off; /* the agent wants no new requests, whatever its share */
-    bool absent;      /* the backend does not have this check */
-    bool again;       /* once more as soon as the one that runs is over */
+#endif
 } plb__vital;
 
 /* What is kept of a slot's health as a whole, only where anything watches it. */
 typedef struct plb__care {
-    uint32_t checks;   /* plb_backend's; any thread reads it, and the next two */
-    uint32_t every_ms; /* plb_backend's check_every_ms */
+    uint32_t every_ms; /* plb_backend's check_every_ms; any thread reads it, and the next ones */
+#ifndef PLB_NO_PROBE_INFO
     uint32_t flips;
+#endif
+#ifndef PLB_NO_SHARES
     uint32_t ramp_ms; /* when its share began to grow; the lower half of the timers' clock */
     bool ramping;     /* is it growing? */
-    char align[7];    /* what follows has pointers */
+#endif
+    uint8_t checks; /* plb_backend's */
 } plb__care;
+
+/* What follows it has pointers. */
+#define PLB__CARE_SIZE ((sizeof(plb__care) + sizeof(void *) - 1) / sizeof(void *) * sizeof(void *))
 
 /* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stand
    its care and its checks, its record, then what the strategy keeps for it, next to what is read with it. */
@@ -2939,21 +3096,24 @@ typedef struct plb__slot {
     /* any thread */
     uint32_t in_flight;
     uint32_t flags;
+#ifndef PLB_NO_LIMITS
     uint32_t max_conns;
+#endif
     uint32_t index; /* a hint: where it stands in the current set */
     /* set once */
     uint32_t id;
-    uint32_t number;
-    uint32_t size; /* of this allocation */
-    uint16_t lead; /* bytes of it before this struct */
+    uint16_t lead; /* bytes of this allocation before this struct */
     uint8_t data;  /* how many of them are the strategy's, in units of PLB__SLOT_UNIT */
     uint8_t share; /* of its weight, in 255ths, as it starts slowly or its agent advises; any thread reads it */
+#ifndef PLB_NO_NAMES
     const char *name;
+#endif
     void *ext;
     void (*ext_release)(void *ext);
     union {
-        struct {              /* the polling thread's */
-            uint32_t holders; /* sets and probes */
+        struct {
+            uint32_t number;  /* set once */
+            uint32_t holders; /* sets and probes; the polling thread's, like the next one */
             struct plb__slot *next_departed;
         } control;
         plb_allocator estate; /* once the balancer is gone: where to give the memory back */
@@ -2966,6 +3126,30 @@ static size_t plb__name_size(const char *name)
     return name != NULL ? strlen(name) + 1 : 0;
 }
 
+PLB__INLINE const char *plb__name_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_NAMES(backend->name, NULL);
+}
+
+PLB__INLINE const char *plb__slot_name(const plb__slot *slot)
+{
+    (void)slot;
+    return PLB__IF_NAMES(slot->name, NULL);
+}
+
+PLB__INLINE uint32_t plb__limit_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_LIMITS(backend->max_conns, 0);
+}
+
+PLB__INLINE uint32_t plb__priority_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_TIERS(backend->priority, 0);
+}
+
 static void plb__release_ext(void *ext, void (*release)(void *ext))
 {
     if (ext != NULL && release != NULL)
@@ -2973,7 +3157,7 @@ static void plb__release_ext(void *ext, void (*release)(void *ext))
 }
 
 /* Bytes before a slot for something of that size: a multiple of what malloc and the slot itself are aligned to. */
-#define PLB__SLOT_UNIT       16
+#define PLB__SLOT_UNIT       (2 * sizeof(void *))
 #define PLB__SLOT_LEAD(size) (((size) + PLB__SLOT_UNIT - 1) / PLB__SLOT_UNIT * PLB__SLOT_UNIT)
 
 /* What the strategy keeps for a slot. */
@@ -2993,20 +3177,18 @@ static plb__care *plb__slot_care(const plb__slot *slot)
 /* The first of its checks. */
 static plb__vital *plb__slot_vitals(plb__slot *slot)
 {
-    return (plb__vital *)(void *)((char *)slot - slot->lead + sizeof(plb__care));
+    return (plb__vital *)(void *)((char *)slot - slot->lead + PLB__CARE_SIZE);
 }
 
 /* A slot without its ext: that is handed over when the update is certain. `lead` and `data`, of which the strategy's is
    a part, are results of PLB__SLOT_LEAD, so what follows is aligned. */
 static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backend, size_t lead, size_t data)
 {
-    size_t addr_size = plb__addr_used(&backend->addr), name_size = plb__name_size(backend->name);
-    size_t size = lead + offsetof(plb__slot, addr) + addr_size + name_size;
-    char *memory = (char *)plb__new(a, size);
+    size_t addr_size = plb__addr_used(&backend->addr), name_size = plb__name_size(plb__name_of(backend));
+    char *memory = (char *)plb__new(a, lead + offsetof(plb__slot, addr) + addr_size + name_size);
     plb__slot *slot = (plb__slot *)(void *)(memory + lead);
     if (memory == NULL)
         return NULL;
-    slot->size = (uint32_t)size;
     slot->lead = (uint16_t)lead;
     slot->data = (uint8_t)(data / PLB__SLOT_UNIT);
     slot->share = PLB__SHARE_ALL;
@@ -3014,27 +3196,17 @@ static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backe
     plb__addr_copy(&slot->addr, &backend->addr);
     if (name_size > 0) {
         char *name = (char *)&slot->addr + addr_size;
-        memcpy(name, backend->name, name_size);
-        slot->name = name;
+        memcpy(name, plb__name_of(backend), name_size);
+        PLB__IF_NAMES(slot->name = name, (void)0);
     }
     return slot;
 }
 
 static void plb__slot_delete(const plb_allocator *a, plb__slot *slot)
 {
+    size_t size = slot->lead + offsetof(plb__slot, addr) + plb__addr_used(&slot->addr);
     plb__release_ext(slot->ext, slot->ext_release);
-    plb__delete(a, (char *)slot - slot->lead, slot->size);
-}
-
-/* Everything that a view shows of a slot, in one number: flags, whether it is full, whether its share is partial. */
-static uint32_t plb__slot_state(plb__slot *slot)
-{
-    uint32_t max_conns = PLB__LOAD(&slot->max_conns), state = PLB__LOAD(&slot->flags);
-    if (max_conns != 0 && (PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) >= max_conns)
-        state |= PLB__FULL;
-    if (PLB__LOAD(&slot->share) != PLB__SHARE_ALL)
-        state |= PLB__PARTIAL;
-    return state;
+    plb__delete(a, (char *)slot - slot->lead, size + plb__name_size(plb__slot_name(slot)));
 }
 
 /* Changes the limit. The bit stands beside the count, so that a count that was changed without a look at the limit was
@@ -3042,9 +3214,33 @@ static uint32_t plb__slot_state(plb__slot *slot)
 static void plb__slot_limit(plb__slot *slot, uint32_t max_conns)
 {
     bool limited = (PLB__LOAD(&slot->in_flight) & PLB__LIMITED) != 0;
-    PLB__STORE(&slot->max_conns, max_conns);
+    PLB__IF_LIMITS(PLB__STORE(&slot->max_conns, max_conns), (void)0);
     if (limited != (max_conns != 0))
         plb__fetch_add(&slot->in_flight, max_conns != 0 ? PLB__LIMITED : 0 - PLB__LIMITED);
+}
+
+PLB__INLINE uint32_t plb__slot_max_conns(const plb__slot *slot)
+{
+    (void)slot;
+    return PLB__IF_LIMITS(PLB__LOAD(&slot->max_conns), 0);
+}
+
+/* How much of its weight it takes. */
+PLB__INLINE uint32_t plb__slot_share(const plb__slot *slot)
+{
+    (void)slot;
+    return PLB__IF_SHARES(PLB__LOAD(&slot->share), PLB__SHARE_ALL);
+}
+
+/* Everything that a view shows of a slot, in one number: flags, whether it is full, whether its share is partial. */
+static uint32_t plb__slot_state(plb__slot *slot)
+{
+    uint32_t max_conns = plb__slot_max_conns(slot), state = PLB__LOAD(&slot->flags);
+    if (max_conns != 0 && (PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) >= max_conns)
+        state |= PLB__FULL;
+    if (plb__slot_share(slot) != PLB__SHARE_ALL)
+        state |= PLB__PARTIAL;
+    return state;
 }
 
 static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_addr *b, uint32_t b_id)
@@ -3061,6 +3257,12 @@ static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_add
 #define PLB__ONE_OUT   ((uintptr_t)1 << PLB__WORD_BITS)
 #define PLB__BITS      (PLB__ONE_OUT - 1)
 
+/* Where all addresses are short, a small system, they are copied from the slots themselves. */
+#if defined(PLB_NO_IPV6) && defined(PLB_NO_UNIX)
+#define PLB__NO_COMPACT
+#endif
+
+#ifndef PLB__NO_COMPACT
 /* An IPv4 address in 8 bytes, so that copying it out does not fetch the slot: a plb_addr without its scope, which is 0.
    Other families: all zero. */
 typedef struct plb__compact {
@@ -3068,6 +3270,10 @@ typedef struct plb__compact {
     uint16_t port;
     uint8_t v4[4];
 } plb__compact;
+#define PLB__COMPACT_SIZE sizeof(plb__compact)
+#else
+#define PLB__COMPACT_SIZE 0
+#endif
 
 /* One tier of a set as its strategy sees it. Fixed when built, but for the readiness: bits, and what follows from them.
    The ready backends also stand in a list, in no order, so that one can be drawn in one step; the bits are the truth,
@@ -3079,15 +3285,19 @@ struct plb_view {
     uint32_t partial_count; /* backends that have less than their full share */
     uintptr_t *ready;
     void *state; /* the strategy's */
+#ifndef PLB__NO_COMPACT
     plb__compact *addrs;
+#endif
     plb__slot **slots;
     uint16_t *weights;
+#ifndef PLB_NO_DRAW
     uint32_t *list;
     uint32_t listed;       /* backends in the list */
     uint32_t list_changes; /* since the thread began that is at the list; 0: none is */
     uint32_t list_behind;  /* 1: all of it must be looked through */
     uint32_t *places;      /* in the list, by index, plus 1; 0: not there */
-    uint32_t words;        /* of each bitmap */
+#endif
+    uint32_t words; /* of each bitmap */
     uint32_t weight_sum;
     uint32_t weight_min, weight_max; /* of those above 0 */
 };
@@ -3122,6 +3332,36 @@ typedef struct plb__set {
     plb__tier tiers[1]; /* tier_count of them */
 } plb__set;
 
+/* Where nothing needs them, neither bits nor numbers of tiers are kept. */
+PLB__INLINE bool plb__has_bits(int which)
+{
+    return which == PLB__BITS_PARTIAL ? PLB__IF_SHARES(true, false) : PLB__IF_TIERS(true, false);
+}
+
+PLB__INLINE uint32_t plb__set_tiers(const plb__set *set)
+{
+    (void)set;
+    return PLB__IF_TIERS(set->tier_count, 1);
+}
+
+/* The tier that picks come from. */
+PLB__INLINE const plb__tier *plb__set_active(const plb__set *set)
+{
+    return &set->tiers[PLB__IF_TIERS(PLB__LOAD_RELAXED(&set->active), 0)];
+}
+
+PLB__INLINE uint32_t plb__tier_priority(const plb__tier *tier)
+{
+    (void)tier;
+    return PLB__IF_TIERS(tier->priority, 0);
+}
+
+PLB__INLINE uint32_t plb__tier_panics(const plb__tier *tier)
+{
+    (void)tier;
+    return PLB__IF_TIERS(PLB__LOAD(&tier->panic), 0);
+}
+
 static uint32_t plb__words(uint32_t bits)
 {
     return (bits + PLB__WORD_BITS - 1) / PLB__WORD_BITS;
@@ -3135,11 +3375,24 @@ static void *plb__carve(char **at, size_t count, size_t size)
     return taken;
 }
 
+/* What is copied from the slots, to be read in one place; and the list of those that are ready. */
+static void plb__view_carve(plb_view *view, char **at)
+{
+    (void)view;
+    (void)at;
+#ifndef PLB__NO_COMPACT
+    view->addrs = (plb__compact *)plb__carve(at, view->count, sizeof(plb__compact));
+#endif
+#ifndef PLB_NO_DRAW
+    view->list = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
+    view->places = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
+#endif
+}
+
 /* A set of `tier_count` tiers, one at least, whose sizes are `counts`. */
 static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, uint32_t tier_count)
 {
-    size_t count = 0, words = 0, size, each = sizeof(plb__slot *) + sizeof(plb__compact) + 2 * sizeof(uint32_t);
-    plb__compact *addrs;
+    size_t count = 0, words = 0, size, each = sizeof(plb__slot *) + sizeof(uint16_t);
     plb__set *set;
     uint32_t t;
     char *at;
@@ -3148,8 +3401,8 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
         words += plb__words(counts[t]);
     }
     size = sizeof *set + (tier_count - 1) * sizeof(plb__tier);
-    size += words * (1 + PLB__BITMAPS) * sizeof(uintptr_t);
-    size += count * (each + sizeof(uint16_t));
+    size += words * (1 + PLB__IF_TIERS(2, 0) + PLB__IF_SHARES(1, 0)) * sizeof(uintptr_t);
+    size += count * (each + PLB__COMPACT_SIZE + PLB__IF_DRAW(2 * sizeof(uint32_t), 0));
     set = (plb__set *)plb__new(a, size);
     if (set == NULL)
         return NULL;
@@ -3158,7 +3411,6 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
     set->tier_count = tier_count;
     at = (char *)(set->tiers + tier_count);
     set->slots = (plb__slot **)plb__carve(&at, count, sizeof(plb__slot *));
-    addrs = (plb__compact *)plb__carve(&at, count, sizeof(plb__compact));
     for (t = 0, count = 0; t < tier_count; count += counts[t++]) {
         plb__tier *tier = &set->tiers[t];
         plb_view *view = &tier->view;
@@ -3167,20 +3419,63 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
         view->count = counts[t];
         view->words = plb__words(counts[t]);
         view->slots = set->slots + count;
-        view->addrs = addrs + count;
         view->ready = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
         for (b = 0; b < PLB__BITMAPS; b++)
-            tier->bits[b] = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
+            if (plb__has_bits(b))
+                tier->bits[b] = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
     }
-    for (t = 0; t < tier_count; t++) {
-        set->tiers[t].view.list = (uint32_t *)plb__carve(&at, counts[t], sizeof(uint32_t));
-        set->tiers[t].view.places = (uint32_t *)plb__carve(&at, counts[t], sizeof(uint32_t));
-    }
+    for (t = 0; t < tier_count; t++)
+        plb__view_carve(&set->tiers[t].view, &at);
     set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t));
     for (t = 0; t < tier_count; t++)
         set->tiers[t].view.weights = set->weights + set->tiers[t].start;
     return set;
 }
+
+#ifndef PLB__NO_COMPACT
+static void plb__compact_fill(plb_view *view, uint32_t index, const plb_addr *addr)
+{
+    plb__compact compact;
+    if (addr->family != PLB_FAMILY_IPV4)
+        return;
+    memset(&compact, 0, sizeof compact);
+    compact.family = PLB_FAMILY_IPV4;
+    compact.port = addr->port;
+    memcpy(compact.v4, addr->u.v4, sizeof compact.v4);
+    view->addrs[index] = compact;
+}
+
+PLB__RARE void plb__view_copy_slot_addr(const plb_view *view, uint32_t index, plb_addr *out)
+{
+    plb__addr_copy(out, &view->slots[index]->addr);
+}
+
+PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_addr *out)
+{
+    const plb__compact *compact = &view->addrs[index];
+    if (PLB__LIKELY(compact->family == PLB_FAMILY_IPV4)) {
+        out->family = PLB_FAMILY_IPV4;
+        PLB__IF_UNIX(out->path_len = 0, (void)0);
+        out->port = compact->port;
+        PLB__IF_IPV6(out->scope = 0, (void)0);
+        memcpy(out->u.v4, compact->v4, sizeof compact->v4);
+    } else {
+        plb__view_copy_slot_addr(view, index, out);
+    }
+}
+#else
+PLB__INLINE void plb__compact_fill(plb_view *view, uint32_t index, const plb_addr *addr)
+{
+    (void)view;
+    (void)index;
+    (void)addr;
+}
+
+PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_addr *out)
+{
+    plb__addr_copy(out, &view->slots[index]->addr);
+}
+#endif
 
 /* Puts a backend in its place, in a set that nobody sees yet. */
 static void plb__set_fill(plb__tier *tier, uint32_t index, plb__slot *slot, uint32_t weight)
@@ -3193,26 +3488,30 @@ static void plb__set_fill(plb__tier *tier, uint32_t index, plb__slot *slot, uint
         view->weight_max = weight;
     if (weight > 0 && (view->weight_min == 0 || weight < view->weight_min))
         view->weight_min = weight;
-    if (slot->addr.family == PLB_FAMILY_IPV4) {
-        plb__compact compact;
-        memset(&compact, 0, sizeof compact);
-        compact.family = PLB_FAMILY_IPV4;
-        compact.port = slot->addr.port;
-        memcpy(compact.v4, slot->addr.u.v4, sizeof compact.v4);
-        view->addrs[index] = compact;
-    }
+    plb__compact_fill(view, index, &slot->addr);
 }
 
-static void plb__bit_fill(uintptr_t *words, uint32_t *count, uint32_t index, bool on)
+static void plb__bit_fill(plb__tier *tier, int which, uint32_t *count, uint32_t index, bool on)
 {
-    words[index / PLB__WORD_BITS] |= (uintptr_t)on << index % PLB__WORD_BITS;
+    if (!plb__has_bits(which))
+        return;
+    tier->bits[which][index / PLB__WORD_BITS] |= (uintptr_t)on << index % PLB__WORD_BITS;
     *count += on;
+}
+
+/* The list of those that are ready, of a set that nobody sees yet. */
+PLB__INLINE void plb__list_fill(plb_view *view, uint32_t index)
+{
+    (void)view;
+    (void)index;
+    PLB__IF_DRAW(view->places[index] = view->listed + 1, (void)0);
+    PLB__IF_DRAW(view->list[view->listed++] = index, (void)0);
 }
 
 static uint32_t plb__should_panic(const plb__set *set, const plb__tier *tier)
 {
     uint64_t healthy = PLB__LOAD(&tier->healthy), usable = PLB__LOAD(&tier->usable);
-    return healthy * 100 < usable * set->panic_percent;
+    return PLB__IF_TIERS(healthy * 100 < usable * set->panic_percent, ((void)healthy, (void)usable, (void)set, 0));
 }
 
 /* The readiness of a set that nobody sees yet, all at once. */
@@ -3223,20 +3522,19 @@ static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
     for (i = 0; i < view->count; i++) {
         uint32_t state = plb__slot_state(view->slots[i]);
         bool usable = view->weights[i] > 0 && (state & PLB__OFF) == 0;
-        plb__bit_fill(tier->bits[PLB__BITS_USABLE], &tier->usable, i, usable);
-        plb__bit_fill(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, i, usable && (state & PLB__UNFIT) == 0);
-        plb__bit_fill(tier->bits[PLB__BITS_PARTIAL], &view->partial_count, i, (state & PLB__PARTIAL) != 0);
+        plb__bit_fill(tier, PLB__BITS_USABLE, &tier->usable, i, usable);
+        plb__bit_fill(tier, PLB__BITS_HEALTHY, &tier->healthy, i, usable && (state & PLB__UNFIT) == 0);
+        plb__bit_fill(tier, PLB__BITS_PARTIAL, &view->partial_count, i, (state & PLB__PARTIAL) != 0);
     }
     tier->panic = plb__should_panic(set, tier);
     for (i = 0; i < view->count; i++) {
-        const uintptr_t *bits = tier->bits[tier->panic != 0 ? PLB__BITS_USABLE : PLB__BITS_HEALTHY];
-        bool counts = (bits[i / PLB__WORD_BITS] >> i % PLB__WORD_BITS & 1) != 0;
-        if (!counts || (plb__slot_state(view->slots[i]) & PLB__FULL) != 0)
+        uint32_t bars = PLB__OFF | PLB__FULL | (tier->panic != 0 ? 0 : PLB__UNFIT);
+        if (view->weights[i] == 0 || (plb__slot_state(view->slots[i]) & bars) != 0)
             continue;
-        plb__bit_fill(view->ready, &view->ready_count, i, true);
+        view->ready[i / PLB__WORD_BITS] |= (uintptr_t)1 << i % PLB__WORD_BITS;
+        view->ready_count++;
         view->ready_weight += view->weights[i];
-        view->places[i] = view->listed + 1;
-        view->list[view->listed++] = i;
+        plb__list_fill(view, i);
     }
 }
 
@@ -3248,23 +3546,6 @@ PLB__INLINE bool plb__bit(const uintptr_t *words, uint32_t index)
 PLB__INLINE bool plb__view_ready(const plb_view *view, uint32_t index)
 {
     return plb__bit(view->ready, index);
-}
-
-PLB__RARE void plb__view_copy_slot_addr(const plb_view *view, uint32_t index, plb_addr *out)
-{
-    plb__addr_copy(out, &view->slots[index]->addr);
-}
-
-PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_addr *out)
-{
-    const plb__compact *compact = &view->addrs[index];
-    if (PLB__LIKELY(compact->family == PLB_FAMILY_IPV4)) {
-        memcpy(out, compact, offsetof(plb__compact, v4)); /* family, path_len, port */
-        out->scope = 0;
-        memcpy(out->u.v4, compact->v4, sizeof compact->v4);
-    } else {
-        plb__view_copy_slot_addr(view, index, out);
-    }
 }
 
 PLB_API uint32_t plb_view_count(const plb_view *view)
@@ -3349,6 +3630,7 @@ PLB_API uint32_t plb_view_ready_after(const plb_view *view, uint32_t index)
     return plb__view_ready_after(view, index);
 }
 
+#ifndef PLB_NO_DRAW
 /* A ready backend at random, each as likely as its weight says, by going through all of them. */
 PLB__RARE uint32_t plb__view_draw_slowly(const plb_view *view, plb_reader *reader)
 {
@@ -3435,6 +3717,7 @@ PLB__RARE uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
     }
     return plb__view_ready_after(view, index);
 }
+#endif
 
 PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index)
 {
@@ -3443,9 +3726,10 @@ PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index)
 
 PLB_API uint32_t plb_view_slot(const plb_view *view, uint32_t index)
 {
-    return view->slots[index]->number;
+    return view->slots[index]->u.control.number;
 }
 
+#ifndef PLB_NO_DRAW
 /* Puts a backend into the list or takes it out, as its bit says. */
 static void plb__list_follow(plb_view *view, uint32_t index)
 {
@@ -3490,6 +3774,13 @@ static void plb__list_changed(plb_view *view, uint32_t index)
             plb__list_follow(view, i);
     }
 }
+#else
+PLB__INLINE void plb__list_changed(plb_view *view, uint32_t index)
+{
+    (void)view;
+    (void)index;
+}
+#endif
 
 /* Sets or clears a bit; did that change it? */
 static bool plb__bit_put(uintptr_t *words, uint32_t index, bool on)
@@ -3501,9 +3792,9 @@ static bool plb__bit_put(uintptr_t *words, uint32_t index, bool on)
 }
 
 /* A bit, and the number of those that are set. */
-static void plb__bit_count(uintptr_t *words, uint32_t *count, uint32_t index, bool on)
+static void plb__bit_count(plb__tier *tier, int which, uint32_t *count, uint32_t index, bool on)
 {
-    if (plb__bit_put(words, index, on))
+    if (plb__has_bits(which) && plb__bit_put(tier->bits[which], index, on))
         plb__fetch_add(count, on ? 1 : UINT32_MAX);
 }
 
@@ -3564,25 +3855,25 @@ static void plb__entry_sync(const plb__set *set, plb__tier *tier, uint32_t index
         uintptr_t seen = PLB__LOAD(&tier->view.ready[index / PLB__WORD_BITS]);
         bool usable, healthy;
         state = plb__slot_state(slot);
-        panic = PLB__LOAD(&tier->panic);
+        panic = plb__tier_panics(tier);
         usable = tier->view.weights[index] > 0 && (state & PLB__OFF) == 0;
         healthy = usable && (state & PLB__UNFIT) == 0;
-        plb__bit_count(tier->bits[PLB__BITS_USABLE], &tier->usable, index, usable);
-        plb__bit_count(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, index, healthy);
-        plb__bit_count(tier->bits[PLB__BITS_PARTIAL], &tier->view.partial_count, index, (state & PLB__PARTIAL) != 0);
+        plb__bit_count(tier, PLB__BITS_USABLE, &tier->usable, index, usable);
+        plb__bit_count(tier, PLB__BITS_HEALTHY, &tier->healthy, index, healthy);
+        plb__bit_count(tier, PLB__BITS_PARTIAL, &tier->view.partial_count, index, (state & PLB__PARTIAL) != 0);
         done = plb__view_set_ready(set, tier, index, seen,
                                    (healthy || (usable && panic != 0)) && (state & PLB__FULL) == 0);
-    } while (!done || plb__slot_state(slot) != state || PLB__LOAD(&tier->panic) != panic);
+    } while (!done || plb__slot_state(slot) != state || plb__tier_panics(tier) != panic);
 }
 
 /* The first tier with a healthy backend that is ready; else the first that panics; else the first. */
 static uint32_t plb__choose_tier(const plb__set *set)
 {
     uint32_t t, panicking = 0;
-    for (t = set->tier_count; t-- > 0;)
+    for (t = plb__set_tiers(set); t-- > 0;)
         if (PLB__LOAD(&set->tiers[t].view.ready_count) > 0)
             panicking = t;
-    for (t = 0; t < set->tier_count; t++)
+    for (t = 0; t < plb__set_tiers(set); t++)
         if (PLB__LOAD(&set->tiers[t].view.ready_count) > 0 && PLB__LOAD(&set->tiers[t].healthy) > 0)
             return t;
     return panicking;
@@ -3592,6 +3883,8 @@ static uint32_t plb__choose_tier(const plb__set *set)
 static void plb__tier_sync(plb__set *set, plb__tier *tier)
 {
     uint32_t wanted, i;
+    if (PLB__IF_TIERS(false, true))
+        return;
     while ((wanted = plb__should_panic(set, tier)) != PLB__LOAD(&tier->panic)) {
         PLB__STORE(&tier->panic, wanted);
         for (i = 0; i < tier->view.count; i++)
@@ -3601,6 +3894,13 @@ static void plb__tier_sync(plb__set *set, plb__tier *tier)
         PLB__STORE(&set->active, wanted);
 }
 
+static int plb__entry_compare(const plb_view *view, uint32_t index, const plb_addr *addr, uint32_t id)
+{
+    const plb__slot *slot = view->slots[index];
+    return plb__identity_compare(&slot->addr, slot->id, addr, id);
+}
+
+#ifndef PLB__NO_COMPACT
 /* IPv4 addresses as numbers in their order; other families stand behind them. */
 PLB__INLINE uint64_t plb__v4_rank(uint8_t family, const uint8_t *v4, uint16_t port)
 {
@@ -3610,7 +3910,7 @@ PLB__INLINE uint64_t plb__v4_rank(uint8_t family, const uint8_t *v4, uint16_t po
 }
 
 /* Where an IPv4 address would stand, without a look at the slots and without a branch that depends on what is found. */
-static uint32_t plb__view_find_v4(const plb_view *view, uint64_t rank)
+static uint32_t plb__view_find_rank(const plb_view *view, uint64_t rank)
 {
     uint32_t low = 0, left = view->count;
     while (left > 0) {
@@ -3623,22 +3923,33 @@ static uint32_t plb__view_find_v4(const plb_view *view, uint64_t rank)
     return low;
 }
 
-static int plb__entry_compare(const plb_view *view, uint32_t index, const plb_addr *addr, uint32_t id)
+/* Narrows down where (addr, id) would stand. */
+static void plb__view_narrow(const plb_view *view, const plb_addr *addr, uint32_t id, uint32_t *low, uint32_t *high)
 {
-    const plb__slot *slot = view->slots[index];
-    return plb__identity_compare(&slot->addr, slot->id, addr, id);
+    if (addr->family != PLB_FAMILY_IPV4)
+        return;
+    *low = plb__view_find_rank(view, plb__v4_rank(addr->family, addr->u.v4, addr->port));
+    while (*low < view->count && plb__entry_compare(view, *low, addr, id) < 0)
+        ++*low; /* past other ids */
+    *high = *low;
 }
+#else
+PLB__INLINE void plb__view_narrow(const plb_view *view, const plb_addr *addr, uint32_t id, uint32_t *low,
+                                  uint32_t *high)
+{
+    (void)view;
+    (void)addr;
+    (void)id;
+    (void)low;
+    (void)high;
+}
+#endif
 
 /* The first entry of (addr, id), or PLB_NONE. */
 static uint32_t plb__view_find(const plb_view *view, const plb_addr *addr, uint32_t id)
 {
     uint32_t low = 0, high = view->count;
-    if (addr->family == PLB_FAMILY_IPV4) {
-        low = plb__view_find_v4(view, plb__v4_rank(addr->family, addr->u.v4, addr->port));
-        while (low < view->count && plb__entry_compare(view, low, addr, id) < 0)
-            low++; /* past other ids */
-        high = low;
-    }
+    plb__view_narrow(view, addr, id, &low, &high);
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         if (plb__entry_compare(view, middle, addr, id) < 0)
@@ -3653,7 +3964,7 @@ static uint32_t plb__view_find(const plb_view *view, const plb_addr *addr, uint3
 static uint32_t plb__set_find(const plb__set *set, const plb_addr *addr, uint32_t id, const plb__tier **out)
 {
     uint32_t t, index = PLB_NONE;
-    for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
+    for (t = 0; t < plb__set_tiers(set) && index == PLB_NONE; t++) {
         *out = &set->tiers[t];
         index = plb__view_find(&set->tiers[t].view, addr, id);
     }
@@ -3675,7 +3986,7 @@ static uint32_t plb__tier_find_slot(const plb__tier *tier, plb__slot *slot)
 static uint32_t plb__set_find_slot(const plb__set *set, plb__slot *slot, const plb__tier **out)
 {
     uint32_t t, index = PLB_NONE;
-    for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
+    for (t = 0; t < plb__set_tiers(set) && index == PLB_NONE; t++) {
         *out = &set->tiers[t];
         index = plb__tier_find_slot(*out, slot);
     }
@@ -3693,7 +4004,7 @@ static bool plb__set_has_slot(const plb__set *set, const plb__slot *slot)
 static void plb__set_sync(plb__set *set, plb__slot *slot)
 {
     uint32_t t, index;
-    for (t = 0; t < set->tier_count; t++) {
+    for (t = 0; t < plb__set_tiers(set); t++) {
         plb__tier *tier = &set->tiers[t];
         index = plb__tier_find_slot(tier, slot);
         if (index == PLB_NONE)
@@ -3708,7 +4019,7 @@ static void plb__set_sync(plb__set *set, plb__slot *slot)
 static void plb__set_sync_all(plb__set *set)
 {
     uint32_t t, index;
-    for (t = 0; t < set->tier_count; t++) {
+    for (t = 0; t < plb__set_tiers(set); t++) {
         for (index = 0; index < set->tiers[t].view.count; index++)
             plb__entry_sync(set, &set->tiers[t], index);
         plb__tier_sync(set, &set->tiers[t]);
@@ -4296,13 +4607,13 @@ static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backen
     memset(out, 0, sizeof *out);
     plb__addr_copy(&out->addr, &slot->addr);
     out->weight = weight;
-    out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
+    PLB__IF_LIMITS(out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns), (void)0);
     if (care != NULL) {
         out->checks = PLB__LOAD_RELAXED(&care->checks);
         out->check_every_ms = PLB__LOAD_RELAXED(&care->every_ms);
     }
     out->id = slot->id;
-    out->name = slot->name;
+    PLB__IF_NAMES(out->name = slot->name, (void)0);
     out->ext = slot->ext;
     out->ext_release = slot->ext_release;
 }
@@ -4313,17 +4624,19 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
     plb__slot *slot = view->slots[index];
     uint32_t flags = PLB__LOAD(&slot->flags);
     plb__fill_backend(slot, view->weights[index], &info->backend);
-    info->backend.priority = tier->priority;
-    info->slot = slot->number;
+    PLB__IF_TIERS(info->backend.priority = tier->priority, (void)0);
+    info->slot = slot->u.control.number;
     info->in_flight = PLB__LOAD_RELAXED(&slot->in_flight) & PLB__COUNT_MASK;
-    info->share = PLB__LOAD_RELAXED(&slot->share);
+    PLB__IF_SHARES(info->share = PLB__LOAD_RELAXED(&slot->share), (void)0);
     info->ready = plb__view_ready(view, index);
     info->healthy = (flags & PLB__UNHEALTHY) == 0;
     info->enabled = (flags & PLB__DISABLED) == 0;
-    info->ejected = (flags & PLB__EJECTED) != 0;
-    info->advised_off = (flags & PLB__ADVISED_OFF) != 0;
+    PLB__IF_OUTLIER(info->ejected = (flags & PLB__EJECTED) != 0, (void)0);
+    PLB__IF_SHARES(info->advised_off = (flags & PLB__ADVISED_OFF) != 0, (void)0);
     info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING;
-    info->flips = plb__slot_care(slot) != NULL ? PLB__LOAD_RELAXED(&plb__slot_care(slot)->flips) : 0;
+    info->flips = 0;
+    if (plb__slot_care(slot) != NULL)
+        PLB__IF_PROBE_INFO(info->flips = PLB__LOAD_RELAXED(&plb__slot_care(slot)->flips), (void)0);
 }
 
 /* ==== OUTLIER RECORDS ================================================================================================
@@ -4467,7 +4780,7 @@ static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t index = PLB__LOAD_RELAXED(&slot->index);
     uint32_t before = plb__fetch_add(&slot->in_flight, UINT32_MAX); /* from here on the slot may be gone */
-    if (PLB__UNLIKELY((before & PLB__LIMITED) != 0))
+    if (PLB__IF_LIMITS(PLB__UNLIKELY((before & PLB__LIMITED) != 0), false))
         plb__slot_changed(lb, slot, index);
     if (PLB__UNLIKELY((before & ~PLB__LIMITED) == (PLB__DEPARTED | 1)))
         plb__wake(lb);
@@ -4477,9 +4790,9 @@ static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
 PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t before = plb__fetch_add(&slot->in_flight, 1), count = (before & PLB__COUNT_MASK) + 1, max_conns;
-    if (PLB__LIKELY((before & PLB__LIMITED) == 0))
+    if (PLB__IF_LIMITS(PLB__LIKELY((before & PLB__LIMITED) == 0), true))
         return true;
-    max_conns = PLB__LOAD(&slot->max_conns);
+    max_conns = plb__slot_max_conns(slot);
     if (max_conns == 0)
         return true; /* the limit is about to go */
     if (count > max_conns)
@@ -4503,12 +4816,12 @@ typedef struct plb__walk {
    share grows, keys come and none goes. */
 static bool plb__admits(plb__walk *walk, plb__slot *slot)
 {
-    uint32_t share = PLB__LOAD_RELAXED(&slot->share);
+    uint32_t share = plb__slot_share(slot);
     const plb_request *request = walk->request;
     if (walk->luck == 0)
         walk->luck = walk->set->strategy->keyed ? plb__fnv1a(PLB__FNV_BASIS, request->key, request->key_length)
                                                 : plb__random(walk->reader);
-    return share == PLB__SHARE_ALL || plb__mix(walk->luck + slot->number * PLB__GOLDEN) % PLB__SHARE_ALL < share;
+    return share == PLB__SHARE_ALL || plb__mix(walk->luck + slot->u.control.number * PLB__GOLDEN) % PLB__SHARE_ALL < share;
 }
 
 /* Is it this one? */
@@ -4517,7 +4830,7 @@ static bool plb__accepts(plb__walk *walk, const plb__tier *tier, uint32_t index)
     const plb_request *request = walk->request;
     plb__slot *slot = tier->view.slots[index];
     plb_backend_info info;
-    bool excluded = plb__excluded(request, slot->number), accepted;
+    bool excluded = plb__excluded(request, slot->u.control.number), accepted;
     if (request->accept == NULL) {
         accepted = !excluded && plb__view_ready(&tier->view, index) && (!walk->shares || plb__admits(walk, slot));
     } else {
@@ -4568,7 +4881,7 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, plb__walk *walk, const pl
 {
     const plb_request *request = walk->request;
     const plb_view *view = &tier->view;
-    bool endless = request->max_iterations == 0, goes_on = endless || walk->shares || walk->set->tier_count > 1;
+    bool endless = request->max_iterations == 0, goes_on = endless || walk->shares || plb__set_tiers(walk->set) > 1;
     uint32_t steps = 0, index;
     plb_cursor cursor;
     plb__seen seen;
@@ -4592,7 +4905,8 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, plb__walk *walk, const pl
 /* No backend starts slowly; or the tier panics, and then one that has recovered is not the one to spare. */
 PLB__INLINE bool plb__is_whole(const plb__tier *tier)
 {
-    return PLB__LIKELY(PLB__LOAD_RELAXED(&tier->view.partial_count) == 0) || PLB__LOAD_RELAXED(&tier->panic) != 0;
+    return PLB__IF_SHARES(PLB__LIKELY(PLB__LOAD_RELAXED(&tier->view.partial_count) == 0), ((void)tier, true)) ||
+           plb__tier_panics(tier) != 0;
 }
 
 /* Those that start slowly and refuse are passed over, unless that leaves none in the tier. */
@@ -4614,7 +4928,7 @@ static uint32_t plb__walk_tiers(const plb_balancer *lb, plb__walk *walk, const p
     uint32_t t, index, left = walk->request->max_iterations > 0 ? walk->request->max_iterations : UINT32_MAX;
     const plb__tier *active = *tier;
     index = plb__walk_shares(lb, walk, active, &left);
-    for (t = 0; t < walk->set->tier_count && index == PLB_NONE && left > 0; t++) {
+    for (t = 0; t < plb__set_tiers(walk->set) && index == PLB_NONE && left > 0; t++) {
         *tier = &walk->set->tiers[t];
         if (*tier != active)
             index = plb__walk_shares(lb, walk, *tier, &left);
@@ -4639,7 +4953,7 @@ static uint32_t plb__pick_from_others(const plb_balancer *lb, const plb__set *se
                                       size_t key_length, uint32_t limit, const plb__tier **tier)
 {
     uint32_t t, index = PLB_NONE;
-    for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
+    for (t = 0; t < plb__set_tiers(set) && index == PLB_NONE; t++) {
         *tier = &set->tiers[t];
         index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
         if (index == PLB_NONE && limit > 0 && plb__view_ready_after(&(*tier)->view, 0) != PLB_NONE)
@@ -4652,7 +4966,7 @@ PLB__INLINE uint32_t plb__plain_pick(const plb_balancer *lb, const plb__set *set
                                      size_t key_length, uint32_t limit, const plb__tier **tier)
 {
     uint32_t index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
-    if (PLB__UNLIKELY(index == PLB_NONE && set->tier_count > 1))
+    if (PLB__UNLIKELY(index == PLB_NONE && plb__set_tiers(set) > 1))
         return plb__pick_from_others(lb, set, reader, key, key_length, limit, tier);
     return index;
 }
@@ -4718,7 +5032,7 @@ PLB__INLINE plb_status plb__select_end(plb_balancer *lb, plb_hold *hold, const p
 static plb_status plb__select_full(plb_balancer *lb, plb_hold *hold, plb__set *set, const plb_request *request,
                                    plb_addr *out)
 {
-    const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
+    const plb__tier *tier = plb__set_active(set);
     uint32_t index = PLB_NONE;
     if (set->count > 0)
         index = plb__is_plain(lb, request) && plb__is_whole(tier)
@@ -4844,7 +5158,7 @@ PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, const plb__set *set, plb_
 PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
                                      plb_pick *pick)
 {
-    const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
+    const plb__tier *tier = plb__set_active(set);
     plb__slot *slot;
     uint32_t index;
     if (set->count == 0)
@@ -4856,13 +5170,13 @@ PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader
     plb__view_copy_addr(&tier->view, index, &pick->addr);
     pick->weight = tier->view.weights[index];
     pick->id = slot->id;
-    pick->slot = slot->number;
-    pick->name = slot->name;
+    pick->slot = slot->u.control.number;
+    PLB__IF_NAMES(pick->name = slot->name, (void)0);
     pick->ext = slot->ext;
     pick->balancer = lb;
     pick->held = slot;
     if (lb->strategy->began != NULL)
-        lb->strategy->began(lb->strategy_state, slot->number, plb__slot_data(slot));
+        lb->strategy->began(lb->strategy_state, slot->u.control.number, plb__slot_data(slot));
     return PLB_OK;
 }
 
@@ -4911,7 +5225,7 @@ PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
         return;
     }
     if (lb->strategy->ended != NULL)
-        lb->strategy->ended(lb->strategy_state, slot->number, plb__slot_data(slot), outcome, latency_us);
+        lb->strategy->ended(lb->strategy_state, slot->u.control.number, plb__slot_data(slot), outcome, latency_us);
     if (PLB__UNLIKELY(lb->watches != 0))
         plb__record_outcome(lb, slot, outcome);
     plb__slot_drop(lb, slot);
@@ -4940,7 +5254,7 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id)
     uint32_t t, index;
     if (set == NULL)
         return false;
-    for (t = 0; t < set->tier_count; t++) {
+    for (t = 0; t < plb__set_tiers(set); t++) {
         const plb_view *view = &set->tiers[t].view;
         for (index = plb__view_find(view, addr, id); index < view->count && !ready; index++) {
             const plb__slot *slot = view->slots[index];
@@ -4976,7 +5290,7 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
     uint32_t t, i;
     if (set == NULL)
         return;
-    for (t = 0; t < set->tier_count && more; t++) {
+    for (t = 0; t < plb__set_tiers(set) && more; t++) {
         for (i = 0; i < set->tiers[t].view.count && more; i++) {
             plb_backend_info info;
             plb__fill_info(&set->tiers[t], i, &info);
@@ -5000,7 +5314,7 @@ PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *
         plb__leave(lb, &walk->hold);
         return PLB_ERR_EMPTY;
     }
-    walk->tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
+    walk->tier = plb__set_active(set);
     return PLB_OK;
 }
 
@@ -5685,7 +5999,7 @@ static uint32_t plb__ring_base(const plb_addr *addr)
         plb__put_host(&text, addr);
         at += text.length + 1; /* the text ends with its NUL */
     }
-    if (addr->family != PLB_FAMILY_UNIX)
+    if (!plb__addr_is_path(addr))
         at = plb__decimal(at, addr->port);
     return plb__crc_update(UINT32_MAX, buffer, (size_t)(at - buffer));
 }
@@ -7473,7 +7787,7 @@ static uint64_t plb__hash_identity(const plb_addr *addr, uint32_t id)
 {
     uint64_t hash = plb__hash64(&addr->u, plb__addr_bytes(addr));
     hash = plb__mix(hash ^ ((uint64_t)id << 32 | (uint32_t)addr->port << 8 | addr->family));
-    return plb__mix(hash + addr->scope * PLB__GOLDEN);
+    return plb__mix(hash + plb__addr_scope(addr) * PLB__GOLDEN);
 }
 
 /* A number for each backend. Duplicates that differ in weight get different ones, or one would stand in the other's
@@ -8177,22 +8491,32 @@ static plb_status plb__backend_check(const plb_backend *backend, bool names)
 {
     if (backend->weight > PLB_WEIGHT_MAX)
         return PLB_ERR_WEIGHT;
-    if (backend->priority > PLB_PRIORITY_MAX || backend->checks >> PLB_CHECKS_MAX != 0)
+    if (PLB__IF_TIERS(backend->priority > PLB_PRIORITY_MAX, false) || backend->checks >> PLB_CHECKS_MAX != 0)
         return PLB_ERR_ARGUMENT;
     switch (backend->addr.family) {
     case PLB_FAMILY_IPV4:
-        return backend->addr.port != 0 && backend->addr.scope == 0 ? PLB_OK : PLB_ERR_ADDRESS;
+        return backend->addr.port != 0 && plb__addr_scope(&backend->addr) == 0 ? PLB_OK : PLB_ERR_ADDRESS;
+#ifndef PLB_NO_IPV6
     case PLB_FAMILY_IPV6:
         return backend->addr.port != 0 ? PLB_OK : PLB_ERR_ADDRESS;
+#endif
+#ifndef PLB_NO_UNIX
     case PLB_FAMILY_UNIX:
         return backend->addr.path_len > 0 && backend->addr.path_len <= PLB_PATH_MAX ? PLB_OK : PLB_ERR_ADDRESS;
+#endif
     case PLB_FAMILY_NONE:
-        if (backend->name == NULL || backend->addr.port == 0)
+        if (plb__name_of(backend) == NULL || backend->addr.port == 0)
             return PLB_ERR_ADDRESS;
         return names ? PLB_OK : PLB_ERR_UNSUPPORTED;
     default:
         return PLB_ERR_ADDRESS;
     }
+}
+
+static int plb__tier_compare(const plb_backend *a, const plb_backend *b)
+{
+    uint32_t x = plb__priority_of(a), y = plb__priority_of(b);
+    return x == y ? 0 : x < y ? -1 : 1;
 }
 
 /* The order of a tier: address, id, weight. */
@@ -8201,14 +8525,7 @@ static int plb__backend_compare(const plb_backend *a, const plb_backend *b)
     int order = plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
     if (order == 0 && a->weight != b->weight)
         order = a->weight < b->weight ? -1 : 1;
-    if (order == 0 && a->priority != b->priority)
-        order = a->priority < b->priority ? -1 : 1;
-    return order;
-}
-
-static int plb__tier_compare(const plb_backend *a, const plb_backend *b)
-{
-    return a->priority == b->priority ? 0 : a->priority < b->priority ? -1 : 1;
+    return order == 0 ? plb__tier_compare(a, b) : order;
 }
 
 typedef int (*plb__compare_fn)(const plb_backend *a, const plb_backend *b);
@@ -8504,7 +8821,7 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
 static plb__slot *plb__update_find(plb__set *current, const plb_backend *backend)
 {
     uint32_t t;
-    for (t = 0; current != NULL && t < current->tier_count; t++) {
+    for (t = 0; current != NULL && t < plb__set_tiers(current); t++) {
         plb__tier *tier = &current->tiers[t];
         for (; tier->cursor < tier->view.count; tier->cursor++) {
             plb__slot *slot = tier->view.slots[tier->cursor];
@@ -8530,7 +8847,7 @@ static plb_status plb__update_match(plb_balancer *lb, plb__update *u)
         if (u->slots == NULL)
             return PLB_ERR_MEMORY;
     }
-    for (t = 0; current != NULL && t < current->tier_count; t++)
+    for (t = 0; current != NULL && t < plb__set_tiers(current); t++)
         current->tiers[t].cursor = 0;
     for (i = 0; i < count; i++)
         u->slots[u->list->order[i]] = plb__update_find(current, plb__list_at(u->list, i));
@@ -8554,7 +8871,7 @@ static size_t plb__update_arrange(plb__update *u)
         const plb_backend *backend = plb__list_member(list, i);
         if (members > 0 && plb__backend_compare(plb__list_member(list, members - 1), backend) == 0)
             continue;
-        if (members > 0 && plb__list_member(list, members - 1)->priority != backend->priority)
+        if (members > 0 && plb__tier_compare(plb__list_member(list, members - 1), backend) != 0)
             u->tiers++;
         list->members[members++] = list->members[i];
     }
@@ -8567,14 +8884,14 @@ static bool plb__update_differs(const plb_balancer *lb, const plb__update *u, si
     const plb__set *current = (const plb__set *)lb->current;
     uint32_t t = 0;
     size_t i;
-    if (current == NULL || current->count != members || current->tier_count != u->tiers)
+    if (current == NULL || current->count != members || plb__set_tiers(current) != u->tiers)
         return true;
     for (i = 0; i < members; i++) {
         const plb_backend *backend = plb__list_member(u->list, i);
         while (i >= current->tiers[t].start + current->tiers[t].view.count)
             t++;
         if (current->slots[i] != u->slots[u->list->members[i]] || current->weights[i] != backend->weight ||
-            current->tiers[t].priority != backend->priority)
+            plb__tier_priority(&current->tiers[t]) != plb__priority_of(backend))
             return true;
     }
     return false;
@@ -8601,7 +8918,7 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
 
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
-    size_t care = lb->check_count > 0 || lb->watches != 0 ? sizeof(plb__care) : 0;
+    size_t care = lb->check_count > 0 || lb->watches != 0 ? PLB__CARE_SIZE : 0;
     size_t record = lb->watches != 0 ? PLB__RECORD_LEAD : 0;
     care += lb->check_count * sizeof(plb__vital);
     return PLB__SLOT_LEAD(care) + record + PLB__SLOT_LEAD(lb->strategy->slot_size);
@@ -8620,14 +8937,14 @@ static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_ba
             slot->flags |= plb__failing(c);
     }
     if (plb__slot_care(slot) != NULL) {
-        plb__slot_care(slot)->checks = backend->checks;
+        plb__slot_care(slot)->checks = (uint8_t)backend->checks;
         plb__slot_care(slot)->every_ms = backend->check_every_ms;
     }
     if (lb->watches != 0)
         plb__record_init(slot);
     if (backend->enablement == PLB_ENABLEMENT_OFF)
         slot->flags |= PLB__DISABLED;
-    plb__slot_limit(slot, backend->max_conns);
+    plb__slot_limit(slot, plb__limit_of(backend));
 }
 
 static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
@@ -8646,7 +8963,7 @@ static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
                                  PLB__SLOT_LEAD(lb->strategy->slot_size));
         if (slot == NULL)
             return PLB_ERR_MEMORY;
-        slot->number = lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
+        slot->u.control.number = lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
         plb__slot_init(lb, slot, plb__list_at(u->list, i));
         slot->u.control.next_departed = u->created;
         u->created = slot;
@@ -8660,8 +8977,8 @@ static const plb__tier *plb__update_old_tier(const plb_balancer *lb, uint32_t pr
 {
     const plb__set *old = (const plb__set *)lb->current;
     uint32_t t;
-    for (t = 0; old != NULL && t < old->tier_count; t++)
-        if (old->tiers[t].priority == priority && old->tiers[t].table != NULL)
+    for (t = 0; old != NULL && t < plb__set_tiers(old); t++)
+        if (plb__tier_priority(&old->tiers[t]) == priority && old->tiers[t].table != NULL)
             return &old->tiers[t];
     return NULL;
 }
@@ -8679,7 +8996,7 @@ static plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__t
     }
     plb__set_fill_ready(u->set, tier);
     if (view->count > 0)
-        tier->priority = plb__list_member(u->list, tier->start)->priority;
+        tier->priority = plb__priority_of(plb__list_member(u->list, tier->start));
     if (view->count == 0 || lb->strategy->build == NULL)
         return PLB_OK;
     old = plb__update_old_tier(lb, tier->priority);
@@ -8696,7 +9013,7 @@ static plb_status plb__update_count_tiers(plb_balancer *lb, plb__update *u, size
     if (u->counts == NULL)
         return PLB_ERR_MEMORY;
     for (i = 0; i < members; i++) {
-        if (i > 0 && plb__list_member(u->list, i)->priority != plb__list_member(u->list, i - 1)->priority)
+        if (i > 0 && plb__tier_compare(plb__list_member(u->list, i), plb__list_member(u->list, i - 1)) != 0)
             t++;
         u->counts[t]++;
     }
@@ -8720,7 +9037,7 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t mem
         return status;
     u->set->strategy = lb->strategy;
     u->set->strategy_state = lb->strategy_state;
-    u->set->panic_percent = lb->desc.panic_percent;
+    u->set->panic_percent = PLB__IF_TIERS(lb->desc.panic_percent, 0);
     u->set->simple = u->tiers == 1 && members > 0 && lb->strategy->pick != NULL;
     for (t = 0; t < u->tiers && status == PLB_OK; t++)
         status = plb__update_fill_tier(lb, u, &u->set->tiers[t]);
@@ -8739,8 +9056,8 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
         const plb_backend *backend = plb__list_at(u->list, i);
         plb__slot *slot = u->slots[u->list->order[i]];
         if (!plb__list_continues(u->list, i)) {
-            if (PLB__LOAD_RELAXED(&slot->max_conns) != backend->max_conns) {
-                plb__slot_limit(slot, backend->max_conns);
+            if (plb__slot_max_conns(slot) != plb__limit_of(backend)) {
+                plb__slot_limit(slot, plb__limit_of(backend));
                 plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
             }
             plb__slot_checks(lb, slot, backend);
@@ -8768,7 +9085,7 @@ static void plb__update_adopt(plb__update *u)
 
 static void plb__slot_free(plb_balancer *lb, plb__slot *slot)
 {
-    lb->free_numbers[lb->free_number_count++] = slot->number;
+    lb->free_numbers[lb->free_number_count++] = slot->u.control.number;
     plb__slot_delete(&lb->env.allocator, slot);
 }
 
@@ -8790,7 +9107,7 @@ static void plb__slot_let_go(plb_balancer *lb, plb__slot *slot)
 static void plb__set_free(plb_balancer *lb, plb__set *set)
 {
     uint32_t t;
-    for (t = 0; t < set->tier_count; t++)
+    for (t = 0; t < plb__set_tiers(set); t++)
         if (set->tiers[t].table != NULL)
             lb->strategy->discard(lb->strategy_state, set->tiers[t].table);
     plb__delete(&lb->env.allocator, set, set->size);
@@ -9095,6 +9412,13 @@ PLB_API void plb_last_update(const plb_balancer *lb, plb_update_info *out)
     *out = lb->update;
 }
 
+/* What tells nothing about which backend it is. */
+static void plb__backend_ignore(plb_backend *backend)
+{
+    backend->weight = backend->checks = 0;
+    PLB__IF_TIERS(backend->priority = 0, (void)0);
+}
+
 /* Changes of the list, from any thread. */
 static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_backend *backends, size_t count)
 {
@@ -9107,7 +9431,7 @@ static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_
         plb_backend backend = backends[i];
         plb_status status;
         if (what == PLB_CHANGE_REMOVE)
-            backend.weight = backend.priority = backend.checks = 0; /* they are not looked at */
+            plb__backend_ignore(&backend);
         status = plb__backend_check(&backend, lb->port.names != NULL || what == PLB_CHANGE_REMOVE);
         if (status != PLB_OK)
             return status;
@@ -9844,7 +10168,7 @@ static void plb__ramp_go_on(void *user)
     plb_balancer *lb = (plb_balancer *)user;
     const plb__set *set = (const plb__set *)lb->current;
     uint32_t t, w;
-    for (t = 0; set != NULL && t < set->tier_count; t++) {
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++) {
         const plb__tier *tier = &set->tiers[t];
         for (w = 0; w < tier->view.words; w++) {
             uintptr_t word = PLB__LOAD(&tier->bits[PLB__BITS_PARTIAL][w]);
@@ -9929,7 +10253,7 @@ static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backen
         return;
     changes = care->every_ms != backend->check_every_ms;
     PLB__STORE_RELAXED(&care->every_ms, backend->check_every_ms);
-    PLB__STORE_RELAXED(&care->checks, backend->checks);
+    PLB__STORE_RELAXED(&care->checks, (uint8_t)backend->checks);
     for (c = 0; c < lb->check_count; c++) {
         bool absent = !plb__check_is_for(lb, c, backend->checks);
         plb__vital *vital = &plb__slot_vitals(slot)[c];
@@ -10386,7 +10710,7 @@ static void plb__exchange_event(void *user, plb_stream *stream, plb_event event,
 /* The port that a probe connects to; `port`: plb_exchange's. */
 static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t port, const plb_backend *target)
 {
-    if (target->addr.family == PLB_FAMILY_UNIX)
+    if (plb__addr_is_path(&target->addr))
         return 0;
     return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
 }
@@ -10395,7 +10719,7 @@ static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t por
 static const char *plb__ip_text(const plb_addr *addr, char *text)
 {
     plb__text ip = plb__text_in(text, PLB_ADDR_TEXT_MAX);
-    if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
+    if (!plb__addr_is_ip(addr))
         return NULL;
     plb__put_host(&ip, addr);
     return text;
@@ -11065,7 +11389,7 @@ static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_che
 {
     plb__text text = plb__text_in(probe->authority, sizeof probe->authority);
     uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, backend);
-    bool is_unix = backend->addr.family == PLB_FAMILY_UNIX;
+    bool is_unix = plb__addr_is_path(&backend->addr);
     if (probe->target.host != NULL)
         return;
     probe->target.host = backend->name != NULL ? backend->name : is_unix ? "localhost" : "";
@@ -12755,7 +13079,7 @@ static void plb__lists_catch_up(plb_balancer *lb)
 {
     plb__set *set = (plb__set *)lb->current;
     uint32_t t;
-    for (t = 0; set != NULL && t < set->tier_count; t++)
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++)
         if (PLB__LOAD_RELAXED(&set->tiers[t].view.list_behind) != 0)
             plb__list_changed(&set->tiers[t].view, 0);
 }
@@ -12919,7 +13243,7 @@ static plb_status plb__desc_check(const plb_balancer *lb)
         plb__log(lb, PLB_LOG_ERROR, "update_every_ms, check_every_ms and slow_start_ms need port.clock", PLB_OK);
         return PLB_ERR_UNSUPPORTED;
     }
-    if (desc->panic_percent > 100) {
+    if (PLB__IF_TIERS(desc->panic_percent > 100, false)) {
         plb__log(lb, PLB_LOG_ERROR, "panic_percent is above 100", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
@@ -12995,7 +13319,7 @@ static void plb__strategy_tick(void *user)
     if (lb->strategy->tick == NULL || lb->port.clock == NULL)
         return;
     plb_timer_set(&lb->timers, &lb->tick_timer, lb->strategy->tick_ms);
-    for (t = 0; set != NULL && t < set->tier_count; t++)
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++)
         if (set->tiers[t].view.count > 0)
             lb->strategy->tick(lb->strategy_state, set->tiers[t].table, &set->tiers[t].view);
 }
@@ -13310,7 +13634,7 @@ static uint32_t plb__metric_backends(const plb_balancer *lb, uint32_t id)
 {
     const plb__set *set = (const plb__set *)lb->current;
     uint32_t t, i, backends = 0;
-    for (t = 0; set != NULL && t < set->tier_count; t++) {
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++) {
         const plb_view *view = &set->tiers[t].view;
         for (i = 0; i < view->count; i++) {
             uint32_t flags = PLB__LOAD(&view->slots[i]->flags);
@@ -13611,7 +13935,7 @@ static void plb__metric_row(plb__metrics *out, const plb__metric *m, const plb_b
         plb__metric_sample(out, m, &sample);
         return;
     }
-    for (t = 0; set != NULL && t < set->tier_count; t++)
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++)
         plb__metric_tier(out, m, &sample, &set->tiers[t]);
 }
 
