@@ -35,6 +35,7 @@
 
    CONTENTS
    Sections begin with "==== NAME". Interface:
+     WHAT IS LEFT OUT    which parts go with which
      COMPILER            linkage, atomics, wide multiplication: all that depends on the compiler
      VERSION             of the interface and of what was linked
      STATUS              the names of everything that can go wrong
@@ -235,6 +236,93 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+/* ==== WHAT IS LEFT OUT ===============================================================================================
+   A part that is left out takes with it what needs it: the list in DEFINES, and this is where it is carried out. */
+
+#ifdef PLB_NO_UPDATES
+#ifndef PLB_NO_CHANGES
+#define PLB_NO_CHANGES
+#endif
+#ifndef PLB_NO_NAMES
+#define PLB_NO_NAMES
+#endif
+#ifndef PLB_NO_METRICS
+#define PLB_NO_METRICS
+#endif
+#endif
+#ifdef PLB_NO_PROBE_INFO
+#ifndef PLB_NO_METRICS
+#define PLB_NO_METRICS
+#endif
+#endif
+#ifdef PLB_NO_WALK
+#ifndef PLB_NO_SHARES
+#define PLB_NO_SHARES
+#endif
+#endif
+#ifdef PLB_NO_DRAW
+#ifndef PLB_NO_SHARES
+#define PLB_NO_SHARES
+#endif
+#ifndef PLB_NO_RANDOM
+#define PLB_NO_RANDOM
+#endif
+#ifndef PLB_NO_FNV
+#define PLB_NO_FNV
+#endif
+#ifndef PLB_NO_KETAMA
+#define PLB_NO_KETAMA
+#endif
+#ifndef PLB_NO_SMOOTH
+#define PLB_NO_SMOOTH
+#endif
+#ifndef PLB_NO_IP_HASH
+#define PLB_NO_IP_HASH
+#endif
+#ifndef PLB_NO_CHOICES
+#define PLB_NO_CHOICES
+#endif
+#ifndef PLB_NO_MAGLEV
+#define PLB_NO_MAGLEV
+#endif
+#endif
+#ifdef PLB_NO_SHARES
+#ifndef PLB_NO_AGENT
+#define PLB_NO_AGENT
+#endif
+#endif
+#ifdef PLB_NO_KETAMA
+#ifndef PLB_NO_BOUNDED
+#define PLB_NO_BOUNDED
+#endif
+#endif
+#ifdef PLB_NO_CHOICES
+#ifndef PLB_NO_EWMA
+#define PLB_NO_EWMA
+#endif
+#endif
+#ifdef PLB_NO_EXCHANGE
+#ifndef PLB_NO_HTTP1
+#define PLB_NO_HTTP1
+#endif
+#ifndef PLB_NO_EXPECT
+#define PLB_NO_EXPECT
+#endif
+#ifndef PLB_NO_AGENT
+#define PLB_NO_AGENT
+#endif
+#endif
+#ifdef PLB_NO_HTTP1
+#ifndef PLB_NO_HTTP2
+#define PLB_NO_HTTP2
+#endif
+#endif
+#ifdef PLB_NO_HTTP2
+#ifndef PLB_NO_GRPC
+#define PLB_NO_GRPC
+#endif
+#endif
 
 /* ==== COMPILER =======================================================================================================
    The only section that asks which compiler this is: linkage, atomics, wide multiplication. */
@@ -519,6 +607,7 @@ typedef struct plb_random {
     void (*fill)(void *self, void *bytes, size_t count);
 } plb_random;
 
+#ifndef PLB_NO_NAMES
 typedef struct plb_query plb_query; /* a resolution on its way; the port's own */
 
 /* The answer, from the port's step, once: PLB_OK and 1 or more addresses with the port that was asked for, or
@@ -535,6 +624,7 @@ typedef struct plb_names {
                           plb_query **out);
     void (*cancel)(void *self, plb_query *query); /* fn will not be called any more */
 } plb_names;
+#endif
 
 /* Datagrams (UDP). Rules and thread as for plb_io, whose plb_stream and plb_handler serve here too, but such a socket
    is given to these functions only. Datagrams may get lost, doubled or out of order: those who use them expect it. */
@@ -581,7 +671,9 @@ typedef struct plb_port {
     const plb_io *io;
     const plb_clock *clock;
     const plb_random *random;
+#ifndef PLB_NO_NAMES
     const plb_names *names;
+#endif
     const plb_barrier *barrier;
     const plb_dgram *dgram;
 } plb_port;
@@ -758,6 +850,7 @@ typedef struct plb_static_desc {
    PLB_ERR_UNSUPPORTED for names without plb_port.names. Any thread. */
 PLB_API plb_discovery plb_static(const plb_static_desc *desc);
 
+#ifndef PLB_NO_CHANGES
 /* Change the static list; an update follows at once. The backends are copied. PLB_ERR_ADDRESS, PLB_ERR_WEIGHT,
    PLB_ERR_ARGUMENT (a priority, or bits of checks past PLB_CHECKS_MAX), PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the
    discovery has no list, or a name cannot be resolved here): nothing changes and ext stays the caller's. What only
@@ -766,6 +859,7 @@ PLB_API plb_discovery plb_static(const plb_static_desc *desc);
 PLB_API plb_status plb_add(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count);
+#endif
 
 /* ==== HEALTH CHECK ===================================================================================================
    How a backend's health is found out, and when. Each check of each backend has one of two states and a counter:
@@ -811,16 +905,19 @@ typedef struct plb_check {
 typedef struct plb_report {
     plb_status status; /* PLB_OK: success */
     uint32_t code;     /* the protocol's own number (HTTP status, ...), up to 65535; 0: none */
-    const char *text;  /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it
-                        */
+#ifndef PLB_NO_LOG
+    const char *text; /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it */
+#endif
     bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open. When it is
                           reported while plb_destroy runs, no cancel follows: close gives it back */
+#ifndef PLB_NO_SHARES
     bool neutral;      /* it says nothing of the backend's health: written down, but no success and no failure. Only
                           where start_unhealthy waits for a first result, it is a success */
     bool has_share;    /* `share` is meant, until another report has one */
     uint8_t share;     /* requests that the backend wants, in 255ths of its weight; 0: no new ones */
     plb_enablement enablement; /* does it want new requests at all, whatever its health? Holds until another report
                                   says something else than PLB_ENABLEMENT_KEEP */
+#endif
 } plb_report;
 
 #define PLB_REPORT_TEXT 80
@@ -934,6 +1031,7 @@ PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
    report: PLB_ERR_ANSWER when the answer is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP,
    PLB_ERR_RESET when it ended too early, each with words, and the HTTP status as its code once there is one. */
 
+#ifndef PLB_NO_HTTP1
 struct plb_http1_header;
 
 /* Is the answer a good one? Header names in any case; their texts are lent. From the polling thread. */
@@ -979,6 +1077,7 @@ typedef struct plb_http_check_desc {
    thread. */
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
+#ifndef PLB_NO_HTTP2
 /* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
    list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in
    small letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also
@@ -986,12 +1085,16 @@ PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
    PLB_HTTP2_MEMORY.
    Any thread. */
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
+#endif
+
+#endif
 
 /* ==== SEND AND EXPECT ================================================================================================
    Checks in steps: each sends some bytes, or none, and looks at the answer. What makes the answer wrong ends the probe
    as soon as it is seen, with PLB_ERR_ANSWER, the number of the step (from 1) as the report's code, and a text such as
    `step 2: expected "+PONG", got "-NOAUTH Authentication required.\r\n"`. */
 
+#ifndef PLB_NO_EXPECT
 typedef enum plb_expect_kind {
     PLB_EXPECT_PREFIX = 0, /* the answer begins with these bytes */
     PLB_EXPECT_SUBSTRING,  /* they are somewhere in it */
@@ -1050,6 +1153,7 @@ PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect);
 
 /* memcached's text protocol: version, VERSION. */
 PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect);
+#endif
 
 /* ==== AGENT CHECK ====================================================================================================
    A program beside the backend says how it is: HAProxy's agent-check. It is connected to, may be sent a text, and
@@ -1068,6 +1172,7 @@ PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect);
    checks find out about the backend): the result is written down, but is neutral (plb_report). So is an answer that
    speaks neither of up nor of down. */
 
+#ifndef PLB_NO_AGENT
 typedef enum plb_agent_verdict { PLB_AGENT_SILENT = 0, PLB_AGENT_UP, PLB_AGENT_DOWN } plb_agent_verdict;
 
 typedef struct plb_agent_answer {
@@ -1090,6 +1195,7 @@ typedef struct plb_agent_check_desc {
 
 /* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
 PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
+#endif
 
 /* ==== GRPC CHECK =====================================================================================================
    The health service that gRPC servers have (grpc.health.v1.Health/Check), over HTTP/2: with TLS by ALPN, without by
@@ -1097,6 +1203,7 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
    "SERVICE_UNKNOWN", "UNKNOWN" and the number of that status as its code, or "gRPC status UNIMPLEMENTED" and the like
    with that one's. Source: "GRPC Health Checking Protocol" of the gRPC project. */
 
+#ifndef PLB_NO_GRPC
 /* Zero members: the default. Read in plb_create, and copied. */
 typedef struct plb_grpc_check_desc {
     plb_connect_desc connect;
@@ -1108,6 +1215,7 @@ typedef struct plb_grpc_check_desc {
 
 /* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
 PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc);
+#endif
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -1151,9 +1259,11 @@ PLB_API uint64_t plb_reader_random(plb_reader *reader); /* 64 random bits (Split
    one for all threads. */
 PLB_API uintptr_t plb_reader_turn(plb_reader *reader, uintptr_t *shared);
 
+#ifndef PLB_NO_DRAW
 /* A ready backend at random, each as likely as its weight says; PLB_NONE if there is none. O(1), whatever the share of
    those that are ready; but O(n) now and then where the heaviest weighs many times the average. */
 PLB_API uint32_t plb_view_draw(const plb_view *view, plb_reader *reader);
+#endif
 
 /* The first ready backend at or after an index, wrapping; PLB_NONE if there is none. */
 PLB_API uint32_t plb_view_ready_after(const plb_view *view, uint32_t index);
@@ -1219,15 +1329,22 @@ typedef struct plb_strategy {
                  bit for bit for IPv4). When a backend leaves, only its keys move. 6.6 bytes a point. An update that
                  changes little amends the ring, so its cost is that of a copy. */
 PLB_API plb_strategy plb_round_robin(void);
+#ifndef PLB_NO_RANDOM
 PLB_API plb_strategy plb_random_choice(void);
+#endif
+#ifndef PLB_NO_FNV
 PLB_API plb_strategy plb_fnv(void);
+#endif
 
+#ifndef PLB_NO_KETAMA
 typedef struct plb_ketama_desc {
     uint32_t max_points;     /* of the whole ring; more is refused with PLB_ERR_POINTS. 0: 16777216 */
     uint32_t point_multiple; /* points for each unit of weight; 0: 160, as pingora and nginx have it */
 } plb_ketama_desc;
 PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc);
+#endif
 
+#ifndef PLB_NO_SMOOTH
 /* nginx's smooth weighted round robin, pick for pick: weights 5, 1, 1 give a a b a c a a, where round robin gives
    a a a a a b c. For few backends with unequal weights, when a run of requests to one of them hurts.
    A pick takes the time of the distinct weights, some 2 ns for each, and so does a flip; where there are more than a
@@ -1237,7 +1354,9 @@ PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc);
    not catch up on what it missed. Another set starts anew. A retry gets the next choice, another backend each time.
    Weights that add up to more than 2^26 are halved together until they do not. */
 PLB_API plb_strategy plb_smooth_round_robin(void);
+#endif
 
+#ifndef PLB_NO_LEAST
 /* The ready backend with the fewest requests in flight for its weight (nginx's least_conn); ties go round by weight, so
    that it is a weighted round robin while nothing is in flight. For requests that take unequal time. Only picks that
    are held count: plb_begin until plb_end.
@@ -1245,7 +1364,9 @@ PLB_API plb_strategy plb_smooth_round_robin(void);
    A pick takes some 1 ns for each that it compares; one with nothing in flight ends it at once. 8 bytes a backend, none
    where each weighs 1. A retry gets the next best. */
 PLB_API plb_strategy plb_least_connections(void);
+#endif
 
+#ifndef PLB_NO_BOUNDED
 /* Bounded loads: Ketama, but no backend takes a request that would put it above its share of those in flight times
    `factor_percent`: ceil(factor * (in flight + 1) * weight / weight of the ready ones). For caches and sessions where
    one hot key, or a few, would drown their backend: what it may not take goes to the next on the ring, and comes back
@@ -1262,7 +1383,9 @@ typedef struct plb_bounded_loads_desc {
     uint32_t factor_percent; /* 101 to 65535; 0: 125 */
 } plb_bounded_loads_desc;
 PLB_API plb_strategy plb_bounded_loads(const plb_bounded_loads_desc *desc);
+#endif
 
+#ifndef PLB_NO_IP_HASH
 /* IP hash: nginx's ip_hash, for a set that nginx lists in the same order (address, then port). The key is the client's
    address, its bytes alone: 4 of IPv4, of which the first three count, so that a /24 stays together; or 16 of IPv6, all
    of which count. For a client whose address is a plb_addr:
@@ -1273,7 +1396,9 @@ PLB_API plb_strategy plb_bounded_loads(const plb_bounded_loads_desc *desc);
    the sum of weights gets only what is turned away elsewhere: there, and for evenness, FNV or Ketama serve better. 8
    bytes a backend, none where each weighs 1. */
 PLB_API plb_strategy plb_ip_hash(void);
+#endif
 
+#ifndef PLB_NO_CHOICES
 /* For requests that differ in what they cost, and backends that differ in how fast they are. Both look at two ready
    backends, drawn at random by weight, and take the better one (Mitzenmacher 2001): no backend gets far ahead of the
    others, several balancers do not run to the same one, and the cost is that of two draws, however many there are. 8
@@ -1290,11 +1415,15 @@ PLB_API plb_strategy plb_ip_hash(void);
                  1/256 with each choice that is lost. 8 bytes a slot more. */
 PLB_API plb_strategy plb_two_choices(void);
 
+#ifndef PLB_NO_EWMA
 typedef struct plb_peak_ewma_desc {
     uint32_t decay_ms; /* in which an estimate falls to 1/e; 100 at least. 0: 10000 */
 } plb_peak_ewma_desc;
 PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc); /* NULL: all defaults */
+#endif
+#endif
 
+#ifndef PLB_NO_MAGLEV
 /* Maglev hashing (Eisenbud and others, NSDI 2016; weights as in Envoy): a key's hash is a place in a table, and the
    place has its backend. For many keys and many backends: a pick costs the same however many there are, and the shares
    are even, each within a place or two of what its weight says; with any weight, one place at least. When a backend
@@ -1310,17 +1439,21 @@ typedef struct plb_maglev_desc {
 
 /* PLB_ERR_ARGUMENT from plb_create: table_size is not a prime, or 2^24 or more. NULL: the default. */
 PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc);
+#endif
 
+#ifndef PLB_NO_RENDEZVOUS
 /* Rendezvous hashing (Thaler and Ravishankar 1998): a key draws a lot for each backend, and the best one wins. For
    small sets, as a pick takes 50 ns and 2 more for each backend: but when one leaves, or another comes, or a weight
    changes, not a single key moves that need not, and the second choices of one backend's keys are spread as evenly as
    the first. Weights are exact. 8 bytes a backend. */
 PLB_API plb_strategy plb_rendezvous(void);
+#endif
 
 /* ==== OUTLIER DETECTION ==============================================================================================
    Passive health, by the rules of Envoy's outlier detection: what plb_end is told decides whether a backend is taken
    out for a while. PLB_OUTCOME_CANCELLED counts for nothing; every other outcome is a request. */
 
+#ifndef PLB_NO_OUTLIER
 /* Zero members: the default, which is Envoy's. */
 typedef struct plb_outlier_desc {
     bool on;                     /* needs port.clock */
@@ -1369,6 +1502,7 @@ typedef struct plb_outlier_info {
 /* What is known of one backend of the current set. PLB_ERR_ADDRESS: not in the set; PLB_ERR_UNSUPPORTED: detection is
    off. From the polling thread. */
 PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out);
+#endif
 
 /* ==== BALANCER =======================================================================================================
    The whole: made, polled, observed, ended. */
@@ -1394,9 +1528,12 @@ typedef struct plb_backend_info {
     bool advised_off; /* its agent wants no new requests */
 #endif
     uint32_t failing; /* checks that fail, a bit each, as plb_backend.checks */
-    uint32_t flips;   /* how often it became healthy or unhealthy */
+#ifndef PLB_NO_PROBE_INFO
+    uint32_t flips; /* how often it became healthy or unhealthy */
+#endif
 } plb_backend_info;
 
+#ifndef PLB_NO_PROBE_INFO
 /* The probes of one check of one backend. */
 typedef struct plb_probe_info {
     plb_status status;       /* of the last one; PLB_AGAIN: none is over yet */
@@ -1404,8 +1541,11 @@ typedef struct plb_probe_info {
     uint32_t latency_us;     /* of the last one, from its start */
     uint32_t passed, failed; /* how many; neutral ones (plb_report) and failures of this side are neither */
     bool passing;            /* the check's state */
+#ifndef PLB_NO_LOG
     const char *text; /* in on_probe: what the probe said, or what its status means. Else what the status means */
+#endif
 } plb_probe_info;
+#endif
 
 typedef struct plb_update_info {
     plb_status status;     /* of the last update; PLB_AGAIN before the first */
@@ -1424,7 +1564,9 @@ typedef struct plb_update_info {
 typedef struct plb_balancer_desc {
     plb_port port;
     plb_allocator allocator;
+#ifndef PLB_NO_METRICS
     const char *name; /* of this balancer, in plb_metrics; copied. NULL: none */
+#endif
     plb_strategy strategy;
     plb_discovery discovery;
     plb_check check;         /* of every backend; its ops are NULL: none */
@@ -1452,15 +1594,21 @@ typedef struct plb_balancer_desc {
     void (*on_update)(void *user, const plb_update_info *info); /* a discovery is over, failed or not */
     void (*on_flip)(void *user, const plb_backend_info *info, plb_status status); /* health flipped; status: the
                                                                             probe's result that did it */
+#ifndef PLB_NO_PROBE_INFO
     void (*on_probe)(void *user, const plb_backend_info *info, uint32_t check, const plb_probe_info *probe); /* a probe
                                 is over; check: 0 to PLB_CHECKS_MAX - 1. Before on_flip */
+#endif
+#ifndef PLB_NO_OUTLIER
     void (*on_eject)(void *user, const plb_backend_info *info, plb_ejection why); /* was ejected, or came back */
+#endif
     void (*on_first_update)(void *user, plb_balancer *lb, plb_status status);     /* the first discovery is over */
     void (*on_first_checks)(void *user, plb_balancer *lb); /* each check of each backend has a result */
+#ifndef PLB_NO_LOG
     size_t (*summary)(void *user, const plb_backend *backend, char *text, size_t capacity); /* names a backend in
                                                 log lines, as snprintf would; default: its address */
     void (*log)(void *user, plb_log_level level, const char *line);                         /* no newline at the end */
     plb_log_level log_level; /* the most talkative level that is logged; 0: PLB_LOG_INFO */
+#endif
 } plb_balancer_desc;
 
 /* Makes a balancer and starts its first discovery; one that answers at once (a static list of addresses) can be
@@ -1502,10 +1650,12 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
    in the set. Any thread; but name and ext may go with the next update, so only the polling thread may rely on them. */
 PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info);
 
+#ifndef PLB_NO_PROBE_INFO
 /* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has
    no such check. From the polling thread. */
 PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
                                   plb_probe_info *out);
+#endif
 
 /* Calls fn for each backend of the current set, in set order, until it returns false. Duplicates that differ in weight
    come one by one. Keep it short: the set cannot be reclaimed meanwhile. Any thread. */
@@ -1514,6 +1664,7 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
 /* ==== PICKING ========================================================================================================
    Any thread, no lock, no allocation, no system call, bounded. */
 
+#ifndef PLB_NO_WALK
 /* Asked once per distinct backend, readiness told; true takes it, an unready one too. Only max_conns stands above it:
    plb_begin passes over a backend that is full. */
 typedef bool (*plb_accept_fn)(void *user, const plb_backend_info *info);
@@ -1523,6 +1674,7 @@ typedef bool (*plb_accept_fn)(void *user, const plb_backend_info *info);
 #ifndef PLB_SEEN_MAX
 #define PLB_SEEN_MAX 128
 #endif
+#endif
 
 /* What to pick for. Zero members: no key, no limit, any ready backend. */
 typedef struct plb_request {
@@ -1531,10 +1683,12 @@ typedef struct plb_request {
     uint32_t max_iterations; /* steps of the raw sequence to look at, as pingora counts them; 0: find a ready backend if
                                 there is one. Where the sequence would be long, for few are ready, that may be another
                                 than its first ready one, but for a key the same each time */
+#ifndef PLB_NO_WALK
     const uint32_t *exclude; /* slots (plb_pick.slot) not to take: what a retry has tried already */
     size_t exclude_count;
     plb_accept_fn accept; /* NULL: the first ready one. Excluded backends are shown to it as not ready */
     void *accept_user;
+#endif
 } plb_request;
 
 /* Copies the address of the backend to use now (the bytes that its family uses); holds nothing. PLB_ERR_EMPTY,
@@ -1567,6 +1721,7 @@ PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_p
    thread. */
 PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us);
 
+#ifndef PLB_NO_HANDLES
 /* One thread's own way in, for those who count nanoseconds: it has its own round-robin turn and random numbers, and
    writes no cache line that another thread writes. The balancer's memory, a few cache lines; open allocates, or reuses
    one that was closed: PLB_OK or PLB_ERR_MEMORY. One thread at a time uses a handle; any thread may open and close.
@@ -1580,7 +1735,9 @@ PLB_API plb_status plb_handle_select(plb_handle *handle, const void *key, size_t
                                      plb_addr *out);
 PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request *request, plb_addr *out);
 PLB_API plb_status plb_handle_begin(plb_handle *handle, const plb_request *request, plb_pick *pick);
+#endif
 
+#ifndef PLB_NO_WALK
 /* Raw iteration: the strategy's sequence for a key through the tier that is in use, unready and repeated backends
    included. The caller's memory; between begin and end the set cannot be reclaimed, so keep it short. begin: PLB_OK or
    PLB_ERR_EMPTY, after which end need not be called. next: *info is valid until the next call. */
@@ -1596,6 +1753,7 @@ typedef struct plb_walk {
 PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *key, size_t key_length);
 PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info);
 PLB_API void plb_walk_end(plb_walk *walk);
+#endif
 
 /* ==== METRICS ========================================================================================================
    What is known of balancers, backends and checks, in the text format that Prometheus reads: version 0.0.4, to be
@@ -1605,6 +1763,7 @@ PLB_API void plb_walk_end(plb_walk *walk);
    number) and kind (plb_check_ops.name). Bytes that may not stand in a label's value are written as \xNN. The HELP
    lines say what each metric is. */
 
+#ifndef PLB_NO_METRICS
 /* Writes the metrics of `lb` as snprintf would: returns the length of the whole text, writes what fits, and a NUL when
    capacity is above 0. A text that is cut ends with a whole line. With one check, 1 KiB and 5 us a backend.
    Allocates nothing. From the polling thread. */
@@ -1613,6 +1772,7 @@ PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity);
 /* The same for several balancers in one text, in which the format wants the samples of a metric to stand together.
    They are told apart by their names, which must differ. From the thread that polls all of them. */
 PLB_API size_t plb_metrics_of(plb_balancer *const *balancers, size_t count, char *text, size_t capacity);
+#endif
 
 /* ==== HTTP/1 =========================================================================================================
    The wire format of HTTP/1.0 and HTTP/1.1 (RFC 9112): bytes in, slices of those bytes out. Nothing is copied, kept or
@@ -1629,6 +1789,7 @@ typedef struct plb_text {
 /* Is it that ASCII text, letter case aside? `lower` is NUL-terminated and has no capitals. */
 PLB_API bool plb_text_is(plb_text text, const char *lower);
 
+#ifndef PLB_NO_HTTP1
 typedef struct plb_http1_header {
     plb_text name;  /* a token, letter case as sent */
     plb_text value; /* without the white space around it; may be empty */
@@ -1721,12 +1882,14 @@ typedef struct plb_http1_chunked {
    PLB_HTTP1_EXTRA_MAX. *data is empty for all but PLB_OK. */
 PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char *bytes, size_t size, size_t *used,
                                           plb_text *data);
+#endif
 
 /* ==== HPACK ==========================================================================================================
    Header compression for HTTP/2 (RFC 7541): reads header blocks as their bytes come, one field at a time, and writes
    fields that need no memory on this side (static table, literals without indexing, no Huffman coding). Any thread, one
    at a time for each plb_hpack. */
 
+#ifndef PLB_NO_HTTP2
 typedef struct plb_hpack_field {
     plb_text name, value; /* live until the next call with the same plb_hpack, or in constants */
     size_t size;          /* as RFC 7541 section 4.1 counts: the bytes of both as sent, and 32 */
@@ -1767,6 +1930,7 @@ PLB_API plb_status plb_hpack_end(plb_hpack *hpack);
 
 /* Writes one field of a block and returns its length; only counts when capacity is less than that. */
 PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value);
+#endif
 
 /* ==== HTTP/2 =========================================================================================================
    The client's side of an HTTP/2 connection (RFC 9113), for one request after another: bytes in, events and bytes out.
@@ -1789,6 +1953,7 @@ PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_te
    Memory: sizeof(plb_http2), 240 bytes, and what plb_http2_open is given. Any thread, one at a time for each plb_http2.
    The end of the stream is for the caller to judge: before PLB_HTTP2_END, the answer is not whole. */
 
+#ifndef PLB_NO_HTTP2
 #define PLB_HTTP2_MEMORY_MIN      512   /* enough for a probe with short names */
 #define PLB_HTTP2_MEMORY          1024  /* recommended: request headers of 420 bytes, response headers of 256 each */
 #define PLB_HTTP2_HEADER_LIST_MAX 16384 /* bytes of one header block, packed and unpacked (RFC 9113 section 10.5.1) */
@@ -1898,12 +2063,14 @@ PLB_API void plb_http2_cancel(plb_http2 *h);
 
 /* Queues a GOAWAY, as is polite before the stream is closed; no further request. */
 PLB_API void plb_http2_close(plb_http2 *h);
+#endif
 
 /* ==== GRPC ===========================================================================================================
    The health checking protocol of gRPC (grpc.health.v1.Health/Check) as bytes: what goes into the request of
    plb_http2_request, and what the answer's data and its grpc-status say. Source: "gRPC over HTTP2" and "GRPC Health
    Checking Protocol" of the gRPC project, "Encoding" of Protocol Buffers. Any thread. */
 
+#ifndef PLB_NO_GRPC
 #define PLB_GRPC_MESSAGE_MAX 4096 /* bytes of an answer's message; it is read as it comes and none of it is kept */
 #define PLB_GRPC_GROUP_MAX   8    /* groups inside of groups, in fields that are not known */
 #define PLB_GRPC_HEADERS     6
@@ -1945,6 +2112,7 @@ PLB_API plb_status plb_grpc_status(plb_text value, uint32_t *out);
 
 /* "OK", "CANCELLED" to "UNAUTHENTICATED"; "UNKNOWN" for any number that is not one of the 17. Static. */
 PLB_API const char *plb_grpc_status_name(uint32_t status);
+#endif
 
 #endif /* PINGORA_LB_H */
 
@@ -2052,6 +2220,16 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #define PLB__IF_DRAW(with, without) with
 #else
 #define PLB__IF_DRAW(with, without) without
+#endif
+#ifndef PLB_NO_GRPC
+#define PLB__IF_GRPC(with, without) with
+#else
+#define PLB__IF_GRPC(with, without) without
+#endif
+#ifndef PLB_NO_METRICS
+#define PLB__IF_METRICS(with, without) with
+#else
+#define PLB__IF_METRICS(with, without) without
 #endif
 #ifndef PLB_NO_HANDLES
 #define PLB__IF_HANDLES(with, without) with
@@ -2187,6 +2365,11 @@ PLB__INLINE uint64_t plb__multiply_high(uint64_t a, uint64_t b)
     uint64_t other = a_low * b_high + (middle & UINT32_MAX);
     return a_high * b_high + (middle >> 32) + (other >> 32);
 #endif
+}
+
+PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
+{
+    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
 }
 
 PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
@@ -3071,6 +3254,7 @@ typedef struct plb__vital {
 #ifndef PLB_NO_SHARES
     uint8_t share;    /* that an agent advises; 0: no new requests */
     bool advised_off; /* the agent wants no new requests, whatever its share */
+    bool judged;      /* a result was more than neutral */
 #endif
 } plb__vital;
 
@@ -3148,6 +3332,18 @@ PLB__INLINE uint32_t plb__priority_of(const plb_backend *backend)
 {
     (void)backend;
     return PLB__IF_TIERS(backend->priority, 0);
+}
+
+/* Copies a text to *at, which moves on. NULL stays NULL. */
+static const char *plb__copy_text(char **at, const char *text)
+{
+    size_t size = plb__name_size(text);
+    char *copy = *at;
+    if (text == NULL)
+        return NULL;
+    memcpy(copy, text, size);
+    *at += size;
+    return copy;
 }
 
 static void plb__release_ext(void *ext, void (*release)(void *ext))
@@ -4077,9 +4273,12 @@ static plb__mail *plb__mail_take(uintptr_t *box)
 typedef struct plb__cell {
     plb_reader reader;
     uintptr_t owner; /* the thread whose cell it is; 0: not taken, or common */
+#ifndef PLB_NO_THREADS
     char pad[PLB__CACHE_LINE - sizeof(plb_reader) - sizeof(uintptr_t)];
+#endif
 } plb__cell;
 
+#ifndef PLB_NO_HANDLES
 /* Padded on both sides, for nobody knows what the allocator puts beside it. */
 struct plb_handle {
     char before[PLB__CACHE_LINE];
@@ -4089,6 +4288,7 @@ struct plb_handle {
     plb_handle *next;
     char after[PLB__CACHE_LINE];
 };
+#endif
 
 /* A copied list of backends: the answer of a discovery, or the argument of plb_add and its kind. Room to sort it and
    the names follow. */
@@ -4101,11 +4301,13 @@ typedef struct plb__list {
     uint32_t *spare;   /* room to sort */
 } plb__list;
 
+#ifndef PLB_NO_CHANGES
 typedef struct plb__change {
     plb__mail mail;
     plb_change what;
     plb__list *list;
 } plb__change;
+#endif
 
 enum { PLB__OP_FREE, PLB__OP_RUNNING, PLB__OP_COMPLETED };
 #define PLB__OP_PHASES 4u /* a ticket's state is generation * PLB__OP_PHASES + phase */
@@ -4146,7 +4348,9 @@ typedef struct plb__op {
     plb__slot *slot;   /* of a probe, like the rest */
     uint32_t check;
     plb_report report; /* its status is a discovery's too */
+#ifndef PLB_NO_LOG
     char text[PLB_REPORT_TEXT];
+#endif
     bool unread; /* its exchange has more to read, in another turn */
 } plb__op;
 
@@ -4160,8 +4364,10 @@ struct plb_balancer {
     void *strategy_state;
     const plb_strategy_ops *strategy;
     plb_port port;
-    uintptr_t watches;                                                     /* 1: outlier detection is on */
+    uintptr_t watches; /* 1: outlier detection is on */
+#ifndef PLB_NO_THREADS
     char pad[2 * PLB__CACHE_LINE - 4 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
+#endif
     plb__cell cells[PLB__CELLS];
     /* other threads now and then */
     uintptr_t newest;    /* the plb__set that is published, or about to be */
@@ -4178,7 +4384,9 @@ struct plb_balancer {
     plb_task task;
     plb_timers timers;
     plb_timer tick_timer; /* the strategy's */
+#ifndef PLB_NO_SHARES
     plb_timer ramp_timer; /* of slow starts */
+#endif
     plb__set *retired[2];
     uint32_t left[2]; /* sides of `spilled` that were seen empty since it retired, a bit each */
     plb__slot *departed;
@@ -4193,8 +4401,10 @@ struct plb_balancer {
     void *discovery_state;
     plb__op *discovery; /* running */
     bool update_due, first_update_over;
+#ifndef PLB_NO_CHANGES
     plb__mail *changes, **changes_end; /* queued plb__change */
     bool changes_stalled;              /* there was no memory for the first of them */
+#endif
     plb_timer update_timer;
     plb_update_info update;
     /* checks */
@@ -4207,12 +4417,20 @@ struct plb_balancer {
     uint64_t epoch_ms; /* what the schedule counts from */
     uint64_t jitter;   /* random numbers */
     bool first_checks_over;
-    /* outlier detection */
+#ifndef PLB_NO_OUTLIER
     struct plb__record *ejected; /* of the current set */
     uint32_t ejected_count;
     uint32_t watched; /* slots in the current set */
     plb_timer interval_timer, return_timer;
+#endif
 };
+
+/* Does anything ask for what requests meet with? */
+PLB__INLINE bool plb__watches(const plb_balancer *lb)
+{
+    (void)lb;
+    return PLB__IF_OUTLIER(lb->watches != 0, false);
+}
 
 static void plb__wake(plb_balancer *lb)
 {
@@ -4235,6 +4453,17 @@ static uint64_t plb__since_us(const plb_balancer *lb, uint64_t start)
     return now >= start ? now - start : (uint32_t)(now - start);
 }
 
+static uint32_t plb__or(uint32_t value, uint32_t default_value)
+{
+    return value > 0 ? value : default_value;
+}
+
+static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
+{
+    timer->fn = fn;
+    timer->user = lb;
+}
+
 /* ==== LOG ============================================================================================================
    What is told to the program, a line at a time. */
 
@@ -4246,9 +4475,16 @@ typedef struct plb__line {
     char buffer[PLB__LINE_MAX];
 } plb__line;
 
+#ifndef PLB_NO_LOG
+/* Is so much told? */
+static bool plb__logs(const plb_balancer *lb, plb_log_level level)
+{
+    return lb->desc.log != NULL && level <= lb->desc.log_level;
+}
+
 static bool plb__log_begin(const plb_balancer *lb, plb__line *line, plb_log_level level, const char *words)
 {
-    if (lb->desc.log == NULL || level > lb->desc.log_level)
+    if (!plb__logs(lb, level))
         return false;
     line->level = level;
     line->text = plb__text_in(line->buffer, sizeof line->buffer);
@@ -4282,10 +4518,9 @@ static void plb__put_backend(const plb_balancer *lb, plb__text *text, const plb_
         lb->desc.summary(lb->desc.user, backend, summary, sizeof summary);
         summary[sizeof summary - 1] = '\0';
         plb__put(text, summary);
-    } else if (backend->addr.family == PLB_FAMILY_NONE && backend->name != NULL) {
-        plb__put(text, backend->name);
-        plb__put_char(text, ':');
-        plb__put_number(text, backend->addr.port, 10);
+    } else if (backend->addr.family == PLB_FAMILY_NONE && plb__name_of(backend) != NULL) {
+        plb__put(text, plb__name_of(backend));
+        plb__put_port(text, backend->addr.port);
     } else {
         plb__put_addr(text, &backend->addr);
     }
@@ -4306,6 +4541,40 @@ static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const 
     }
     plb__log_end(lb, &line);
 }
+#else
+PLB__INLINE bool plb__log_begin(const plb_balancer *lb, plb__line *line, plb_log_level level, const char *words)
+{
+    (void)lb;
+    (void)line;
+    (void)level;
+    (void)words;
+    return false;
+}
+
+PLB__INLINE void plb__log_end(const plb_balancer *lb, plb__line *line)
+{
+    (void)lb;
+    (void)line;
+}
+
+PLB__INLINE void plb__log(const plb_balancer *lb, plb_log_level level, const char *words, plb_status status)
+{
+    (void)lb;
+    (void)level;
+    (void)words;
+    (void)status;
+}
+
+PLB__INLINE void plb__log_backend(const plb_balancer *lb, plb_log_level level, const char *words,
+                                  const plb_backend *backend, const char *why)
+{
+    (void)lb;
+    (void)level;
+    (void)words;
+    (void)backend;
+    (void)why;
+}
+#endif
 
 /* ==== READERS ========================================================================================================
    Hazard pointers (Michael 2004), one to a reader, taken for the time of a call. The manual says why it works.
@@ -4428,6 +4697,7 @@ PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
     return plb__announce(lb, &lb->current, reader);
 }
 
+#ifndef PLB_NO_HANDLES
 /* As plb__enter, by a handle. An accept callback may pick by the handle that is picking: then as anybody. */
 PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
 {
@@ -4436,6 +4706,7 @@ PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
     hold->reader = &handle->reader;
     return plb__announce(handle->balancer, &handle->balancer->current, &handle->reader);
 }
+#endif
 
 PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 {
@@ -4476,12 +4747,14 @@ PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
     return plb__enter_elsewhere(lb, &lb->current, hold);
 }
 
+#ifndef PLB_NO_HANDLES
 PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
 {
     plb__set *set = plb__enter(handle->balancer, hold);
     hold->reader = &handle->reader;
     return set;
 }
+#endif
 
 PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 {
@@ -4504,18 +4777,25 @@ static void plb__look_at_spilled(plb_balancer *lb)
     }
 }
 
-/* Does a cell or a handle name that set? */
-static bool plb__is_read(plb_balancer *lb, const plb__set *set)
+#ifndef PLB_NO_HANDLES
+static bool plb__is_read_by_handle(plb_balancer *lb, const plb__set *set)
 {
     const plb_handle *handle = (const plb_handle *)PLB__LOAD(&lb->handles);
-    uint32_t i = PLB__CELLS;
-    while (i-- > 0)
-        if (PLB__LOAD(&lb->cells[i].reader.set) == (uintptr_t)set)
-            return true;
     for (; handle != NULL; handle = handle->next)
         if (PLB__LOAD(&handle->reader.set) == (uintptr_t)set)
             return true;
     return false;
+}
+#endif
+
+/* Does a cell or a handle name that set? */
+static bool plb__is_read(plb_balancer *lb, const plb__set *set)
+{
+    uint32_t i = PLB__CELLS;
+    while (i-- > 0)
+        if (PLB__LOAD(&lb->cells[i].reader.set) == (uintptr_t)set)
+            return true;
+    return PLB__IF_HANDLES(plb__is_read_by_handle(lb, set), false);
 }
 
 /* Makes the set at `where` say what a slot says, if it is in there, and returns the set. */
@@ -4552,6 +4832,7 @@ static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, boo
     plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
 }
 
+#ifndef PLB_NO_HANDLES
 /* Handles are never given back before plb_destroy, so that the list of them can be read at any time; one that was
    closed is opened again. */
 static plb_handle *plb__handle_reuse(plb_balancer *lb)
@@ -4600,6 +4881,7 @@ static void plb__handles_free(plb_balancer *lb)
         handle = next;
     }
 }
+#endif
 
 static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backend *out)
 {
@@ -4622,6 +4904,7 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
 {
     const plb_view *view = &tier->view;
     plb__slot *slot = view->slots[index];
+    const plb__care *care = plb__slot_care(slot);
     uint32_t flags = PLB__LOAD(&slot->flags);
     plb__fill_backend(slot, view->weights[index], &info->backend);
     PLB__IF_TIERS(info->backend.priority = tier->priority, (void)0);
@@ -4634,14 +4917,13 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
     PLB__IF_OUTLIER(info->ejected = (flags & PLB__EJECTED) != 0, (void)0);
     PLB__IF_SHARES(info->advised_off = (flags & PLB__ADVISED_OFF) != 0, (void)0);
     info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING;
-    info->flips = 0;
-    if (plb__slot_care(slot) != NULL)
-        PLB__IF_PROBE_INFO(info->flips = PLB__LOAD_RELAXED(&plb__slot_care(slot)->flips), (void)0);
+    PLB__IF_PROBE_INFO(info->flips = care != NULL ? PLB__LOAD_RELAXED(&care->flips) : 0, (void)care);
 }
 
 /* ==== OUTLIER RECORDS ================================================================================================
    What requests leave behind for outlier detection: counted by the threads that end them, read by plb_poll. */
 
+#ifndef PLB_NO_OUTLIER
 /* What is kept of one slot's requests, in its allocation between its checks and what the strategy has. */
 typedef struct plb__record {
     plb__mail mail; /* in the mailbox while told is not 0 */
@@ -4678,7 +4960,7 @@ static void plb__record_init(plb__slot *slot)
 /* Is word of it on its way? Then it must stay, though nothing else may hold it. Asked once no request is in flight. */
 static bool plb__slot_is_suspect(const plb_balancer *lb, plb__slot *slot)
 {
-    return lb->watches != 0 && PLB__LOAD(&plb__slot_record(slot)->told) != PLB_EJECTION_NONE;
+    return plb__watches(lb) && PLB__LOAD(&plb__slot_record(slot)->told) != PLB_EJECTION_NONE;
 }
 
 /* Asks plb_poll to eject, unless it was asked already. */
@@ -4762,18 +5044,37 @@ static void plb__records_move(plb_balancer *lb, const plb__set *set)
             plb__record_unlink(lb, record);
     }
 }
+#else
+#define PLB__RECORD_LEAD 0
+
+PLB__INLINE void plb__record_init(plb__slot *slot)
+{
+    (void)slot;
+}
+
+PLB__INLINE bool plb__slot_is_suspect(const plb_balancer *lb, plb__slot *slot)
+{
+    (void)lb;
+    (void)slot;
+    return false;
+}
+
+PLB__INLINE void plb__record_outcome(plb_balancer *lb, plb__slot *slot, plb_outcome outcome)
+{
+    (void)lb;
+    (void)slot;
+    (void)outcome;
+}
+
+PLB__INLINE void plb__records_move(plb_balancer *lb, const plb__set *set)
+{
+    (void)lb;
+    (void)set;
+}
+#endif
 
 /* ==== PICKING ========================================================================================================
    The hot path, the general walk, and what a pick holds. */
-
-static bool plb__excluded(const plb_request *request, uint32_t slot)
-{
-    size_t i;
-    for (i = 0; i < request->exclude_count; i++)
-        if (request->exclude[i] == slot)
-            return true;
-    return false;
-}
 
 /* Counts one request less. */
 static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
@@ -4800,6 +5101,61 @@ PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
     if (count >= max_conns)
         plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
     return count <= max_conns;
+}
+
+/* No backend starts slowly; or the tier panics, and then one that has recovered is not the one to spare. */
+PLB__INLINE bool plb__is_whole(const plb__tier *tier)
+{
+    return PLB__IF_SHARES(PLB__LIKELY(PLB__LOAD_RELAXED(&tier->view.partial_count) == 0), true) ||
+           plb__tier_panics(tier) != 0;
+}
+
+/* Any ready backend will do, and the strategy finds one by itself. */
+PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb_request *request)
+{
+    (void)lb;
+    (void)request;
+    return PLB__IF_WALK(
+        PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL), true);
+}
+
+PLB__INLINE uint32_t plb__tier_pick(const plb_balancer *lb, const plb__tier *tier, plb_reader *reader, const void *key,
+                                    size_t key_length, uint32_t limit)
+{
+    return lb->strategy->pick(tier->table, &tier->view, reader, key, key_length, limit);
+}
+
+/* The active tier has just run out, and the one that follows it is not active yet. */
+static uint32_t plb__pick_from_others(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
+                                      size_t key_length, uint32_t limit, const plb__tier **tier)
+{
+    uint32_t t, index = PLB_NONE;
+    for (t = 0; t < plb__set_tiers(set) && index == PLB_NONE; t++) {
+        *tier = &set->tiers[t];
+        index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
+        if (index == PLB_NONE && limit > 0 && plb__view_ready_after(&(*tier)->view, 0) != PLB_NONE)
+            break; /* it has not run out: the limit is too low */
+    }
+    return index;
+}
+
+PLB__INLINE uint32_t plb__plain_pick(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
+                                     size_t key_length, uint32_t limit, const plb__tier **tier)
+{
+    uint32_t index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
+    if (PLB__UNLIKELY(index == PLB_NONE && plb__set_tiers(set) > 1))
+        return plb__pick_from_others(lb, set, reader, key, key_length, limit, tier);
+    return index;
+}
+
+#ifndef PLB_NO_WALK
+static bool plb__excluded(const plb_request *request, uint32_t slot)
+{
+    size_t i;
+    for (i = 0; i < request->exclude_count; i++)
+        if (request->exclude[i] == slot)
+            return true;
+    return false;
 }
 
 /* A walk under way: the request, and for whom. */
@@ -4902,13 +5258,6 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, plb__walk *walk, const pl
     return PLB_NONE;
 }
 
-/* No backend starts slowly; or the tier panics, and then one that has recovered is not the one to spare. */
-PLB__INLINE bool plb__is_whole(const plb__tier *tier)
-{
-    return PLB__IF_SHARES(PLB__LIKELY(PLB__LOAD_RELAXED(&tier->view.partial_count) == 0), ((void)tier, true)) ||
-           plb__tier_panics(tier) != 0;
-}
-
 /* Those that start slowly and refuse are passed over, unless that leaves none in the tier. */
 static uint32_t plb__walk_shares(const plb_balancer *lb, plb__walk *walk, const plb__tier *tier, uint32_t *left)
 {
@@ -4936,41 +5285,7 @@ static uint32_t plb__walk_tiers(const plb_balancer *lb, plb__walk *walk, const p
     return index;
 }
 
-/* Any ready backend will do, and the strategy finds one by itself. */
-PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb_request *request)
-{
-    return PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL);
-}
-
-PLB__INLINE uint32_t plb__tier_pick(const plb_balancer *lb, const plb__tier *tier, plb_reader *reader, const void *key,
-                                    size_t key_length, uint32_t limit)
-{
-    return lb->strategy->pick(tier->table, &tier->view, reader, key, key_length, limit);
-}
-
-/* The active tier has just run out, and the one that follows it is not active yet. */
-static uint32_t plb__pick_from_others(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
-                                      size_t key_length, uint32_t limit, const plb__tier **tier)
-{
-    uint32_t t, index = PLB_NONE;
-    for (t = 0; t < plb__set_tiers(set) && index == PLB_NONE; t++) {
-        *tier = &set->tiers[t];
-        index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
-        if (index == PLB_NONE && limit > 0 && plb__view_ready_after(&(*tier)->view, 0) != PLB_NONE)
-            break; /* it has not run out: the limit is too low */
-    }
-    return index;
-}
-
-PLB__INLINE uint32_t plb__plain_pick(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
-                                     size_t key_length, uint32_t limit, const plb__tier **tier)
-{
-    uint32_t index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
-    if (PLB__UNLIKELY(index == PLB_NONE && plb__set_tiers(set) > 1))
-        return plb__pick_from_others(lb, set, reader, key, key_length, limit, tier);
-    return index;
-}
-
+#ifndef PLB_NO_SHARES
 /* Draws in place of a backend that refuses, before it has to take the request after all. */
 #define PLB__REFUSALS_MAX 16
 
@@ -4990,6 +5305,14 @@ static uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_
     }
     return index;
 }
+#else
+PLB__INLINE uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
+{
+    (void)walk;
+    (void)view;
+    return index;
+}
+#endif
 
 /* A pick that is not plain, or from a tier in which backends start slowly. */
 static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
@@ -5014,6 +5337,24 @@ static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader
     *tier = active;
     return plb__walk_tiers(lb, &walk, tier);
 }
+#else
+/* A pick that met a full backend: any that has room. */
+static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
+                               plb_balancer *taker, const plb__tier **tier)
+{
+    uint32_t t, i;
+    (void)lb;
+    (void)reader;
+    (void)request;
+    for (t = 0; t < plb__set_tiers(set); t++) {
+        *tier = &set->tiers[t];
+        for (i = 0; i < (*tier)->view.count; i++)
+            if (plb__view_ready(&(*tier)->view, i) && plb__slot_take(taker, (*tier)->view.slots[i]))
+                return i;
+    }
+    return PLB_NONE;
+}
+#endif
 
 /* Copies the address that was picked, and leaves. */
 PLB__INLINE plb_status plb__select_end(plb_balancer *lb, plb_hold *hold, const plb__set *set, const plb__tier *tier,
@@ -5104,6 +5445,7 @@ PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_leng
     return plb__select_elsewhere(lb, key, key_length, max_iterations, out);
 }
 
+#ifndef PLB_NO_HANDLES
 PLB__RARE plb_status plb__handle_select_elsewhere(plb_handle *handle, const void *key, size_t key_length,
                                                   uint32_t max_iterations, plb_addr *out)
 {
@@ -5124,6 +5466,7 @@ PLB_API plb_status plb_handle_select(plb_handle *handle, const void *key, size_t
     }
     return plb__handle_select_elsewhere(handle, key, key_length, max_iterations, out);
 }
+#endif
 
 PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request, plb_addr *out)
 {
@@ -5132,12 +5475,14 @@ PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request,
     return set != NULL ? plb__select_full(lb, &hold, set, request, out) : PLB_ERR_EMPTY;
 }
 
+#ifndef PLB_NO_HANDLES
 PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request *request, plb_addr *out)
 {
     plb_hold hold;
     plb__set *set = plb__enter_by(handle, &hold);
     return set != NULL ? plb__select_full(handle->balancer, &hold, set, request, out) : PLB_ERR_EMPTY;
 }
+#endif
 
 /* Picks a backend and takes it. Where another thread was faster to fill it up to max_conns, goes the long way, which
    asks each one: the bits of a set that has been replaced meanwhile may say for good that this one has room. */
@@ -5181,7 +5526,16 @@ PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader
 }
 
 /* No key, no limit, any ready backend. */
-static const plb_request plb__any_request = {NULL, 0, 0, NULL, 0, NULL, NULL};
+static const plb_request plb__any_request = {NULL,
+                                             0,
+                                             0,
+#ifndef PLB_NO_WALK
+                                             NULL,
+                                             0,
+                                             NULL,
+                                             NULL
+#endif
+};
 
 /* Begins in a set that was entered, if there is one, and leaves it. */
 PLB__INLINE plb_status plb__begin_and_leave(plb_balancer *lb, plb_hold *hold, plb__set *set, const plb_request *request,
@@ -5203,12 +5557,14 @@ PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_p
     return plb__begin_and_leave(lb, &hold, set, request, pick);
 }
 
+#ifndef PLB_NO_HANDLES
 PLB_API plb_status plb_handle_begin(plb_handle *handle, const plb_request *request, plb_pick *pick)
 {
     plb_hold hold;
     plb__set *set = plb__enter_by(handle, &hold);
     return plb__begin_and_leave(handle->balancer, &hold, set, request, pick);
 }
+#endif
 
 PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
 {
@@ -5226,7 +5582,7 @@ PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
     }
     if (lb->strategy->ended != NULL)
         lb->strategy->ended(lb->strategy_state, slot->u.control.number, plb__slot_data(slot), outcome, latency_us);
-    if (PLB__UNLIKELY(lb->watches != 0))
+    if (PLB__UNLIKELY(plb__watches(lb)))
         plb__record_outcome(lb, slot, outcome);
     plb__slot_drop(lb, slot);
 }
@@ -5300,6 +5656,7 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
     plb__leave(lb, &hold);
 }
 
+#ifndef PLB_NO_WALK
 PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *key, size_t key_length)
 {
     plb__set *set = plb__enter(lb, &walk->hold);
@@ -5338,6 +5695,7 @@ PLB_API void plb_walk_end(plb_walk *walk)
         plb__leave(walk->balancer, &walk->hold);
     walk->tier = NULL;
 }
+#endif
 
 /* ==== ROUND ROBIN RANDOM FNV =========================================================================================
    pingora's Weighted<H>: the first pick is from a list that holds each backend `weight` times, each further one from
@@ -5400,17 +5758,21 @@ static plb_status plb__round_robin_open(void *state, const void *desc, const plb
     return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_COUNT, env);
 }
 
+#ifndef PLB_NO_RANDOM
 static plb_status plb__random_open(void *state, const void *desc, const plb_env *env)
 {
     (void)desc;
     return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_RANDOM, env);
 }
+#endif
 
+#ifndef PLB_NO_FNV
 static plb_status plb__fnv_open(void *state, const void *desc, const plb_env *env)
 {
     (void)desc;
     return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_FNV, env);
 }
+#endif
 
 static bool plb__weighs_one_each(const plb_view *view)
 {
@@ -5550,6 +5912,7 @@ static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *
     return plb__round_robin_rest(table, view, reader, number, limit);
 }
 
+#ifndef PLB_NO_RANDOM
 PLB__RARE uint32_t plb__random_rest(const plb_view *view, plb_reader *reader, uint32_t limit)
 {
     uint32_t index;
@@ -5585,6 +5948,7 @@ static uint32_t plb__random_pick(const void *opaque_table, const plb_view *view,
     index = plb__share(number, view->count); /* each weighs 1 */
     return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(view, reader, limit);
 }
+#endif
 
 /* The hash of a hash's 8 bytes, from the lowest on. */
 PLB__INLINE uint64_t plb__fnv_again(uint64_t number)
@@ -5596,6 +5960,7 @@ PLB__INLINE uint64_t plb__fnv_again(uint64_t number)
     return hash;
 }
 
+#ifndef PLB_NO_FNV
 static uint32_t plb__fnv_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
                               size_t key_length, uint32_t limit)
 {
@@ -5619,7 +5984,9 @@ static uint32_t plb__fnv_pick(const void *opaque_table, const plb_view *view, pl
     }
     return PLB_NONE;
 }
+#endif
 
+#ifndef PLB_NO_WALK
 PLB__INLINE uint64_t plb__weighted_number(plb__weighted_state *state, plb_reader *reader)
 {
     return state->numbers == PLB__NUMBERS_COUNT ? plb__turns_pass(reader, &state->counter, 1) : plb__random(reader);
@@ -5641,17 +6008,16 @@ static uint32_t plb__weighted_raw_next(const void *table, const plb_view *view, 
         state->numbers == PLB__NUMBERS_FNV ? plb__fnv_again(cursor->words[0]) : plb__weighted_number(state, reader);
     return plb__remainder(cursor->words[0], &((const plb__weighted_table *)table)->count);
 }
+#endif
 
 #define PLB__WEIGHTED_OPS(name, keyed, open, pick)                                                                     \
     {                                                                                                                  \
         name, sizeof(plb__weighted_state), 0, keyed, open, NULL, plb__weighted_build, plb__weighted_discard,           \
-            plb__weighted_raw_first, plb__weighted_raw_next, pick, NULL, NULL, NULL, NULL, 0                           \
+            PLB__IF_WALK(plb__weighted_raw_first, NULL), PLB__IF_WALK(plb__weighted_raw_next, NULL), pick, NULL, NULL, NULL, NULL, 0                           \
     }
 
 static const plb_strategy_ops plb__round_robin_ops =
     PLB__WEIGHTED_OPS("round robin", false, plb__round_robin_open, plb__round_robin_pick);
-static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", false, plb__random_open, plb__random_pick);
-static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", true, plb__fnv_open, plb__fnv_pick);
 
 static plb_strategy plb__strategy(const plb_strategy_ops *ops, const void *desc)
 {
@@ -5666,20 +6032,29 @@ PLB_API plb_strategy plb_round_robin(void)
     return plb__strategy(&plb__round_robin_ops, NULL);
 }
 
+#ifndef PLB_NO_RANDOM
+static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", false, plb__random_open, plb__random_pick);
+
 PLB_API plb_strategy plb_random_choice(void)
 {
     return plb__strategy(&plb__random_ops, NULL);
 }
+#endif
+
+#ifndef PLB_NO_FNV
+static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", true, plb__fnv_open, plb__fnv_pick);
 
 PLB_API plb_strategy plb_fnv(void)
 {
     return plb__strategy(&plb__fnv_ops, NULL);
 }
+#endif
 
 /* ==== CRC-32 =========================================================================================================
    zlib's, sixteen bytes at a time (Kounavis and Berry 2005, "slicing"). CRCs are linear: an entry is the sum of the
    entries of its bits, so eight constants spell out a table of 256. */
 
+#ifndef PLB_NO_KETAMA
 #ifndef PLB_CRC_TABLES
 #define PLB_CRC_TABLES 16
 #endif
@@ -5728,11 +6103,6 @@ static const uint32_t plb__crc_table[PLB_CRC_TABLES][256] = {
 #endif
 };
 
-PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
-{
-    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
-}
-
 /* What a CRC register becomes after 4 * words zero bytes: at once, as far as there are tables. */
 PLB__INLINE uint32_t plb__crc_shift(uint32_t crc, uint32_t words)
 {
@@ -5766,10 +6136,12 @@ PLB__INLINE uint32_t plb__crc_update(uint32_t crc, const void *bytes, size_t cou
         crc = plb__crc_table[0][(crc ^ *at++) & 0xff] ^ crc >> 8;
     return crc;
 }
+#endif
 
 /* ==== KETAMA =========================================================================================================
    pingora-ketama's ring, which is nginx's: libketama's idea with CRC-32 for MD5. */
 
+#ifndef PLB_NO_KETAMA
 #define PLB__POINT_MULTIPLE_DEFAULT 160u
 #define PLB__MAX_POINTS_DEFAULT     (UINT32_C(1) << 24)
 #define PLB__MAX_POINTS_LIMIT       (UINT32_C(1) << 31) /* keeps sizes within their types */
@@ -6393,6 +6765,7 @@ static uint32_t plb__ketama_pick(const void *table, const plb_view *view, plb_re
     return limit > 0 ? PLB_NONE : plb__keyed_rest(view, at);
 }
 
+#if !defined(PLB_NO_WALK) || !defined(PLB_NO_BOUNDED)
 /* The raw sequence remembers the point it has come to. Where all weights are 0 there is no point, and it goes through
    the set. */
 static uint32_t plb__ketama_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
@@ -6418,6 +6791,7 @@ static uint32_t plb__ketama_next(const void *table, const plb_view *view, plb_re
     cursor->words[0] = plb__ring_next(ring, (uint32_t)cursor->words[0]);
     return plb__ring_owner(ring, (uint32_t)cursor->words[0]);
 }
+#endif
 
 static const plb_strategy_ops plb__ketama_ops = {"ketama",
                                                  sizeof(plb__ketama_state),
@@ -6427,8 +6801,8 @@ static const plb_strategy_ops plb__ketama_ops = {"ketama",
                                                  NULL,
                                                  plb__ketama_build,
                                                  plb__ketama_discard,
-                                                 plb__ketama_first,
-                                                 plb__ketama_next,
+                                                 PLB__IF_WALK(plb__ketama_first, NULL),
+                                                 PLB__IF_WALK(plb__ketama_next, NULL),
                                                  plb__ketama_pick,
                                                  NULL,
                                                  NULL,
@@ -6440,6 +6814,7 @@ PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc)
 {
     return plb__strategy(&plb__ketama_ops, desc);
 }
+#endif
 
 /* ==== SMOOTH ROUND ROBIN =============================================================================================
    nginx's smooth weighted round robin, by groups of equal weight instead of by backend.
@@ -6455,6 +6830,7 @@ PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc)
    group, but each pays for it, and what was paid decides the next picks. So shares are exact in the long run, whatever
    happens in between, and from one thread every pick is nginx's. */
 
+#ifndef PLB_NO_SMOOTH
 /* All arithmetic of values is modulo 2^32, on every platform: they only need to lie close together, within a few times
    the sum of the weights. Where the weights add up to more than this, all are halved until they do not. */
 #define PLB__SMOOTH_SUM_MAX (UINT32_C(1) << 26)
@@ -6701,6 +7077,7 @@ static uint32_t plb__smooth_pick(const void *table, const plb_view *view, plb_re
     return plb_view_draw(view, reader); /* a flip is still to be told to the table */
 }
 
+#ifndef PLB_NO_WALK
 static uint32_t plb__smooth_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     (void)reader;
@@ -6723,6 +7100,7 @@ static uint32_t plb__smooth_first(const void *table, const plb_view *view, plb_r
     cursor->words[PLB__SMOOTH_SHOWN] = cursor->words[PLB__SMOOTH_PLAIN] = 0;
     return plb__smooth_next(table, view, reader, cursor);
 }
+#endif
 
 /* Where a number stands in a rising array, which has it. */
 static uint32_t plb__smooth_place(const plb__smooth_table *table, uint32_t low, uint32_t high, uint32_t index)
@@ -6819,8 +7197,8 @@ static const plb_strategy_ops plb__smooth_ops = {"smooth round robin",
                                                  NULL,
                                                  plb__smooth_build,
                                                  plb__smooth_discard,
-                                                 plb__smooth_first,
-                                                 plb__smooth_next,
+                                                 PLB__IF_WALK(plb__smooth_first, NULL),
+                                                 PLB__IF_WALK(plb__smooth_next, NULL),
                                                  plb__smooth_pick,
                                                  plb__smooth_flipped,
                                                  NULL,
@@ -6832,10 +7210,12 @@ PLB_API plb_strategy plb_smooth_round_robin(void)
 {
     return plb__strategy(&plb__smooth_ops, NULL);
 }
+#endif
 
 /* ==== LEAST CONNECTIONS ==============================================================================================
    The least loaded of the ready backends that follow a turn. The turn is round robin's, with its list and counter. */
 
+#ifndef PLB_NO_LEAST
 /* Ready backends that a pick compares: all there are in most sets. */
 #define PLB__LEAST_SAMPLE 64
 
@@ -6938,6 +7318,7 @@ typedef struct plb__least_walk {
     uint32_t rest;   /* how far that has come */
 } plb__least_walk;
 
+#ifndef PLB_NO_WALK
 static uint32_t plb__least_rest(const plb_view *view, plb__least_walk *walk)
 {
     for (;;) {
@@ -6989,6 +7370,7 @@ static uint32_t plb__least_first(const void *table, const plb_view *view, plb_re
     memcpy(cursor, &walk, sizeof walk);
     return plb__least_next(table, view, reader, cursor);
 }
+#endif
 
 static const plb_strategy_ops plb__least_ops = {"least connections",
                                                 sizeof(plb__weighted_state),
@@ -6998,8 +7380,8 @@ static const plb_strategy_ops plb__least_ops = {"least connections",
                                                 NULL,
                                                 plb__weighted_build,
                                                 plb__weighted_discard,
-                                                plb__least_first,
-                                                plb__least_next,
+                                                PLB__IF_WALK(plb__least_first, NULL),
+                                                PLB__IF_WALK(plb__least_next, NULL),
                                                 plb__least_pick,
                                                 NULL,
                                                 NULL,
@@ -7011,10 +7393,12 @@ PLB_API plb_strategy plb_least_connections(void)
 {
     return plb__strategy(&plb__least_ops, NULL);
 }
+#endif
 
 /* ==== BOUNDED LOADS ==================================================================================================
    Ketama's walk, past the backends that have their share in flight. */
 
+#ifndef PLB_NO_BOUNDED
 #define PLB__FACTOR_DEFAULT 125u
 #define PLB__FACTOR_MIN     101u
 #define PLB__FACTOR_MAX     65535u /* keeps the products below within 64 bits */
@@ -7158,8 +7542,8 @@ static const plb_strategy_ops plb__bounded_ops = {"bounded loads",
                                                   NULL,
                                                   plb__ketama_build,
                                                   plb__ketama_discard,
-                                                  plb__bounded_first,
-                                                  plb__bounded_next,
+                                                  PLB__IF_WALK(plb__bounded_first, NULL),
+                                                  PLB__IF_WALK(plb__bounded_next, NULL),
                                                   plb__bounded_pick,
                                                   NULL,
                                                   plb__bounded_began,
@@ -7171,10 +7555,12 @@ PLB_API plb_strategy plb_bounded_loads(const plb_bounded_loads_desc *desc)
 {
     return plb__strategy(&plb__bounded_ops, desc);
 }
+#endif
 
 /* ==== IP HASH ========================================================================================================
    nginx's ip_hash: a place in the list of section ROUND ROBIN RANDOM FNV, by a hash below 6271. */
 
+#ifndef PLB_NO_IP_HASH
 #define PLB__IP_HASH_START   89u
 #define PLB__IP_HASH_FACTOR  113u
 #define PLB__IP_HASH_MODULUS 6271u
@@ -7224,6 +7610,7 @@ PLB__INLINE uint32_t plb__ip_hash_step(plb__ip_hash_walk *walk, const plb__weigh
     return plb__weighted_start(table, walk->hash);
 }
 
+#ifndef PLB_NO_WALK
 static uint32_t plb__ip_hash_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     plb__ip_hash_walk walk;
@@ -7243,6 +7630,7 @@ static uint32_t plb__ip_hash_first(const void *table, const plb_view *view, plb_
     memcpy(cursor, &walk, sizeof walk);
     return plb__ip_hash_next(table, view, reader, cursor);
 }
+#endif
 
 static uint32_t plb__ip_hash_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
                                   size_t key_length, uint32_t limit)
@@ -7270,8 +7658,8 @@ static const plb_strategy_ops plb__ip_hash_ops = {"ip hash",
                                                   NULL,
                                                   plb__weighted_build,
                                                   plb__weighted_discard,
-                                                  plb__ip_hash_first,
-                                                  plb__ip_hash_next,
+                                                  PLB__IF_WALK(plb__ip_hash_first, NULL),
+                                                  PLB__IF_WALK(plb__ip_hash_next, NULL),
                                                   plb__ip_hash_pick,
                                                   NULL,
                                                   NULL,
@@ -7283,6 +7671,7 @@ PLB_API plb_strategy plb_ip_hash(void)
 {
     return plb__strategy(&plb__ip_hash_ops, NULL);
 }
+#endif
 
 /* ==== POWER OF TWO CHOICES ===========================================================================================
    Two ready backends at random, the better one wins (Mitzenmacher 2001): of n requests on n backends the fullest then
@@ -7290,6 +7679,7 @@ PLB_API plb_strategy plb_ip_hash(void)
    nobody looks at all, and several balancers do not all run to the same one. Drawing by weight is an alias table
    (Walker 1977). */
 
+#ifndef PLB_NO_CHOICES
 /* The draw falls into a column, all equally likely; the column is one backend's up to `own`, in 1 / 2^32, and another's
    above it. */
 typedef struct plb__column {
@@ -7480,6 +7870,7 @@ PLB__INLINE uint32_t plb__choices_pick(const void *state, const void *opaque, co
     return PLB__LIKELY(two.one != PLB_NONE) ? order(state, table, view, two).one : PLB_NONE;
 }
 
+#ifndef PLB_NO_WALK
 /* The raw sequence: the better of two, then the other one (a retry that excludes the first finds it at once), then two
    new ones. Where none is ready: any, by weight. */
 static uint32_t plb__choices_next(const void *opaque_table, const plb_view *view, plb_reader *reader,
@@ -7508,6 +7899,7 @@ static uint32_t plb__choices_first(const void *table, const plb_view *view, plb_
     cursor->words[0] = PLB_NONE;
     return plb__choices_next(table, view, reader, cursor);
 }
+#endif
 
 PLB__INLINE uint32_t plb__slot_load(const plb__slot *slot)
 {
@@ -7552,8 +7944,8 @@ static const plb_strategy_ops plb__two_choices_ops = {"two choices",
                                                       NULL,
                                                       plb__choices_build,
                                                       plb__choices_discard,
-                                                      plb__choices_first,
-                                                      plb__choices_next,
+                                                      PLB__IF_WALK(plb__choices_first, NULL),
+                                                      PLB__IF_WALK(plb__choices_next, NULL),
                                                       plb__two_choices_pick,
                                                       NULL,
                                                       NULL,
@@ -7565,11 +7957,13 @@ PLB_API plb_strategy plb_two_choices(void)
 {
     return plb__strategy(&plb__two_choices_ops, NULL);
 }
+#endif
 
 /* ==== PEAK EWMA ======================================================================================================
    Finagle's: of two choices the one where a request should take less long. Reading a clock for each request would cost
    more than the rest of a pick, so requests only leave what they took, and plb_poll folds it in by the tick. */
 
+#ifndef PLB_NO_EWMA
 #define PLB__EWMA_TICK_MS  100
 #define PLB__EWMA_DECAY_MS 10000
 
@@ -7727,8 +8121,8 @@ static const plb_strategy_ops plb__peak_ewma_ops = {"peak ewma",
                                                     NULL,
                                                     plb__choices_build,
                                                     plb__choices_discard,
-                                                    plb__choices_first,
-                                                    plb__choices_next,
+                                                    PLB__IF_WALK(plb__choices_first, NULL),
+                                                    PLB__IF_WALK(plb__choices_next, NULL),
                                                     plb__peak_ewma_pick,
                                                     NULL,
                                                     NULL,
@@ -7740,12 +8134,14 @@ PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc)
 {
     return plb__strategy(&plb__peak_ewma_ops, desc);
 }
+#endif
 
 /* ==== KEY HASH =======================================================================================================
    64 bits of a key, or of a backend, for Maglev and rendezvous: the same on every machine. Two words are multiplied and
    the halves of the product folded together, the idea of wyhash (Wang Yi 2019): 16 bytes are mixed in the time in which
    FNV takes one or two. Not for secrets: who wants keys to collide can make them. */
 
+#if !defined(PLB_NO_MAGLEV) || !defined(PLB_NO_RENDEZVOUS)
 /* The fractions of the square roots of 2, 3, 5, 7. */
 #define PLB__ROOT_2 UINT64_C(0x6a09e667f3bcc908)
 #define PLB__ROOT_3 UINT64_C(0xbb67ae8584caa73b)
@@ -7802,11 +8198,13 @@ static void plb__hash_backends(const plb_view *view, uint64_t *hashes)
             hashes[i] = plb__hash_identity(&view->slots[i]->addr, view->slots[i]->id);
     }
 }
+#endif
 
 /* ==== MAGLEV =========================================================================================================
    Maglev hashing (Eisenbud and others, NSDI 2016, section 3.4): a table of places, which the backends fill by turns,
    each in an order of its own. */
 
+#ifndef PLB_NO_MAGLEV
 #define PLB__MAGLEV_PLACES_DEFAULT UINT32_C(65537)
 #define PLB__MAGLEV_PLACES_LIMIT   (UINT32_C(1) << 24)
 
@@ -8069,6 +8467,7 @@ static uint32_t plb__maglev_pick(const void *opaque_table, const plb_view *view,
     return plb__maglev_rest(table, view, hash, limit);
 }
 
+#ifndef PLB_NO_WALK
 /* The cursor: the place to look at next, and the skip. Where no backend has weight there is no place, and it goes
    through the set. */
 static uint32_t plb__maglev_next(const void *opaque_table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
@@ -8092,6 +8491,7 @@ static uint32_t plb__maglev_first(const void *opaque_table, const plb_view *view
     cursor->words[1] = plb__maglev_skip(hash, table->places);
     return plb__maglev_next(table, view, reader, cursor);
 }
+#endif
 
 static const plb_strategy_ops plb__maglev_ops = {"maglev",
                                                  sizeof(plb__maglev_state),
@@ -8101,8 +8501,8 @@ static const plb_strategy_ops plb__maglev_ops = {"maglev",
                                                  NULL,
                                                  plb__maglev_build,
                                                  plb__maglev_discard,
-                                                 plb__maglev_first,
-                                                 plb__maglev_next,
+                                                 PLB__IF_WALK(plb__maglev_first, NULL),
+                                                 PLB__IF_WALK(plb__maglev_next, NULL),
                                                  plb__maglev_pick,
                                                  NULL,
                                                  NULL,
@@ -8114,11 +8514,13 @@ PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc)
 {
     return plb__strategy(&plb__maglev_ops, desc);
 }
+#endif
 
 /* ==== RENDEZVOUS =====================================================================================================
    Highest random weight (Thaler and Ravishankar 1998): each key has a number u between 0 and 1 for each backend, and
    the least -ln(u) / weight wins, which happens to each backend as often as its weight says. */
 
+#ifndef PLB_NO_RENDEZVOUS
 typedef struct plb__rendezvous_state {
     plb_allocator allocator;
 } plb__rendezvous_state;
@@ -8267,6 +8669,7 @@ static uint32_t plb__rendezvous_pick(const void *opaque_table, const plb_view *v
     return plb__rendezvous_within(table, view, hash, &best, limit) ? best.index : PLB_NONE;
 }
 
+#ifndef PLB_NO_WALK
 /* The cursor: the key's hash, and the bid that was last. After the greatest comes the least again. */
 static uint32_t plb__rendezvous_show(plb_cursor *cursor, const plb__bid *bid)
 {
@@ -8301,6 +8704,7 @@ static uint32_t plb__rendezvous_first(const void *opaque_table, const plb_view *
     bid = plb__rendezvous_best(table, view, cursor->words[0], NULL, false);
     return plb__rendezvous_show(cursor, &bid);
 }
+#endif
 
 static const plb_strategy_ops plb__rendezvous_ops = {"rendezvous",
                                                      sizeof(plb__rendezvous_state),
@@ -8310,8 +8714,8 @@ static const plb_strategy_ops plb__rendezvous_ops = {"rendezvous",
                                                      NULL,
                                                      plb__rendezvous_build,
                                                      plb__rendezvous_discard,
-                                                     plb__rendezvous_first,
-                                                     plb__rendezvous_next,
+                                                     PLB__IF_WALK(plb__rendezvous_first, NULL),
+                                                     PLB__IF_WALK(plb__rendezvous_next, NULL),
                                                      plb__rendezvous_pick,
                                                      NULL,
                                                      NULL,
@@ -8323,6 +8727,7 @@ PLB_API plb_strategy plb_rendezvous(void)
 {
     return plb__strategy(&plb__rendezvous_ops, NULL);
 }
+#endif
 
 /* ==== OPS ============================================================================================================
    Starts of discoveries and probes, and their completion from any thread, once. */
@@ -8347,6 +8752,31 @@ static plb__ticket *plb__ticket_take(plb_balancer *lb)
     return ticket;
 }
 
+static void plb__report_clear(plb__op *op)
+{
+    memset(&op->report, 0, sizeof op->report);
+    PLB__IF_LOG(op->text[0] = '\0', (void)0);
+}
+
+/* What is said of a probe's result, beside its status. */
+static void plb__op_say(plb__op *op, const char *words)
+{
+#ifndef PLB_NO_LOG
+    plb__text text = plb__text_in(op->text, sizeof op->text);
+    plb__put(&text, words != NULL ? words : "");
+#else
+    (void)op;
+    (void)words;
+#endif
+}
+
+/* What it said, or what its status means. */
+static const char *plb__op_why(const plb__op *op)
+{
+    (void)op;
+    return PLB__IF_LOG(op->text[0] != '\0' ? op->text : plb_status_text(op->report.status), "");
+}
+
 /* Starts one that was made or kept; false: no memory. */
 static bool plb__op_start(plb_balancer *lb, plb__op *op)
 {
@@ -8362,8 +8792,7 @@ static bool plb__op_start(plb_balancer *lb, plb__op *op)
     lb->running = op;
     op->started_us = plb__now_us(lb);
     op->started_ms = lb->timers.now_ms;
-    memset(&op->report, 0, sizeof op->report);
-    op->text[0] = '\0';
+    plb__report_clear(op);
     op->unread = false;
     PLB__STORE(&ticket->state,
                (PLB__LOAD_RELAXED(&ticket->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
@@ -8457,7 +8886,7 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
     plb__list *list;
     char *names;
     for (i = 0; i < count; i++)
-        size += plb__name_size(backends[i].name);
+        size += plb__name_size(plb__name_of(&backends[i]));
     list = (plb__list *)a->alloc(a->user, size);
     if (list == NULL)
         return NULL;
@@ -8469,21 +8898,18 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
     list->spare = list->members + count;
     names = (char *)(list->spare + count);
     for (i = 0; i < count; i++) {
-        size_t name_size = plb__name_size(backends[i].name);
+        const char *name = plb__copy_text(&names, plb__name_of(&backends[i]));
         list->order[i] = (uint32_t)i;
         list->backends[i] = backends[i];
-        if (name_size == 0)
-            continue;
-        memcpy(names, backends[i].name, name_size);
-        list->backends[i].name = names;
-        names += name_size;
+        PLB__IF_NAMES(list->backends[i].name = name, (void)name);
     }
     return list;
 }
 
 static bool plb__is_name(const plb_backend *backend)
 {
-    return backend->addr.family == PLB_FAMILY_NONE;
+    (void)backend;
+    return PLB__IF_NAMES(backend->addr.family == PLB_FAMILY_NONE, false);
 }
 
 /* Is it fit to be in a set? `names`: one that is still to be resolved will do. */
@@ -8918,8 +9344,8 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
 
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
-    size_t care = lb->check_count > 0 || lb->watches != 0 ? PLB__CARE_SIZE : 0;
-    size_t record = lb->watches != 0 ? PLB__RECORD_LEAD : 0;
+    size_t care = lb->check_count > 0 || plb__watches(lb) ? PLB__CARE_SIZE : 0;
+    size_t record = plb__watches(lb) ? PLB__RECORD_LEAD : 0;
     care += lb->check_count * sizeof(plb__vital);
     return PLB__SLOT_LEAD(care) + record + PLB__SLOT_LEAD(lb->strategy->slot_size);
 }
@@ -8931,7 +9357,7 @@ static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_ba
     for (c = 0; c < lb->check_count; c++) {
         plb__vital *vital = &plb__slot_vitals(slot)[c];
         vital->status = PLB_AGAIN;
-        vital->share = PLB__SHARE_ALL;
+        PLB__IF_SHARES(vital->share = PLB__SHARE_ALL, (void)0);
         vital->absent = !plb__check_is_for(lb, c, backend->checks);
         if (lb->desc.start_unhealthy && !vital->absent)
             slot->flags |= plb__failing(c);
@@ -8940,7 +9366,7 @@ static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_ba
         plb__slot_care(slot)->checks = (uint8_t)backend->checks;
         plb__slot_care(slot)->every_ms = backend->check_every_ms;
     }
-    if (lb->watches != 0)
+    if (plb__watches(lb))
         plb__record_init(slot);
     if (backend->enablement == PLB_ENABLEMENT_OFF)
         slot->flags |= PLB__DISABLED;
@@ -9412,6 +9838,7 @@ PLB_API void plb_last_update(const plb_balancer *lb, plb_update_info *out)
     *out = lb->update;
 }
 
+#ifndef PLB_NO_CHANGES
 /* What tells nothing about which backend it is. */
 static void plb__backend_ignore(plb_backend *backend)
 {
@@ -9432,7 +9859,7 @@ static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_
         plb_status status;
         if (what == PLB_CHANGE_REMOVE)
             plb__backend_ignore(&backend);
-        status = plb__backend_check(&backend, lb->port.names != NULL || what == PLB_CHANGE_REMOVE);
+        status = plb__backend_check(&backend, PLB__IF_NAMES(lb->port.names != NULL, false) || what == PLB_CHANGE_REMOVE);
         if (status != PLB_OK)
             return status;
         if (plb__is_name(&backend) && backend.ext != NULL && what != PLB_CHANGE_REMOVE)
@@ -9543,6 +9970,7 @@ static void plb__changes_end(plb_balancer *lb)
         plb__change_pop(lb);
     }
 }
+#endif
 
 /* ==== STATIC DISCOVERY ===============================================================================================
    The program's list, and the names in it. */
@@ -9552,14 +9980,15 @@ typedef struct plb__static plb__static;
 /* One line of the list: a backend, or a name and the addresses that it had last. */
 typedef struct plb__static_entry {
     struct plb__static_entry *next;
-    plb_backend backend; /* the name stands behind the entry */
-    size_t size;         /* of this allocation */
-    bool offered;        /* its ext is in the answer under way */
-    bool given;          /* its ext is the balancer's */
+    bool offered; /* its ext is in the answer under way */
+    bool given;   /* its ext is the balancer's */
+#ifndef PLB_NO_NAMES
     plb__static *list;
     plb_query *query;
     plb_addr *addrs;
     size_t addr_count;
+#endif
+    plb_backend backend; /* the name stands behind it */
 } plb__static_entry;
 
 struct plb__static {
@@ -9578,24 +10007,25 @@ static int plb__static_compare(const plb_backend *a, const plb_backend *b)
     if (plb__is_name(a) != plb__is_name(b))
         return plb__is_name(a) ? 1 : -1;
     if (plb__is_name(a))
-        order = strcmp(a->name, b->name);
+        order = PLB__IF_NAMES(strcmp(a->name, b->name), 0);
     return order != 0 ? order : plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
+}
+
+static size_t plb__static_entry_size(const plb_backend *backend)
+{
+    return sizeof(plb__static_entry) + plb__name_size(plb__name_of(backend));
 }
 
 static plb__static_entry *plb__static_entry_new(plb__static *self, const plb_backend *backend)
 {
     const plb_allocator *a = &self->env.allocator;
-    size_t name_size = plb__name_size(backend->name), size = sizeof(plb__static_entry) + name_size;
-    plb__static_entry *entry = (plb__static_entry *)plb__new(a, size);
+    plb__static_entry *entry = (plb__static_entry *)plb__new(a, plb__static_entry_size(backend));
+    char *name = (char *)(entry + 1);
     if (entry == NULL)
         return NULL;
-    entry->size = size;
-    entry->list = self;
     entry->backend = *backend;
-    if (name_size > 0) {
-        memcpy(entry + 1, backend->name, name_size);
-        entry->backend.name = (const char *)(entry + 1);
-    }
+    PLB__IF_NAMES(entry->list = self, (void)0);
+    PLB__IF_NAMES(entry->backend.name = plb__copy_text(&name, backend->name), (void)name);
     return entry;
 }
 
@@ -9609,17 +10039,25 @@ static void plb__static_release(const plb__static *self, const plb_backend *back
         plb__release_ext(backend->ext, backend->ext_release);
 }
 
-static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
+#ifndef PLB_NO_NAMES
+/* Gives up what is being asked, and what was answered. */
+static void plb__static_forget(plb__static *self, plb__static_entry *entry)
 {
-    const plb_allocator *a = &self->env.allocator;
+    const plb_names *names = self->env.port.names;
     if (entry->query != NULL) {
-        self->env.port.names->cancel(self->env.port.names->self, entry->query);
+        names->cancel(names->self, entry->query);
         self->unresolved--;
     }
+    plb__delete(&self->env.allocator, entry->addrs, entry->addr_count * sizeof(plb_addr));
+}
+#endif
+
+static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
+{
+    PLB__IF_NAMES(plb__static_forget(self, entry), (void)0);
     if (!entry->given)
         plb__static_release(self, &entry->backend);
-    plb__delete(a, entry->addrs, entry->addr_count * sizeof(plb_addr));
-    plb__delete(a, entry, entry->size);
+    plb__delete(&self->env.allocator, entry, plb__static_entry_size(&entry->backend));
 }
 
 static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
@@ -9634,7 +10072,7 @@ static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
 /* Appends a line. On failure ext stays the caller's. */
 static plb_status plb__static_append(plb__static *self, plb__static_entry ***end, const plb_backend *backend)
 {
-    plb_status status = plb__backend_check(backend, self->env.port.names != NULL);
+    plb_status status = plb__backend_check(backend, PLB__IF_NAMES(self->env.port.names != NULL, false));
     if (status == PLB_OK && plb__is_name(backend) && backend->ext != NULL)
         status = PLB_ERR_ARGUMENT;
     if (status == PLB_OK) {
@@ -9745,45 +10183,61 @@ static void plb__static_close(void *opaque)
     plb__static_free_all(self, self->entries);
 }
 
+/* How many backends a line stands for. */
+static size_t plb__static_count(const plb__static_entry *entry)
+{
+    return plb__is_name(&entry->backend) ? PLB__IF_NAMES(entry->addr_count, 0) : 1;
+}
+
+/* Writes them down. */
+static void plb__static_offer(plb__static_entry *entry, plb_backend *out)
+{
+    *out = entry->backend;
+#ifndef PLB_NO_NAMES
+    if (plb__is_name(&entry->backend)) {
+        size_t i;
+        for (i = 0; i < entry->addr_count; i++) {
+            out[i] = entry->backend;
+            out[i].addr = entry->addrs[i];
+        }
+        return;
+    }
+#endif
+    if (entry->given)
+        out->ext = NULL; /* the balancer has it already, and keeps it */
+    else
+        entry->offered = true;
+}
+
 static void plb__static_answer(plb__static *self)
 {
     const plb_allocator *a = &self->env.allocator;
     plb__static_entry *entry;
     plb_backend *backends = NULL;
-    size_t count = 0, n = 0, i;
+    plb_status status = PLB_OK;
+    size_t count = 0, n = 0;
     for (entry = self->entries; entry != NULL; entry = entry->next)
-        count += plb__is_name(&entry->backend) ? entry->addr_count : 1;
-    if (count == 0 && self->failure != PLB_OK) {
-        plb_discovery_done(self->token, self->failure, NULL, 0);
-        return;
-    }
-    if (count > 0) {
+        count += plb__static_count(entry);
+    if (count == 0) {
+        status = self->failure;
+    } else {
         backends = (plb_backend *)a->alloc(a->user, count * sizeof *backends);
-        if (backends == NULL) {
-            plb_discovery_done(self->token, PLB_ERR_MEMORY, NULL, 0);
-            return;
-        }
+        if (backends == NULL)
+            status = PLB_ERR_MEMORY;
     }
-    for (entry = self->entries; entry != NULL; entry = entry->next) {
-        if (plb__is_name(&entry->backend)) {
-            for (i = 0; i < entry->addr_count; i++) {
-                backends[n] = entry->backend;
-                backends[n++].addr = entry->addrs[i];
-            }
-            continue;
-        }
-        backends[n] = entry->backend;
-        if (entry->given)
-            backends[n].ext = NULL; /* the balancer has it already, and keeps it */
-        else
-            entry->offered = true;
-        n++;
+    for (entry = self->entries; entry != NULL && status == PLB_OK; entry = entry->next) {
+        if (plb__static_count(entry) > 0)
+            plb__static_offer(entry, backends + n);
+        n += plb__static_count(entry);
     }
     /* A name that failed for want of memory or the like should not wait for the next regular update. */
-    plb_discovery_done(self->token, plb_status_is_local(self->failure) ? PLB_AGAIN : PLB_OK, backends, count);
+    if (status == PLB_OK && plb_status_is_local(self->failure))
+        status = PLB_AGAIN;
+    plb_discovery_done(self->token, status, backends, n);
     plb__delete(a, backends, count * sizeof *backends);
 }
 
+#ifndef PLB_NO_NAMES
 static void plb__static_failed(plb__static *self, const plb__static_entry *entry, plb_status status)
 {
     if (!plb_status_is_local(self->failure))
@@ -9851,14 +10305,29 @@ static void plb__static_cancel(void *opaque, plb_token token)
     }
     self->unresolved = 0;
 }
+#else
+static plb_status plb__static_start(void *opaque, plb_token token)
+{
+    plb__static *self = (plb__static *)opaque;
+    self->token = token;
+    plb__static_answer(self);
+    return PLB_OK;
+}
+
+PLB__INLINE void plb__static_cancel(void *opaque, plb_token token)
+{
+    (void)opaque;
+    (void)token;
+}
+#endif
 
 /* Which ext is the set's now: the one that was offered, or one that was there already and stays, and then the offered
    one is gone and its address may be used again. */
-static void plb__static_settle(plb__static_entry *entry)
+static void plb__static_settle(const plb__static *self, plb__static_entry *entry)
 {
     plb_backend_info info;
     entry->given = true;
-    if (plb_find(entry->list->env.balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
+    if (plb_find(self->env.balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
         return;
     entry->backend.ext = info.backend.ext;
     entry->backend.ext_release = info.backend.ext_release;
@@ -9866,14 +10335,16 @@ static void plb__static_settle(plb__static_entry *entry)
 
 static void plb__static_applied(void *opaque, plb_status status)
 {
+    plb__static *self = (plb__static *)opaque;
     plb__static_entry *entry;
-    for (entry = ((plb__static *)opaque)->entries; entry != NULL; entry = entry->next) {
+    for (entry = self->entries; entry != NULL; entry = entry->next) {
         if (entry->offered && status == PLB_OK)
-            plb__static_settle(entry);
+            plb__static_settle(self, entry);
         entry->offered = false;
     }
 }
 
+#ifndef PLB_NO_CHANGES
 /* Unlinks the line that matches and every duplicate of it; returns them. */
 static plb__static_entry *plb__static_take(plb__static_entry **link, const plb_backend *backend)
 {
@@ -9892,8 +10363,9 @@ static plb__static_entry *plb__static_take(plb__static_entry **link, const plb_b
 }
 
 /* A line takes the place of an older one for the same address: what that one owned, or had found out, stays. */
-static void plb__static_inherit(plb__static_entry *entry, plb__static_entry *old)
+static void plb__static_inherit(const plb__static *self, plb__static_entry *entry, plb__static_entry *old)
 {
+#ifndef PLB_NO_NAMES
     if (plb__is_name(&entry->backend)) {
         plb_addr *addrs = entry->addrs;
         size_t count = entry->addr_count;
@@ -9903,10 +10375,11 @@ static void plb__static_inherit(plb__static_entry *entry, plb__static_entry *old
         old->addr_count = count;
         return;
     }
+#endif
     if (entry->given || old->backend.ext == NULL)
         return;
     if (entry->backend.ext != old->backend.ext)
-        plb__static_release(entry->list, &entry->backend);
+        plb__static_release(self, &entry->backend);
     entry->backend.ext = old->backend.ext;
     entry->backend.ext_release = old->backend.ext_release;
     entry->given = old->given;
@@ -9942,7 +10415,7 @@ static plb_status plb__static_add(plb__static *self, const plb_backend *backend)
     }
     old = plb__static_take(&self->entries, backend);
     for (o = old; o != NULL; o = o->next)
-        plb__static_inherit(added, o);
+        plb__static_inherit(self, added, o);
     plb__static_free_all(self, old);
     while (*link != NULL && plb__static_compare(&(*link)->backend, backend) < 0)
         link = &(*link)->next;
@@ -9973,7 +10446,7 @@ static plb_status plb__static_replace(plb__static *self, const plb_backend *back
     while (entry != NULL && old != NULL) {
         int order = plb__static_compare(&entry->backend, &old->backend);
         if (order == 0)
-            plb__static_inherit(entry, old);
+            plb__static_inherit(self, entry, old);
         if (order < 0)
             entry = entry->next;
         else
@@ -10006,10 +10479,11 @@ static plb_status plb__static_change(void *opaque, plb_change change, const plb_
         plb__static_answer(self);
     return status;
 }
+#endif
 
 static const plb_discovery_ops plb__static_ops = {
     "static",          sizeof(plb__static), plb__static_open,    plb__static_close,
-    plb__static_start, plb__static_cancel,  plb__static_applied, plb__static_change};
+    plb__static_start, plb__static_cancel,  plb__static_applied, PLB__IF_CHANGES(plb__static_change, NULL)};
 
 PLB_API plb_discovery plb_static(const plb_static_desc *desc)
 {
@@ -10021,6 +10495,7 @@ PLB_API plb_discovery plb_static(const plb_static_desc *desc)
     return discovery;
 }
 
+#ifndef PLB_NO_NAMES
 static bool plb__is_digit(char c)
 {
     return c >= '0' && c <= '9';
@@ -10049,28 +10524,37 @@ static bool plb__is_host(const char *text, size_t length)
     return digits < length - label && !(text[label] == '0' && (text[label + 1] | 32) == 'x');
 }
 
+/* "host:port". */
+static bool plb__scan_name(const char *text, size_t length, plb_backend *out, char *name_buffer)
+{
+    const char *colon = (const char *)memchr(text, ':', length);
+    plb__scan scan;
+    if (colon == NULL || name_buffer == NULL || !plb__is_host(text, (size_t)(colon - text)))
+        return false;
+    scan.at = colon;
+    scan.end = text + length;
+    if (!plb__scan_port(&scan, &out->addr.port))
+        return false;
+    memcpy(name_buffer, text, (size_t)(colon - text));
+    name_buffer[colon - text] = '\0';
+    out->name = name_buffer;
+    return true;
+}
+#endif
+
 PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t length, char *name_buffer)
 {
     plb_backend backend;
-    plb__scan scan;
+    (void)name_buffer;
     if (text == NULL)
         return PLB_ERR_ADDRESS;
     memset(&backend, 0, sizeof backend);
     backend.weight = 1;
     if (length == PLB_ZSTRING)
         length = strlen(text);
-    if (plb_addr_parse(&backend.addr, text, length) != PLB_OK) {
-        const char *colon = (const char *)memchr(text, ':', length);
-        if (colon == NULL || name_buffer == NULL || !plb__is_host(text, (size_t)(colon - text)))
-            return PLB_ERR_ADDRESS;
-        scan.at = colon;
-        scan.end = text + length;
-        if (!plb__scan_port(&scan, &backend.addr.port))
-            return PLB_ERR_ADDRESS;
-        memcpy(name_buffer, text, (size_t)(colon - text));
-        name_buffer[colon - text] = '\0';
-        backend.name = name_buffer;
-    }
+    if (plb_addr_parse(&backend.addr, text, length) != PLB_OK &&
+        !PLB__IF_NAMES(plb__scan_name(text, length, &backend, name_buffer), false))
+        return PLB_ERR_ADDRESS;
     *out = backend;
     return PLB_OK;
 }
@@ -10087,10 +10571,9 @@ PLB_API void plb_check_done(plb_token token, plb_status status)
 
 static void plb__report_set(plb__op *op, const plb_report *report)
 {
-    plb__text text = plb__text_in(op->text, sizeof op->text);
     op->report = *report;
-    op->report.text = NULL;
-    plb__put(&text, report->text != NULL ? report->text : "");
+    plb__op_say(op, PLB__IF_LOG(report->text, NULL));
+    PLB__IF_LOG(op->report.text = NULL, (void)0);
 }
 
 PLB_API void plb_check_report(plb_token token, const plb_report *report)
@@ -10102,6 +10585,15 @@ PLB_API void plb_check_report(plb_token token, const plb_report *report)
     plb__op_complete(op, report->status);
 }
 
+/* A probe that is over. */
+typedef struct plb__result {
+    plb__op *op;
+    plb__slot *slot;
+    plb__vital *vital;
+    const char *why; /* what the probe said, or what its status means */
+} plb__result;
+
+#ifndef PLB_NO_SHARES
 /* Slow start: a share grows in so many steps, so that what wakes up for it is bounded. */
 #define PLB__RAMP_STEPS 64u
 
@@ -10178,14 +10670,6 @@ static void plb__ramp_go_on(void *user)
     }
 }
 
-/* A probe that is over. */
-typedef struct plb__result {
-    plb__op *op;
-    plb__slot *slot;
-    plb__vital *vital;
-    const char *why; /* what the probe said, or what its status means */
-} plb__result;
-
 /* What the report advises, if it does. */
 static void plb__health_advise(plb_balancer *lb, const plb__result *r)
 {
@@ -10199,6 +10683,40 @@ static void plb__health_advise(plb_balancer *lb, const plb__result *r)
     plb__slot_advise(lb, r->slot);
 }
 
+/* A check is gone, and what its agent said. */
+static void plb__vital_unadvise(plb_balancer *lb, plb__slot *slot, plb__vital *vital)
+{
+    vital->share = PLB__SHARE_ALL;
+    vital->advised_off = false;
+    plb__slot_advise(lb, slot);
+}
+#else
+PLB__INLINE void plb__ramp_start(plb_balancer *lb, plb__slot *slot)
+{
+    (void)lb;
+    (void)slot;
+}
+
+PLB__INLINE void plb__health_advise(plb_balancer *lb, const plb__result *r)
+{
+    (void)lb;
+    (void)r;
+}
+
+PLB__INLINE void plb__vital_unadvise(plb_balancer *lb, plb__slot *slot, plb__vital *vital)
+{
+    (void)lb;
+    (void)slot;
+    (void)vital;
+}
+#endif
+
+PLB__INLINE bool plb__is_neutral(const plb__op *op)
+{
+    (void)op;
+    return PLB__IF_SHARES(op->report.neutral, false);
+}
+
 /* One check flips; the backend with it, unless another check fails. */
 static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
                             const char *why)
@@ -10209,7 +10727,8 @@ static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, b
     plb_backend_info info;
     if (success && flips)
         plb__ramp_start(lb, slot);
-    PLB__STORE_RELAXED(&plb__slot_care(slot)->flips, plb__slot_care(slot)->flips + (flips ? 1u : 0u));
+    PLB__IF_PROBE_INFO(
+        PLB__STORE_RELAXED(&plb__slot_care(slot)->flips, plb__slot_care(slot)->flips + (flips ? 1u : 0u)), (void)0);
     plb__slot_flag(lb, slot, bit, !success);
     if (!flips)
         return;
@@ -10229,9 +10748,7 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
     if (absent) {
         lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
         plb__vital_drop_kept(lb, vital, check);
-        vital->share = PLB__SHARE_ALL;
-        vital->advised_off = false;
-        plb__slot_advise(lb, slot);
+        plb__vital_unadvise(lb, slot, vital);
         if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
             plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
     } else {
@@ -10268,9 +10785,9 @@ static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backen
 static void plb__health_observe(plb_balancer *lb, const plb__result *r)
 {
     const plb_check *check = &lb->checks[r->op->check].what;
-    bool success = r->op->report.status == PLB_OK || r->op->report.neutral;
+    bool success = r->op->report.status == PLB_OK || plb__is_neutral(r->op);
     bool passing = (PLB__LOAD(&r->slot->flags) & plb__failing(r->op->check)) == 0;
-    if (r->op->report.neutral && r->vital->passed + r->vital->failed > 0)
+    if (plb__is_neutral(r->op) && PLB__IF_SHARES(r->vital->judged, false))
         return;
     if (success == passing) {
         r->vital->streak = 0;
@@ -10282,16 +10799,15 @@ static void plb__health_observe(plb_balancer *lb, const plb__result *r)
     plb__vital_flip(lb, r->slot, r->op->check, success, r->op->report.status, success ? NULL : r->why);
 }
 
-/* Writes a result down. */
-static void plb__vital_record(plb_balancer *lb, const plb__result *r)
+#ifndef PLB_NO_PROBE_INFO
+/* Writes down what a result tells beside its status. */
+static void plb__vital_detail(const plb__result *r)
 {
     plb__vital *vital = r->vital;
-    lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
-    vital->status = (uint8_t)r->op->report.status;
     vital->code = (uint16_t)r->op->report.code;
     vital->latency_us = r->op->latency_us < UINT32_MAX ? (uint32_t)r->op->latency_us : UINT32_MAX;
-    vital->passed += vital->status == PLB_OK && !r->op->report.neutral;
-    vital->failed += vital->status != PLB_OK && !r->op->report.neutral;
+    vital->passed += vital->status == PLB_OK && !plb__is_neutral(r->op);
+    vital->failed += vital->status != PLB_OK && !plb__is_neutral(r->op);
 }
 
 static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint32_t check, plb_probe_info *out)
@@ -10303,7 +10819,7 @@ static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint
     out->passed = vital->passed;
     out->failed = vital->failed;
     out->passing = (PLB__LOAD(&slot->flags) & plb__failing(check)) == 0;
-    out->text = plb_status_text(out->status);
+    PLB__IF_LOG(out->text = plb_status_text(out->status), (void)0);
 }
 
 static void plb__probe_tell(plb_balancer *lb, const plb__result *r)
@@ -10312,17 +10828,38 @@ static void plb__probe_tell(plb_balancer *lb, const plb__result *r)
     plb_backend_info info;
     plb_probe_info probe;
     uint32_t index;
-    if (lb->desc.on_probe == NULL && lb->desc.log_level < PLB_LOG_DEBUG)
+    if (lb->desc.on_probe == NULL && PLB__IF_LOG(!plb__logs(lb, PLB_LOG_DEBUG), true))
         return;
     index = plb__set_find_slot((const plb__set *)lb->current, r->slot, &tier);
     plb__fill_info(tier, index, &info);
     plb__probe_fill(r->slot, r->vital, r->op->check, &probe);
     probe.status = r->op->report.status;
-    probe.text = r->why;
+    PLB__IF_LOG(probe.text = r->why, (void)0);
     plb__log_backend(lb, PLB_LOG_DEBUG, probe.status == PLB_OK ? "probe succeeded:" : "probe failed:", &info.backend,
-                     probe.status == PLB_OK && r->op->text[0] == '\0' ? NULL : r->why);
+                     probe.status == PLB_OK && PLB__IF_LOG(r->op->text[0] == '\0', true) ? NULL : r->why);
     if (lb->desc.on_probe != NULL)
         lb->desc.on_probe(lb->desc.user, &info, r->op->check, &probe);
+}
+#else
+PLB__INLINE void plb__vital_detail(const plb__result *r)
+{
+    (void)r;
+}
+
+PLB__INLINE void plb__probe_tell(plb_balancer *lb, const plb__result *r)
+{
+    (void)lb;
+    (void)r;
+}
+#endif
+
+/* Writes a result down. */
+static void plb__vital_record(plb_balancer *lb, const plb__result *r)
+{
+    lb->unknown -= r->vital->status == PLB_AGAIN ? 1u : 0u;
+    PLB__IF_SHARES(r->vital->judged = r->vital->judged || !plb__is_neutral(r->op), (void)0);
+    r->vital->status = (uint8_t)r->op->report.status;
+    plb__vital_detail(r);
 }
 
 /* A backend could not be probed for reasons of this side, which says nothing of it. */
@@ -10399,7 +10936,7 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
     r.op = op;
     r.slot = op->slot;
     r.vital = &plb__slot_vitals(op->slot)[op->check];
-    r.why = op->text[0] != '\0' ? op->text : plb_status_text(op->report.status);
+    r.why = plb__op_why(op);
     lb->probes--;
     plb__op_stop(lb, op);
     r.vital->stage = PLB__VITAL_DONE;
@@ -10521,6 +11058,7 @@ PLB_API void plb_check_now(plb_balancer *lb)
     plb__wake(lb);
 }
 
+#ifndef PLB_NO_PROBE_INFO
 PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
                                   plb_probe_info *out)
 {
@@ -10534,6 +11072,7 @@ PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32
     plb__probe_fill(tier->view.slots[index], &plb__slot_vitals(tier->view.slots[index])[check], check, out);
     return PLB_OK;
 }
+#endif
 
 /* ==== EXCHANGE =======================================================================================================
    A probe over a stream. */
@@ -10546,18 +11085,6 @@ static size_t plb__tls_size(const plb_tls *tls, size_t *protocols)
         size += plb__name_size(tls->alpn[i]);
     *protocols = i;
     return size + (i + 1) * sizeof(char *);
-}
-
-/* Copies a text to *at, which moves on. NULL stays NULL. */
-static const char *plb__copy_text(char **at, const char *text)
-{
-    size_t size = plb__name_size(text);
-    char *copy = *at;
-    if (text == NULL)
-        return NULL;
-    memcpy(copy, text, size);
-    *at += size;
-    return copy;
 }
 
 static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t *size)
@@ -10639,11 +11166,8 @@ PLB_API void plb_exchange_say(plb_exchange *x, const plb_report *report)
 static void plb__exchange_explain(plb_exchange *x, const char *why)
 {
     plb__op *op = plb__op_running(x->token);
-    plb__text text;
-    if (op == NULL)
-        return;
-    text = plb__text_in(op->text, sizeof op->text);
-    plb__put(&text, why);
+    if (op != NULL)
+        plb__op_say(op, why);
 }
 
 /* Leaves the connection open for the next start. What comes on it meanwhile can only be its end. */
@@ -10742,7 +11266,7 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
     if (connect->tls != NULL) {
         tls = *connect->tls;
         if (tls.name == NULL)
-            tls.name = x->tls_name != NULL ? x->tls_name : target->name;
+            tls.name = x->tls_name != NULL ? x->tls_name : plb__name_of(target);
         if (tls.name == NULL)
             tls.name = plb__ip_text(&target->addr, ip);
         peer.tls = &tls;
@@ -10763,8 +11287,7 @@ static bool plb__exchange_renew(plb_exchange *x)
     plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
     x->resumed = false;
     x->chunk_count = 0;
-    memset(&op->report, 0, sizeof op->report);
-    op->text[0] = '\0';
+    plb__report_clear(op);
     plb_check_deadline(x->token, x->check->connect.timeout_ms);
     plb__fill_backend(op->slot, 0, &target);
     status = plb__exchange_connect(x, &target);
@@ -11032,6 +11555,7 @@ PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
 /* ==== HTTP CHECK =====================================================================================================
    What a request says and how its answer is judged, whatever version carries them; then HTTP/1.1. */
 
+#ifndef PLB_NO_HTTP1
 #define PLB__HTTP_STATUSES 1000
 #define PLB__HTTP_HEADERS  64 /* of an answer */
 #define PLB__HTTP_PORT     80
@@ -11075,7 +11599,7 @@ static plb_status plb__http_say(plb__http_probe *probe, plb_status status, const
     plb_report report;
     memset(&report, 0, sizeof report);
     report.code = probe->status;
-    report.text = words;
+    PLB__IF_LOG(report.text = words, (void)words);
     plb_exchange_say(&probe->exchange, &report);
     return status;
 }
@@ -11392,10 +11916,12 @@ static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_che
     bool is_unix = plb__addr_is_path(&backend->addr);
     if (probe->target.host != NULL)
         return;
-    probe->target.host = backend->name != NULL ? backend->name : is_unix ? "localhost" : "";
+    probe->target.host = plb__name_of(backend);
+    if (probe->target.host == NULL)
+        probe->target.host = is_unix ? "localhost" : "";
     if (is_unix)
         return;
-    if (backend->name == NULL)
+    if (plb__name_of(backend) == NULL)
         plb__put_bracketed(&text, &backend->addr, 0);
     if (port != (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
         plb__put_port(&text, port);
@@ -11419,7 +11945,7 @@ static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *c
     }
     peer = probe->target.port;
     if (probe->target.host != NULL)
-        peer = plb__hash64(probe->target.host, strlen(probe->target.host)) + peer;
+        peer = plb__fnv1a(peer, probe->target.host, strlen(probe->target.host));
     if (probe->exchange.stream != NULL && probe->peer != peer)
         plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
     probe->peer = peer;
@@ -11620,10 +12146,12 @@ PLB_API plb_check plb_http_check(const plb_http_check_desc *desc)
 {
     return plb__check_of(&plb__http_check_ops, desc, desc != NULL ? &desc->connect : NULL);
 }
+#endif
 
 /* ==== SEND AND EXPECT ================================================================================================
    Steps, each a text to send and an answer to judge. */
 
+#ifndef PLB_NO_EXPECT
 #define PLB__EXPECT_LIMIT 4096u
 
 typedef struct plb__expect_check {
@@ -11795,7 +12323,7 @@ static plb_status plb__expect_fail(plb__expect_probe *probe, plb_status status, 
     plb_report report;
     memset(&report, 0, sizeof report);
     report.code = probe->step + 1;
-    report.text = line;
+    PLB__IF_LOG(report.text = line, (void)line);
     plb__put(&text, "step ");
     plb__put_number(&text, report.code, 10);
     plb__put(&text, ": ");
@@ -12042,10 +12570,12 @@ PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect)
                                       plb_exchange_cancel};
     return plb__check_of(&ops, connect, connect);
 }
+#endif
 
 /* ==== AGENT CHECK ====================================================================================================
    One line from a backend's agent. */
 
+#ifndef PLB_NO_AGENT
 /* "75%": a share in 255ths. */
 static bool plb__agent_share(plb_text word, uint8_t *share)
 {
@@ -12182,7 +12712,7 @@ static plb_status plb__agent_judge(plb_exchange *x, const char *line, size_t siz
     memset(&report, 0, sizeof report);
     plb__put(&text, "agent: ");
     plb__put_quoted(&text, line, size, sizeof said - 1 - text.length - 2);
-    report.text = said;
+    PLB__IF_LOG(report.text = said, (void)said);
     report.has_share = answer.has_share;
     report.share = answer.share;
     report.enablement = answer.enablement;
@@ -12223,10 +12753,12 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
                                       plb__agent_close, plb__agent_start,         plb_exchange_cancel};
     return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
 }
+#endif
 
 /* ==== HTTP/2 CHECK ===================================================================================================
    One request at a time over HTTP/2: a page, or gRPC's health service. */
 
+#ifndef PLB_NO_HTTP2
 typedef struct plb__http2_probe plb__http2_probe;
 
 typedef struct plb__http2_check {
@@ -12248,7 +12780,9 @@ struct plb__http2_probe {
     plb__http_probe http;
     plb_http2 connection;
     size_t offered; /* bytes of output that the exchange was given */
+#ifndef PLB_NO_GRPC
     plb_grpc_health health;
+#endif
     uint32_t grpc_status;
     bool has_grpc_status, has_health;
     char memory[PLB_HTTP2_MEMORY];
@@ -12314,7 +12848,7 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
     plb_text host;
     plb_status status;
     plb__http_await(&probe->http);
-    memset(&probe->health, 0, sizeof probe->health);
+    PLB__IF_GRPC(memset(&probe->health, 0, sizeof probe->health), (void)0);
     probe->has_grpc_status = probe->has_health = false;
     probe->offered = 0;
     if (!plb__http2_is_spoken(x))
@@ -12598,10 +13132,12 @@ PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
     bool validates = desc != NULL && desc->validate != NULL;
     return plb__check_of(validates ? &with_fields : &plain, desc, desc != NULL ? &desc->connect : NULL);
 }
+#endif
 
 /* ==== GRPC CHECK =====================================================================================================
    A call of grpc.health.v1.Health/Check. */
 
+#ifndef PLB_NO_GRPC
 #define PLB__GRPC_SERVICE_MAX 256
 
 static plb_status plb__grpc_request(plb__http2_probe *probe, plb_text authority)
@@ -12625,7 +13161,7 @@ static plb_status plb__grpc_say(plb__http2_probe *probe, uint32_t code, const ch
     plb__put(&text, name);
     memset(&report, 0, sizeof report);
     report.code = code < UINT16_MAX ? code : UINT16_MAX;
-    report.text = line;
+    PLB__IF_LOG(report.text = line, (void)line);
     plb_exchange_say(&probe->http.exchange, &report);
     return PLB_ERR_ANSWER;
 }
@@ -12726,10 +13262,12 @@ PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc)
                                       plb_exchange_cancel};
     return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
 }
+#endif
 
 /* ==== OUTLIER DETECTION ==============================================================================================
    What is made of the records: who is ejected, for how long, and who comes back. */
 
+#ifndef PLB_NO_OUTLIER
 static void plb__outlier_tell(plb_balancer *lb, const plb__record *record, plb_ejection why, const char *reason)
 {
     bool back = why >= PLB_EJECTION_TIME_OVER;
@@ -12806,7 +13344,7 @@ static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r)
     uint32_t flags = PLB__LOAD(&r->slot->flags);
     if ((flags & PLB__EJECTED) == 0 || (flags & PLB__UNHEALTHY) != 0 || lb->desc.outlier.ignore_probes)
         return;
-    if (r->op->report.status == PLB_OK && !r->op->report.neutral &&
+    if (r->op->report.status == PLB_OK && !plb__is_neutral(r->op) &&
         r->op->started_ms > plb__slot_record(r->slot)->ejected_ms)
         plb__outlier_return(lb, plb__slot_record(r->slot), PLB_EJECTION_PROBE_PASSED);
 }
@@ -12849,8 +13387,9 @@ static void plb__outlier_eject(plb_balancer *lb, plb__record *record, plb_ejecti
 #define PLB__REASON_MAX 120
 
 /* A thread left word. New failures are counted from here on, and may leave word again. */
-static void plb__outlier_suspected(plb_balancer *lb, plb__record *record)
+static void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
 {
+    plb__record *record = (plb__record *)(void *)mail;
     plb_ejection why = (plb_ejection)PLB__LOAD(&record->told);
     const plb__tier *tier = NULL;
     char buffer[PLB__REASON_MAX];
@@ -12955,9 +13494,45 @@ static void plb__outlier_interval(void *user)
         plb__outlier_compare(lb, set, &rates);
 }
 
+/* At the end nobody is ejected any more. */
+static void plb__outlier_forget(plb__mail *mail)
+{
+    PLB__STORE(&((plb__record *)(void *)mail)->told, PLB_EJECTION_NONE);
+}
+
+static void plb__outlier_resolve(plb_outlier_desc *outlier)
+{
+    outlier->consecutive_errors = plb__or(outlier->consecutive_errors, 5);
+    outlier->consecutive_connect_errors = plb__or(outlier->consecutive_connect_errors, 5);
+    outlier->interval_ms = plb__or(outlier->interval_ms, 10000);
+    outlier->base_ejection_ms = plb__or(outlier->base_ejection_ms, 30000);
+    outlier->max_ejection_ms = plb__or(outlier->max_ejection_ms, 300000);
+    if (outlier->max_ejection_ms < outlier->base_ejection_ms)
+        outlier->max_ejection_ms = outlier->base_ejection_ms;
+    outlier->max_ejection_percent = plb__or(outlier->max_ejection_percent, 10);
+    outlier->success_rate_backends = plb__or(outlier->success_rate_backends, 5);
+    outlier->success_rate_requests = plb__or(outlier->success_rate_requests, 100);
+    outlier->success_rate_stdev_factor = plb__or(outlier->success_rate_stdev_factor, 1900);
+}
+
+static plb_status plb__outlier_check(const plb_balancer *lb)
+{
+    if (lb->port.clock == NULL && lb->desc.outlier.on) {
+        plb__log(lb, PLB_LOG_ERROR, "outlier detection needs port.clock", PLB_OK);
+        return PLB_ERR_UNSUPPORTED;
+    }
+    if (lb->desc.outlier.max_ejection_percent > 100) {
+        plb__log(lb, PLB_LOG_ERROR, "max_ejection_percent is above 100", PLB_OK);
+        return PLB_ERR_ARGUMENT;
+    }
+    return PLB_OK;
+}
+
 static void plb__outlier_start(plb_balancer *lb)
 {
-    if (lb->watches != 0)
+    plb__timer_init(&lb->interval_timer, plb__outlier_interval, lb);
+    plb__timer_init(&lb->return_timer, plb__outlier_returns, lb);
+    if (plb__watches(lb))
         plb_timer_set(&lb->timers, &lb->interval_timer, lb->desc.outlier.interval_ms);
 }
 
@@ -12989,6 +13564,35 @@ PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint
     plb__record_fill(lb, plb__slot_record(tier->view.slots[index]), out);
     return PLB_OK;
 }
+#else
+PLB__INLINE void plb__outlier_absolve(plb_balancer *lb, const plb__result *r)
+{
+    (void)lb;
+    (void)r;
+}
+
+PLB__INLINE void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
+{
+    (void)lb;
+    (void)mail;
+}
+
+PLB__INLINE void plb__outlier_forget(plb__mail *mail)
+{
+    (void)mail;
+}
+
+PLB__INLINE plb_status plb__outlier_check(const plb_balancer *lb)
+{
+    (void)lb;
+    return PLB_OK;
+}
+
+PLB__INLINE void plb__outlier_start(plb_balancer *lb)
+{
+    (void)lb;
+}
+#endif
 
 /* ==== BALANCER =======================================================================================================
    Creation, the schedule that plb_poll keeps, and the end. */
@@ -12998,7 +13602,9 @@ static void plb__mail_sort(plb_balancer *lb)
 {
     plb__mail *mail = plb__mail_take(&lb->mailbox);
     while (mail != NULL) {
-        plb__mail *next = mail->next, ***end = mail->kind == PLB__MAIL_CHANGE ? &lb->changes_end : &lb->completions_end;
+        plb__mail *next = mail->next, ***end = &lb->completions_end;
+        if (mail->kind == PLB__MAIL_CHANGE)
+            PLB__IF_CHANGES(end = &lb->changes_end, (void)0);
         mail->next = NULL;
         **end = mail;
         *end = &mail->next;
@@ -13020,7 +13626,7 @@ static void plb__mail_read(plb_balancer *lb)
         if (lb->completions == NULL)
             lb->completions_end = &lb->completions;
         if (mail->kind == PLB__MAIL_SUSPECT)
-            plb__outlier_suspected(lb, (plb__record *)(void *)mail);
+            plb__outlier_suspected(lb, mail);
         else if (op == lb->discovery)
             plb__discovery_answered(lb, op->report.status);
         else
@@ -13037,7 +13643,7 @@ static void plb__mail_drop(plb_balancer *lb)
     for (mail = lb->completions; mail != NULL; mail = mail->next) {
         plb__op *op = (plb__op *)(void *)mail;
         if (mail->kind == PLB__MAIL_SUSPECT)
-            PLB__STORE(&((plb__record *)(void *)mail)->told, PLB_EJECTION_NONE);
+            plb__outlier_forget(mail);
         else if (op != lb->discovery && op->report.keep)
             lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
     }
@@ -13045,7 +13651,7 @@ static void plb__mail_drop(plb_balancer *lb)
 
 static void plb__discover(plb_balancer *lb)
 {
-    plb__changes_apply(lb);
+    PLB__IF_CHANGES(plb__changes_apply(lb), (void)0);
     if (plb__discovery_can_start(lb))
         plb__discovery_start(lb);
     plb__mail_read(lb); /* what completed at once */
@@ -13069,11 +13675,14 @@ static bool plb__is_busy(plb_balancer *lb)
 {
     if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0 || lb->completions != NULL)
         return true;
-    if (plb__discovery_can_start(lb) || (lb->discovery == NULL && lb->changes != NULL && !lb->changes_stalled))
+    if (plb__discovery_can_start(lb))
+        return true;
+    if (PLB__IF_CHANGES(lb->discovery == NULL && lb->changes != NULL && !lb->changes_stalled, false))
         return true;
     return plb__probe_can_start(lb);
 }
 
+#ifndef PLB_NO_DRAW
 /* Sees to what threads that had their hands full left behind. */
 static void plb__lists_catch_up(plb_balancer *lb)
 {
@@ -13083,6 +13692,7 @@ static void plb__lists_catch_up(plb_balancer *lb)
         if (PLB__LOAD_RELAXED(&set->tiers[t].view.list_behind) != 0)
             plb__list_changed(&set->tiers[t].view, 0);
 }
+#endif
 
 /* Until the next timer, or the next probe if it may start then. */
 static uint32_t plb__delay(const plb_balancer *lb)
@@ -13110,7 +13720,7 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
     plb__mail_read(lb);
     if ((wanted & PLB__WANT_CHECK) != 0)
         plb__schedule_all(lb);
-    plb__lists_catch_up(lb);
+    PLB__IF_DRAW(plb__lists_catch_up(lb), (void)0);
     plb__reclaim(lb);
     plb__discover(lb);
     plb__check_all(lb);
@@ -13130,26 +13740,6 @@ PLB_API plb_task *plb_balancer_task(plb_balancer *lb)
     return &lb->task;
 }
 
-static uint32_t plb__or(uint32_t value, uint32_t default_value)
-{
-    return value > 0 ? value : default_value;
-}
-
-static void plb__outlier_resolve(plb_outlier_desc *outlier)
-{
-    outlier->consecutive_errors = plb__or(outlier->consecutive_errors, 5);
-    outlier->consecutive_connect_errors = plb__or(outlier->consecutive_connect_errors, 5);
-    outlier->interval_ms = plb__or(outlier->interval_ms, 10000);
-    outlier->base_ejection_ms = plb__or(outlier->base_ejection_ms, 30000);
-    outlier->max_ejection_ms = plb__or(outlier->max_ejection_ms, 300000);
-    if (outlier->max_ejection_ms < outlier->base_ejection_ms)
-        outlier->max_ejection_ms = outlier->base_ejection_ms;
-    outlier->max_ejection_percent = plb__or(outlier->max_ejection_percent, 10);
-    outlier->success_rate_backends = plb__or(outlier->success_rate_backends, 5);
-    outlier->success_rate_requests = plb__or(outlier->success_rate_requests, 100);
-    outlier->success_rate_stdev_factor = plb__or(outlier->success_rate_stdev_factor, 1900);
-}
-
 /* The one place where zero becomes a default. */
 static void plb__desc_resolve(plb_balancer_desc *desc)
 {
@@ -13159,9 +13749,8 @@ static void plb__desc_resolve(plb_balancer_desc *desc)
         desc->discovery = plb_static(NULL);
     desc->discovery.timeout_ms = plb__or(desc->discovery.timeout_ms, 5000);
     desc->parallel_checks = plb__or(desc->parallel_checks, 64);
-    plb__outlier_resolve(&desc->outlier);
-    if (desc->log_level == PLB_LOG_NONE)
-        desc->log_level = PLB_LOG_INFO;
+    PLB__IF_OUTLIER(plb__outlier_resolve(&desc->outlier), (void)0);
+    PLB__IF_LOG(desc->log_level = desc->log_level == PLB_LOG_NONE ? PLB_LOG_INFO : desc->log_level, (void)0);
 }
 
 static void plb__check_resolve(plb_check *check, uint32_t every_ms)
@@ -13172,6 +13761,7 @@ static void plb__check_resolve(plb_check *check, uint32_t every_ms)
     check->every_ms = plb__or(check->every_ms, every_ms);
 }
 
+#ifndef PLB_NO_METRICS
 /* Copies the name. */
 static plb_status plb__name_take(plb_balancer *lb, const char *name)
 {
@@ -13186,6 +13776,7 @@ static plb_status plb__name_take(plb_balancer *lb, const char *name)
         memcpy(copy, name, size);
     return PLB_OK;
 }
+#endif
 
 /* Copies the checks. */
 static plb_status plb__checks_take(plb_balancer *lb, const plb_balancer_desc *desc)
@@ -13239,7 +13830,9 @@ static plb_status plb__desc_check(const plb_balancer *lb)
         plb__log(lb, PLB_LOG_ERROR, "start_unhealthy needs a check, or no backend would ever be ready", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (lb->port.clock == NULL && (desc->update_every_ms > 0 || desc->check_every_ms > 0 || desc->slow_start_ms > 0)) {
+    bool timed = desc->check_every_ms > 0 || PLB__IF_SHARES(desc->slow_start_ms > 0, false) ||
+                 PLB__IF_UPDATES(desc->update_every_ms > 0, false);
+    if (lb->port.clock == NULL && timed) {
         plb__log(lb, PLB_LOG_ERROR, "update_every_ms, check_every_ms and slow_start_ms need port.clock", PLB_OK);
         return PLB_ERR_UNSUPPORTED;
     }
@@ -13247,14 +13840,7 @@ static plb_status plb__desc_check(const plb_balancer *lb)
         plb__log(lb, PLB_LOG_ERROR, "panic_percent is above 100", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (lb->port.clock == NULL && desc->outlier.on) {
-        plb__log(lb, PLB_LOG_ERROR, "outlier detection needs port.clock", PLB_OK);
-        return PLB_ERR_UNSUPPORTED;
-    }
-    if (desc->outlier.max_ejection_percent > 100) {
-        plb__log(lb, PLB_LOG_ERROR, "max_ejection_percent is above 100", PLB_OK);
-        return PLB_ERR_ARGUMENT;
-    }
+    status = plb__outlier_check(lb);
     for (c = 0; c < lb->check_count && status == PLB_OK; c++)
         status = plb__check_check(lb, &lb->checks[c].what);
     return status;
@@ -13324,12 +13910,6 @@ static void plb__strategy_tick(void *user)
             lb->strategy->tick(lb->strategy_state, set->tiers[t].table, &set->tiers[t].view);
 }
 
-static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
-{
-    timer->fn = fn;
-    timer->user = lb;
-}
-
 /* Every cell has random numbers of its own, so that drawing one costs no atomic operation. */
 static void plb__seed_readers(plb_balancer *lb)
 {
@@ -13355,26 +13935,24 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     plb__desc_resolve(&lb->desc);
     lb->port = desc->port;
     lb->strategy = lb->desc.strategy.ops;
-    lb->watches = desc->outlier.on;
+    lb->watches = PLB__IF_OUTLIER(desc->outlier.on, 0);
     lb->env.port = desc->port;
     lb->env.allocator = allocator;
     lb->env.balancer = lb;
     lb->task.poll = plb__task_poll;
     lb->task.user = lb;
-    lb->changes_end = &lb->changes;
+    PLB__IF_CHANGES(lb->changes_end = &lb->changes, (void)0);
     lb->completions_end = &lb->completions;
     lb->update.status = PLB_AGAIN;
     plb__timer_init(&lb->update_timer, plb__update_due, lb);
     plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
-    plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb);
-    plb__timer_init(&lb->interval_timer, plb__outlier_interval, lb);
-    plb__timer_init(&lb->return_timer, plb__outlier_returns, lb);
+    PLB__IF_SHARES(plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb), (void)0);
     if (lb->port.clock != NULL)
         plb_timers_update(&lb->timers, lb->port.clock);
     lb->epoch_ms = lb->timers.now_ms;
     plb__seed_readers(lb);
     lb->jitter = lb->seed;
-    status = plb__name_take(lb, desc->name);
+    status = PLB__IF_METRICS(plb__name_take(lb, desc->name), PLB_OK);
     if (status == PLB_OK)
         status = plb__checks_take(lb, desc);
     if (status == PLB_OK)
@@ -13478,7 +14056,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     desc = &lb->desc;
     plb__cancel_all(lb);
     plb__mail_drop(lb);
-    plb__changes_end(lb);
+    PLB__IF_CHANGES(plb__changes_end(lb), (void)0);
     plb__close(lb, desc->discovery.ops->state_size, desc->discovery.ops->close, lb->discovery_state);
     plb__checks_close(lb);
     plb__free_running(lb);
@@ -13491,13 +14069,13 @@ PLB_API void plb_destroy(plb_balancer *lb)
     lb->retired[0] = lb->retired[1] = NULL;
     plb__reclaim(lb);
     plb__orphan_departed(lb);
-    plb__handles_free(lb);
+    PLB__IF_HANDLES(plb__handles_free(lb), (void)0);
     plb__free_tickets(lb);
     if (lb->scratch != NULL)
         plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE);
     plb__delete(&allocator, lb->schedule, lb->schedule_capacity * sizeof *lb->schedule);
     plb__delete(&allocator, lb->checks, lb->check_count * sizeof *lb->checks);
-    plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name));
+    PLB__IF_METRICS(plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name)), (void)0);
     plb__delete(&allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
     plb__delete(&allocator, lb, sizeof *lb);
 }
@@ -13505,6 +14083,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
 /* ==== METRICS ========================================================================================================
    Prometheus text, one metric after another; of each, one sample after another. */
 
+#ifndef PLB_NO_METRICS
 enum {
     PLB__METRIC_COUNT,
     PLB__METRIC_MICROSECONDS,
@@ -13618,7 +14197,9 @@ static const plb__metric plb__metric_rows[] = {
 typedef struct plb__sample {
     const plb_balancer *lb;
     plb_backend_info info;
+#ifndef PLB_NO_OUTLIER
     plb_outlier_info outlier;
+#endif
     uint32_t check;
     plb_probe_info probe;
 } plb__sample;
@@ -13685,11 +14266,11 @@ static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id
     case PLB__METRIC_ENABLED:
         return info->enabled;
     case PLB__METRIC_EJECTED:
-        return info->ejected;
+        return PLB__IF_OUTLIER(info->ejected, 0);
     case PLB__METRIC_ADVISED_OFF:
-        return info->advised_off;
+        return PLB__IF_SHARES(info->advised_off, 0);
     case PLB__METRIC_SHARE_RATIO:
-        return info->share;
+        return PLB__IF_SHARES(info->share, PLB__SHARE_ALL);
     case PLB__METRIC_IN_FLIGHT:
         return info->in_flight;
     default:
@@ -13697,6 +14278,7 @@ static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id
     }
 }
 
+#ifndef PLB_NO_OUTLIER
 static uint64_t plb__metric_of_record(const plb_outlier_info *outlier, uint32_t id)
 {
     switch (id) {
@@ -13708,6 +14290,7 @@ static uint64_t plb__metric_of_record(const plb_outlier_info *outlier, uint32_t 
         return outlier->ejections;
     }
 }
+#endif
 
 static uint64_t plb__metric_of_check(const plb_probe_info *probe, uint32_t id)
 {
@@ -13734,7 +14317,7 @@ static uint64_t plb__metric_get(const plb__metric *m, const plb__sample *sample)
     if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
         return plb__metric_of_backend(&sample->info, m->id);
     if (m->of == PLB__OF_RECORD)
-        return plb__metric_of_record(&sample->outlier, m->id);
+        return PLB__IF_OUTLIER(plb__metric_of_record(&sample->outlier, m->id), 0);
     return plb__metric_of_check(&sample->probe, m->id);
 }
 
@@ -13819,9 +14402,9 @@ static void plb__metric_backend_labels(plb__metrics *out, const plb__metric *m, 
     plb__metric_label(out, "address", addr, length);
     if (backend->id != 0)
         plb__metric_number_label(out, "id", backend->id);
-    plb__metric_text_label(out, "name", backend->name);
+    plb__metric_text_label(out, "name", plb__name_of(backend));
     if (m->of == PLB__OF_MEMBER)
-        plb__metric_number_label(out, "priority", backend->priority);
+        plb__metric_number_label(out, "priority", plb__priority_of(backend));
 }
 
 /* A number of 10^digits parts, as a decimal fraction. */
@@ -13874,9 +14457,9 @@ static void plb__metric_sample(plb__metrics *out, const plb__metric *m, const pl
 /* Requests are counted where outlier detection is on. */
 static void plb__metric_record(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
 {
-    if (sample->lb->watches == 0)
+    if (!plb__watches(sample->lb))
         return;
-    plb__record_fill(sample->lb, plb__slot_record(slot), &sample->outlier);
+    PLB__IF_OUTLIER(plb__record_fill(sample->lb, plb__slot_record(slot), &sample->outlier), (void)slot);
     plb__metric_sample(out, m, sample);
 }
 
@@ -13974,10 +14557,12 @@ PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity)
 {
     return plb_metrics_of(&lb, 1, text, capacity);
 }
+#endif
 
 /* ==== HTTP/1 =========================================================================================================
    The wire codec. */
 
+#ifndef PLB_NO_HTTP1
 enum {
     PLB__HTTP1_TCHAR = 1, /* RFC 9110 section 5.6.2 */
     PLB__HTTP1_VALUE = 2  /* may stand in a value (section 5.5): no control byte but the tab */
@@ -14470,10 +15055,12 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
     *used = at;
     return status;
 }
+#endif
 
 /* ==== HPACK ==========================================================================================================
    Tables, strings, integers; one byte after another. */
 
+#ifndef PLB_NO_HTTP2
 typedef struct plb__hpack_entry {
     const char *name, *value;
 } plb__hpack_entry;
@@ -14972,11 +15559,13 @@ PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_te
     plb__hpack_put_string(&to, value);
     return to.size;
 }
+#endif
 
 /* ==== HTTP/2 =========================================================================================================
    Frames, streams, windows. A fault of the connection goes through plb__http2_fail, one of the stream through
    plb__http2_reset. */
 
+#ifndef PLB_NO_HTTP2
 enum { /* RFC 9113 section 6 */
        PLB__FRAME_DATA = 0,
        PLB__FRAME_HEADERS,
@@ -15906,10 +16495,12 @@ PLB_API plb_status plb_http2_next(plb_http2 *h, const char *bytes, size_t size, 
     *used = size > 0 ? (size_t)(in.at - bytes) : 0;
     return status;
 }
+#endif
 
 /* ==== GRPC ===========================================================================================================
    A message of one field to write, and one to read byte by byte. */
 
+#ifndef PLB_NO_GRPC
 PLB_API const char *plb_grpc_serving_name(uint32_t serving)
 {
     static const char *const names[] = {"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"};
@@ -16113,6 +16704,7 @@ PLB_API plb_status plb_grpc_health_next(plb_grpc_health *reader, const char *byt
         return PLB_ERR_PROTOCOL;
     return PLB_OK;
 }
+#endif
 
 #endif /* PLB__IMPLEMENTED */
 #endif /* PINGORA_LB_IMPLEMENTATION */
