@@ -908,8 +908,10 @@ typedef struct plb_report {
 #ifndef PLB_NO_LOG
     const char *text; /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it */
 #endif
+#ifndef PLB_NO_EXCHANGE
     bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open. When it is
                           reported while plb_destroy runs, no cancel follows: close gives it back */
+#endif
 #ifndef PLB_NO_SHARES
     bool neutral;      /* it says nothing of the backend's health: written down, but no success and no failure. Only
                           where start_unhealthy waits for a first result, it is a success */
@@ -934,8 +936,10 @@ typedef struct plb_connect_desc {
     uint32_t timeout_ms; /* for the connection, TLS included, and for the answer where nothing else is said; 0: 1000 */
     uint16_t port;       /* other than the backend's; 0: that */
     plb_addr source;     /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
-    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
-                            else its IP address */
+#ifndef PLB_NO_TLS
+    const plb_tls *tls; /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
+                           else its IP address */
+#endif
 } plb_connect_desc;
 
 /* TCP check: a connection that is established is a success; it is closed at once. With `tls`: a whole handshake. Zero
@@ -976,27 +980,31 @@ typedef struct plb_exchange_check {
     const plb_env *env; /* readable, like the next one */
     plb_connect_desc connect;
     uint32_t answer_ms;
+#ifndef PLB_NO_TLS
     void *memory; /* private, like the rest */
     size_t memory_size;
+#endif
 } plb_exchange_check;
 
 #define PLB_EXCHANGE_CHUNKS 6
 
 /* The part of a probe. */
 struct plb_exchange {
-    const plb_exchange_ops *ops;
-    const plb_exchange_check *check; /* readable, like the next two */
+    const plb_exchange_check *check; /* readable, like the next one */
     plb_stream *stream;
-    bool resumed;        /* this start goes on with a connection that was kept */
+    plb_token token; /* private, like the next one */
+    const char *tls_name;
+#ifndef PLB_NO_EXCHANGE
+    const plb_exchange_ops *ops;
+    bool resumed;        /* readable: this start goes on with a connection that was kept */
     bool keep;           /* writable: after a success, keep the connection for the next start */
     uint16_t port;       /* writable before start: another port than the check's; 0: that */
     bool answered, idle; /* private, like the rest */
     uint8_t chunk_count;
-    plb_token token;
-    const char *tls_name;
     char *rest; /* readable when the peer has ended its side: what was lent and not used. NULL: nothing */
     size_t rest_size;
     plb_chunk chunks[PLB_EXCHANGE_CHUNKS];
+#endif
 };
 
 /* For a check's open. `connect` may be NULL: all defaults; its tls is copied. answer_ms: from the connection to the end
@@ -1013,6 +1021,7 @@ PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
 
+#ifndef PLB_NO_EXCHANGE
 /* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still
    to be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
@@ -1020,6 +1029,7 @@ PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
    status is returned that ends the probe. */
 PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
+#endif
 
 /* plb_check_ops.cancel. */
 PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
@@ -3383,6 +3393,8 @@ static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backe
     size_t addr_size = plb__addr_used(&backend->addr), name_size = plb__name_size(plb__name_of(backend));
     char *memory = (char *)plb__new(a, lead + offsetof(plb__slot, addr) + addr_size + name_size);
     plb__slot *slot = (plb__slot *)(void *)(memory + lead);
+    const char *name;
+    char *end = (char *)&slot->addr + addr_size;
     if (memory == NULL)
         return NULL;
     slot->lead = (uint16_t)lead;
@@ -3390,11 +3402,8 @@ static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backe
     slot->share = PLB__SHARE_ALL;
     slot->id = backend->id;
     plb__addr_copy(&slot->addr, &backend->addr);
-    if (name_size > 0) {
-        char *name = (char *)&slot->addr + addr_size;
-        memcpy(name, plb__name_of(backend), name_size);
-        PLB__IF_NAMES(slot->name = name, (void)0);
-    }
+    name = plb__copy_text(&end, plb__name_of(backend));
+    PLB__IF_NAMES(slot->name = name, (void)name);
     return slot;
 }
 
@@ -4351,7 +4360,9 @@ typedef struct plb__op {
 #ifndef PLB_NO_LOG
     char text[PLB_REPORT_TEXT];
 #endif
+#ifndef PLB_NO_EXCHANGE
     bool unread; /* its exchange has more to read, in another turn */
+#endif
 } plb__op;
 
 #define PLB__OP_SIZE ((sizeof(plb__op) + 15) / 16 * 16)
@@ -4396,7 +4407,9 @@ struct plb_balancer {
     plb__mail *completions, **completions_end; /* of those, in order */
     plb__ticket *free_tickets;
     plb__tickets *tickets;
+#ifndef PLB_NO_EXCHANGE
     void *scratch; /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
+#endif
     /* discovery */
     void *discovery_state;
     plb__op *discovery; /* running */
@@ -8793,7 +8806,7 @@ static bool plb__op_start(plb_balancer *lb, plb__op *op)
     op->started_us = plb__now_us(lb);
     op->started_ms = lb->timers.now_ms;
     plb__report_clear(op);
-    op->unread = false;
+    PLB__IF_EXCHANGE(op->unread = false, (void)0);
     PLB__STORE(&ticket->state,
                (PLB__LOAD_RELAXED(&ticket->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
     return true;
@@ -9117,6 +9130,7 @@ static void plb__vital_due(plb_balancer *lb, plb__slot *slot, uint32_t check, ui
     plb__schedule_add(lb, due_ms, PLB__LOAD_RELAXED(&slot->index) * lb->check_count + check);
 }
 
+#ifndef PLB_NO_EXCHANGE
 /* Gives back what the last probe of a check has left open. */
 static void plb__vital_drop_kept(plb_balancer *lb, plb__vital *vital, uint32_t check)
 {
@@ -9137,6 +9151,33 @@ static void plb__slot_drop_kept(plb_balancer *lb, plb__slot *slot)
     uint32_t c;
     for (c = 0; c < lb->check_count; c++)
         plb__vital_drop_kept(lb, &plb__slot_vitals(slot)[c], c);
+}
+#else
+PLB__INLINE void plb__vital_drop_kept(plb_balancer *lb, plb__vital *vital, uint32_t check)
+{
+    (void)lb;
+    (void)vital;
+    (void)check;
+}
+
+PLB__INLINE void plb__slot_drop_kept(plb_balancer *lb, plb__slot *slot)
+{
+    (void)lb;
+    (void)slot;
+}
+#endif
+
+/* Does the next start get its bytes? */
+PLB__INLINE bool plb__op_keeps(const plb__op *op)
+{
+    (void)op;
+    return PLB__IF_EXCHANGE(op->report.keep, false);
+}
+
+PLB__INLINE plb__op *plb__vital_kept(const plb__vital *vital)
+{
+    (void)vital;
+    return PLB__IF_EXCHANGE(vital->kept, NULL);
 }
 
 /* Newcomers are due at once. */
@@ -10941,13 +10982,13 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
     plb__op_stop(lb, op);
     r.vital->stage = PLB__VITAL_DONE;
     if (plb__set_has_slot((const plb__set *)lb->current, r.slot) && !r.vital->absent) { /* else it has left meanwhile */
-        if (op->report.keep)
-            r.vital->kept = op;
+        if (plb__op_keeps(op))
+            PLB__IF_EXCHANGE(r.vital->kept = op, (void)0);
         plb__probe_judge(lb, &r);
-    } else if (op->report.keep) {
+    } else if (plb__op_keeps(op)) {
         lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
     }
-    if (r.vital->kept != op)
+    if (plb__vital_kept(r.vital) != op)
         plb__op_delete(lb, op, probe_size);
     plb__slot_let_go(lb, r.slot);
 }
@@ -10977,16 +11018,16 @@ PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms)
 /* An op for the next probe: the one that was kept, or a new one; NULL: no memory. */
 static plb__op *plb__probe_op(plb_balancer *lb, plb__vital *vital, const plb__check *check)
 {
-    plb__op *op = vital->kept;
+    plb__op *op = plb__vital_kept(vital);
     if (op == NULL)
         op = plb__op_new(lb, check->what.ops->probe_size);
     if (op == NULL)
         return NULL;
     if (plb__op_start(lb, op)) {
-        vital->kept = NULL;
+        PLB__IF_EXCHANGE(vital->kept = NULL, (void)0);
         return op;
     }
-    if (op != vital->kept)
+    if (op != plb__vital_kept(vital))
         plb__op_delete(lb, op, check->what.ops->probe_size);
     return NULL;
 }
@@ -11077,6 +11118,7 @@ PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32
 /* ==== EXCHANGE =======================================================================================================
    A probe over a stream. */
 
+#ifndef PLB_NO_TLS
 /* A copy of what a check's TLS sessions need, in one allocation: the struct, the list of protocols, the texts. */
 static size_t plb__tls_size(const plb_tls *tls, size_t *protocols)
 {
@@ -11108,6 +11150,17 @@ static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t
     return copy;
 }
 
+static plb_status plb__exchange_take_tls(plb_exchange_check *check, const plb_connect_desc *connect)
+{
+    check->connect.tls = NULL;
+    if (connect == NULL || connect->tls == NULL)
+        return PLB_OK;
+    check->connect.tls = plb__tls_copy(&check->env->allocator, connect->tls, &check->memory_size);
+    check->memory = (void *)(uintptr_t)check->connect.tls;
+    return check->memory != NULL ? PLB_OK : PLB_ERR_MEMORY;
+}
+#endif
+
 PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
                                      const plb_env *env)
 {
@@ -11116,23 +11169,26 @@ PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connec
         return PLB_ERR_UNSUPPORTED;
     if (connect != NULL)
         check->connect = *connect;
-    check->connect.tls = NULL;
     if (check->connect.timeout_ms == 0)
         check->connect.timeout_ms = 1000;
     check->answer_ms = answer_ms > 0 ? answer_ms : check->connect.timeout_ms;
-    if (connect == NULL || connect->tls == NULL)
-        return PLB_OK;
-    check->connect.tls = plb__tls_copy(&env->allocator, connect->tls, &check->memory_size);
-    check->memory = (void *)(uintptr_t)check->connect.tls;
-    return check->memory != NULL ? PLB_OK : PLB_ERR_MEMORY;
+    return PLB__IF_TLS(plb__exchange_take_tls(check, connect), PLB_OK);
 }
 
 PLB_API void plb_exchange_close(plb_exchange_check *check)
 {
-    if (check->memory != NULL)
-        plb__delete(&check->env->allocator, check->memory, check->memory_size);
+    (void)check;
+    PLB__IF_TLS(plb__delete(&check->env->allocator, check->memory, check->memory_size), (void)0);
 }
 
+/* The TLS of its probes, or NULL. */
+PLB__INLINE const plb_tls *plb__exchange_tls(const plb_exchange_check *check)
+{
+    (void)check;
+    return PLB__IF_TLS(check->connect.tls, NULL);
+}
+
+#ifndef PLB_NO_EXCHANGE
 static void plb__exchange_forget_rest(plb_exchange *x)
 {
     if (x->rest != NULL)
@@ -11140,17 +11196,36 @@ static void plb__exchange_forget_rest(plb_exchange *x)
     x->rest = NULL;
     x->rest_size = 0;
 }
+#endif
 
 static void plb__exchange_close_stream(plb_exchange *x, plb_close_how how)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream *stream = x->stream;
     x->stream = NULL;
-    plb__exchange_forget_rest(x);
+    PLB__IF_EXCHANGE(plb__exchange_forget_rest(x), (void)0);
     if (stream != NULL)
         io->close(io->self, stream, how);
 }
 
+#if !defined(PLB_NO_EXCHANGE) || !defined(PLB_NO_TLS)
+/* Says why, and leaves the rest of the report as it is. */
+static void plb__exchange_explain(plb_exchange *x, const char *why)
+{
+    plb__op *op = plb__op_running(x->token);
+    if (op != NULL)
+        plb__op_say(op, why);
+}
+#endif
+
+/* The probe is over with a stream that is broken, or not worth more words. */
+static void plb__exchange_over(plb_exchange *x, plb_status status)
+{
+    plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
+    plb_check_done(x->token, status);
+}
+
+#ifndef PLB_NO_EXCHANGE
 PLB_API void plb_exchange_say(plb_exchange *x, const plb_report *report)
 {
     plb__op *op = plb__op_running(x->token);
@@ -11160,14 +11235,6 @@ PLB_API void plb_exchange_say(plb_exchange *x, const plb_report *report)
     keep = op->report.keep;
     plb__report_set(op, report);
     op->report.keep = keep;
-}
-
-/* Says why, and leaves the rest of the report as it is. */
-static void plb__exchange_explain(plb_exchange *x, const char *why)
-{
-    plb__op *op = plb__op_running(x->token);
-    if (op != NULL)
-        plb__op_say(op, why);
 }
 
 /* Leaves the connection open for the next start. What comes on it meanwhile can only be its end. */
@@ -11181,13 +11248,6 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
     op->report.keep = true;
     x->idle = true;
     return true;
-}
-
-/* The probe is over with a stream that is broken, or not worth more words. */
-static void plb__exchange_over(plb_exchange *x, plb_status status)
-{
-    plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
-    plb_check_done(x->token, status);
 }
 
 /* Takes so many bytes off what is to be sent. */
@@ -11218,13 +11278,19 @@ static plb_status plb__exchange_offer(plb_exchange *x)
     return PLB_OK;
 }
 
-/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it
-   goes at once. */
-static void plb__exchange_end(plb_exchange *x, plb_status status)
+/* What is still to be sent is a farewell, and goes as far as it goes at once. Is the connection kept? */
+static bool plb__exchange_part(plb_exchange *x, plb_status status)
 {
     if (x->chunk_count > 0)
         plb__exchange_offer(x);
-    if (status != PLB_OK || !plb__exchange_rest_idle(x))
+    return status == PLB_OK && plb__exchange_rest_idle(x);
+}
+#endif
+
+/* The probe is over in good order, whatever it found. */
+static void plb__exchange_end(plb_exchange *x, plb_status status)
+{
+    if (!PLB__IF_EXCHANGE(plb__exchange_part(x, status), false))
         plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     plb_check_done(x->token, status);
 }
@@ -11239,6 +11305,7 @@ static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t por
     return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
 }
 
+#ifndef PLB_NO_TLS
 /* An IP address as certificates have it: without port and zone. NULL: it is none. */
 static const char *plb__ip_text(const plb_addr *addr, char *text)
 {
@@ -11249,33 +11316,42 @@ static const char *plb__ip_text(const plb_addr *addr, char *text)
     return text;
 }
 
+/* Connects with TLS. */
+static plb_status plb__exchange_connect_tls(plb_exchange *x, const plb_backend *target, plb_peer *peer,
+                                            plb_handler handler)
+{
+    const plb_io *io = x->check->env->port.io;
+    char ip[PLB_ADDR_TEXT_MAX];
+    plb_tls tls = *x->check->connect.tls;
+    if (tls.name == NULL)
+        tls.name = x->tls_name != NULL ? x->tls_name : plb__name_of(target);
+    if (tls.name == NULL)
+        tls.name = plb__ip_text(&target->addr, ip);
+    peer->tls = &tls;
+    return io->connect(io->self, peer, handler, &x->stream);
+}
+#endif
+
 /* Connects. What it returns is start's to return. */
 static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
 {
     const plb_connect_desc *connect = &x->check->connect;
     const plb_io *io = x->check->env->port.io;
     plb_handler handler;
-    char ip[PLB_ADDR_TEXT_MAX];
     plb_peer peer;
-    plb_tls tls;
     memset(&peer, 0, sizeof peer);
     plb__addr_copy(&peer.addr, &target->addr);
-    peer.addr.port = plb__exchange_port(x->check, x->port, target);
+    peer.addr.port = plb__exchange_port(x->check, PLB__IF_EXCHANGE(x->port, 0), target);
     if (connect->source.family == target->addr.family)
         peer.source = connect->source;
-    if (connect->tls != NULL) {
-        tls = *connect->tls;
-        if (tls.name == NULL)
-            tls.name = x->tls_name != NULL ? x->tls_name : plb__name_of(target);
-        if (tls.name == NULL)
-            tls.name = plb__ip_text(&target->addr, ip);
-        peer.tls = &tls;
-    }
     handler.fn = plb__exchange_event;
     handler.user = x;
+    if (plb__exchange_tls(x->check) != NULL)
+        return PLB__IF_TLS(plb__exchange_connect_tls(x, target, &peer, handler), PLB_ERR_UNSUPPORTED);
     return io->connect(io->self, &peer, handler, &x->stream);
 }
 
+#ifndef PLB_NO_EXCHANGE
 /* A connection that was kept had gone: once more, on one of its own. */
 static bool plb__exchange_renew(plb_exchange *x)
 {
@@ -11297,19 +11373,29 @@ static bool plb__exchange_renew(plb_exchange *x)
         plb__exchange_over(x, status);
     return true;
 }
+#endif
+
+#ifndef PLB_NO_TLS
+/* What the port knows of a session that did not come about. */
+static void plb__exchange_tell_tls(plb_exchange *x)
+{
+    const plb_io *io = x->check->env->port.io;
+    plb_stream_info info;
+    if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL)
+        plb__exchange_explain(x, info.tls_reason);
+}
+#endif
 
 /* The connection broke. */
 static void plb__exchange_broke(plb_exchange *x, plb_status status)
 {
-    const plb_io *io = x->check->env->port.io;
-    plb_stream_info info;
-    if (plb__exchange_renew(x))
+    if (PLB__IF_EXCHANGE(plb__exchange_renew(x), false))
         return;
-    if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL)
-        plb__exchange_explain(x, info.tls_reason);
+    PLB__IF_TLS(plb__exchange_tell_tls(x), (void)0);
     plb__exchange_over(x, status);
 }
 
+#ifndef PLB_NO_EXCHANGE
 PLB_API void plb_exchange_send(plb_exchange *x, const plb_chunk *chunks, size_t count)
 {
     size_t i;
@@ -11461,34 +11547,53 @@ static void plb__exchange_connected(plb_exchange *x)
         plb__exchange_read(x);
 }
 
+/* Something may be read or written. */
+static void plb__exchange_go_on(plb_exchange *x, plb_event event)
+{
+    if (event == PLB_EVENT_READ)
+        plb__exchange_read(x);
+    else
+        plb__exchange_write(x);
+}
+
+/* A start: what was left of an earlier one is a connection, or nothing. */
+static void plb__exchange_begin(plb_exchange *x, const plb_exchange_ops *ops)
+{
+    x->ops = ops;
+    x->idle = x->keep = x->answered = false;
+    x->chunk_count = 0;
+    x->resumed = x->stream != NULL;
+}
+#else
+PLB__INLINE void plb__exchange_connected(plb_exchange *x)
+{
+    plb__exchange_end(x, PLB_OK);
+}
+#endif
+
 static void plb__exchange_event(void *user, plb_stream *stream, plb_event event, plb_status status)
 {
     plb_exchange *x = (plb_exchange *)user;
     (void)stream;
-    if (x->idle)
+    if (PLB__IF_EXCHANGE(x->idle, false))
         plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     else if (status != PLB_OK)
         plb__exchange_broke(x, status);
     else if (event == PLB_EVENT_CONNECT)
         plb__exchange_connected(x);
-    else if (event == PLB_EVENT_READ)
-        plb__exchange_read(x);
     else
-        plb__exchange_write(x);
+        PLB__IF_EXCHANGE(plb__exchange_go_on(x, event), (void)0);
 }
 
 PLB_API plb_status plb_exchange_start(plb_exchange *x, const plb_exchange_ops *ops, const plb_exchange_check *check,
                                       const plb_backend *target, const char *tls_name, plb_token token)
 {
     plb_status status = PLB_OK;
-    x->ops = ops;
     x->check = check;
     x->token = token;
     x->tls_name = tls_name;
-    x->idle = x->keep = x->answered = false;
-    x->chunk_count = 0;
-    x->resumed = x->stream != NULL;
-    if (!x->resumed) {
+    PLB__IF_EXCHANGE(plb__exchange_begin(x, ops), (void)ops);
+    if (PLB__IF_EXCHANGE(!x->resumed, true)) {
         status = plb__exchange_connect(x, target);
         if (status == PLB_AGAIN)
             return PLB_OK;
@@ -11504,7 +11609,7 @@ PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token)
     (void)state;
     (void)token;
     if (x->check != NULL)
-        plb__exchange_close_stream(x, x->idle ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
+        plb__exchange_close_stream(x, PLB__IF_EXCHANGE(x->idle, false) ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
 }
 
 /* plb_check_ops.close, where nothing else is to be closed. */
@@ -11702,7 +11807,7 @@ static bool plb__http_is_path(const char *path)
 /* NULL: it is the backend's. TLS's name has no port. */
 static bool plb__http_is_host(const plb__http_check *check, const char *host)
 {
-    const plb_tls *tls = check->exchange.connect.tls;
+    const plb_tls *tls = plb__exchange_tls(&check->exchange);
     if (host == NULL)
         return true;
     return *host != '\0' && plb__http_is_visible(host) &&
@@ -11923,7 +12028,7 @@ static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_che
         return;
     if (plb__name_of(backend) == NULL)
         plb__put_bracketed(&text, &backend->addr, 0);
-    if (port != (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
+    if (port != (plb__exchange_tls(&check->exchange) != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
         plb__put_port(&text, port);
 }
 
@@ -12833,7 +12938,7 @@ static bool plb__http2_is_spoken(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
-    if (x->check->connect.tls == NULL)
+    if (plb__exchange_tls(x->check) == NULL)
         return true;
     return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && strcmp(info.alpn, "h2") == 0;
 }
@@ -12943,21 +13048,29 @@ static void plb__http2_check_close(void *state)
     plb__http_check_close(state);
 }
 
-/* Opens the part that both kinds have, with "h2" as what TLS asks for unless the program has something else. */
-static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_check_desc *desc, const plb_env *env)
+#ifndef PLB_NO_TLS
+/* "h2" is what TLS asks for, unless the program has something else. */
+static void plb__http2_ask(plb_connect_desc *connect, plb_tls *tls)
 {
     static const char *const alpn[] = {"h2", NULL};
+    if (connect->tls == NULL)
+        return;
+    *tls = *connect->tls;
+    if (tls->alpn == NULL)
+        tls->alpn = alpn;
+    connect->tls = tls;
+}
+#endif
+
+/* Opens the part that both kinds have. */
+static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_check_desc *desc, const plb_env *env)
+{
     plb_http_check_desc with;
     plb_tls tls;
     memset(&with, 0, sizeof with);
     if (desc != NULL)
         with = *desc;
-    if (with.connect.tls != NULL) {
-        tls = *with.connect.tls;
-        if (tls.alpn == NULL)
-            tls.alpn = alpn;
-        with.connect.tls = &tls;
-    }
+    PLB__IF_TLS(plb__http2_ask(&with.connect, &tls), (void)&tls);
     return plb__http_check_open(&check->http, &with, env);
 }
 
@@ -13002,7 +13115,7 @@ static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 
     size_t count = 0;
     memset(&no_body, 0, sizeof no_body);
     plb__http2_put_header(headers, &count, ":method", check->desc.method);
-    plb__http2_put_header(headers, &count, ":scheme", check->exchange.connect.tls != NULL ? "https" : "http");
+    plb__http2_put_header(headers, &count, ":scheme", plb__exchange_tls(&check->exchange) != NULL ? "https" : "http");
     plb__http2_put_header(headers, &count, ":path", path);
     plb__http2_put_header(headers, &count, ":authority", "");
     headers[count - 1].value = authority;
@@ -13147,7 +13260,7 @@ static plb_status plb__grpc_request(plb__http2_probe *probe, plb_text authority)
     plb_text body;
     body.data = check->service;
     body.size = check->service_size;
-    plb_grpc_health_headers(headers, authority, check->http.exchange.connect.tls != NULL);
+    plb_grpc_health_headers(headers, authority, plb__exchange_tls(&check->http.exchange) != NULL);
     return plb_http2_request(&probe->connection, headers, PLB_GRPC_HEADERS, body);
 }
 
@@ -13644,7 +13757,7 @@ static void plb__mail_drop(plb_balancer *lb)
         plb__op *op = (plb__op *)(void *)mail;
         if (mail->kind == PLB__MAIL_SUSPECT)
             plb__outlier_forget(mail);
-        else if (op != lb->discovery && op->report.keep)
+        else if (op != lb->discovery && plb__op_keeps(op))
             lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
     }
 }
@@ -13715,7 +13828,7 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
         plb__timers_run_some(&lb->timers, PLB__ENDS_PER_POLL);
     }
     if ((wanted & PLB__WANT_READ) != 0)
-        plb__exchanges_go_on(lb);
+        PLB__IF_EXCHANGE(plb__exchanges_go_on(lb), (void)0);
     lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
     plb__mail_read(lb);
     if ((wanted & PLB__WANT_CHECK) != 0)
@@ -14071,8 +14184,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     plb__orphan_departed(lb);
     PLB__IF_HANDLES(plb__handles_free(lb), (void)0);
     plb__free_tickets(lb);
-    if (lb->scratch != NULL)
-        plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE);
+    PLB__IF_EXCHANGE(plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE), (void)0);
     plb__delete(&allocator, lb->schedule, lb->schedule_capacity * sizeof *lb->schedule);
     plb__delete(&allocator, lb->checks, lb->check_count * sizeof *lb->checks);
     PLB__IF_METRICS(plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name)), (void)0);
