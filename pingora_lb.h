@@ -798,6 +798,7 @@ typedef struct plb_token {
 /* ==== DISCOVERY ======================================================================================================
    Where sets come from. */
 
+#ifndef PLB_NO_UPDATES
 typedef enum plb_change {
     PLB_CHANGE_ADD = 0,
     PLB_CHANGE_REMOVE,  /* addr (or name and port) and id say which; the rest is not looked at */
@@ -821,12 +822,17 @@ typedef struct plb_discovery_ops {
        refused with PLB_ERR_UNSUPPORTED. */
     plb_status (*change)(void *state, plb_change change, const plb_backend *backends, size_t count);
 } plb_discovery_ops;
+#endif
 
 typedef struct plb_discovery {
+#ifndef PLB_NO_UPDATES
     const plb_discovery_ops *ops; /* NULL: plb_static(NULL) */
+    uint32_t timeout_ms;          /* an answer that takes longer counts as failed; 0: 5000 */
+#endif
     const void *desc;
-    uint32_t timeout_ms; /* an answer that takes longer counts as failed; 0: 5000 */
 } plb_discovery;
+
+#ifndef PLB_NO_UPDATES
 
 /* Completes a discovery. PLB_OK: `backends` (copied, in any order) is the whole new set; count may be 0. PLB_AGAIN: the
    same, but it is known to be incomplete, so another start follows in a second. Else the last good set serves on and
@@ -834,6 +840,7 @@ typedef struct plb_discovery {
    could not be copied: it counts as failed). Unless status was PLB_OK or PLB_AGAIN and PLB_OK is returned, every ext
    stays the caller's. Any thread. */
 PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count);
+#endif
 
 /* Static discovery: a list from the program, which it may change at run time. */
 typedef struct plb_static_desc {
@@ -841,7 +848,9 @@ typedef struct plb_static_desc {
     size_t address_count;
     const plb_backend *backends; /* those with PLB_FAMILY_NONE, a name and a port are resolved */
     size_t backend_count;
+#ifndef PLB_NO_NAMES
     uint32_t timeout_ms; /* for all names of one update together; 0: 5000 */
+#endif
 } plb_static_desc;
 
 /* Names are resolved through plb_port.names at each update, side by side. Every address of a name becomes a backend
@@ -1557,6 +1566,7 @@ typedef struct plb_probe_info {
 } plb_probe_info;
 #endif
 
+#ifndef PLB_NO_UPDATES
 typedef struct plb_update_info {
     plb_status status;     /* of the last update; PLB_AGAIN before the first */
     uint64_t discovery_us; /* from start to its answer */
@@ -1566,6 +1576,7 @@ typedef struct plb_update_info {
     uint64_t failures;     /* discoveries that failed, and answers that were refused */
     uint32_t backends;     /* in the current set */
 } plb_update_info;
+#endif
 
 #define PLB_UNLIMITED UINT32_MAX
 
@@ -1582,7 +1593,9 @@ typedef struct plb_balancer_desc {
     plb_check check;         /* of every backend; its ops are NULL: none */
     const plb_check *checks; /* more of them; all must pass. With `check`, which is the first, PLB_CHECKS_MAX at most */
     size_t check_count;
+#ifndef PLB_NO_UPDATES
     uint32_t update_every_ms; /* from one discovery's start to the next; 0: one discovery, at the start */
+#endif
     uint32_t check_every_ms;  /* for checks that do not say; 0: one probe, at the start */
     uint32_t parallel_checks; /* probes in flight at most; 1: one after another, as pingora's default; 0: 64;
                                  PLB_UNLIMITED */
@@ -1600,8 +1613,11 @@ typedef struct plb_balancer_desc {
 #endif
 
     void *user;                                                 /* handed to the callbacks below */
+#ifndef PLB_NO_UPDATES
     void (*on_change)(void *user, plb_balancer *lb);            /* another set was published */
     void (*on_update)(void *user, const plb_update_info *info); /* a discovery is over, failed or not */
+    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status); /* the first discovery is over */
+#endif
     void (*on_flip)(void *user, const plb_backend_info *info, plb_status status); /* health flipped; status: the
                                                                             probe's result that did it */
 #ifndef PLB_NO_PROBE_INFO
@@ -1611,7 +1627,6 @@ typedef struct plb_balancer_desc {
 #ifndef PLB_NO_OUTLIER
     void (*on_eject)(void *user, const plb_backend_info *info, plb_ejection why); /* was ejected, or came back */
 #endif
-    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status);     /* the first discovery is over */
     void (*on_first_checks)(void *user, plb_balancer *lb); /* each check of each backend has a result */
 #ifndef PLB_NO_LOG
     size_t (*summary)(void *user, const plb_backend *backend, char *text, size_t capacity); /* names a backend in
@@ -1642,11 +1657,15 @@ PLB_API plb_task *plb_balancer_task(plb_balancer *lb);
 
 /* Start a discovery, or all checks of all backends, as soon as poll runs; what is running is followed by another. Any
    thread. */
+#ifndef PLB_NO_UPDATES
 PLB_API void plb_update_now(plb_balancer *lb);
+#endif
 PLB_API void plb_check_now(plb_balancer *lb);
 
+#ifndef PLB_NO_UPDATES
 /* How the last update went. From the polling thread. */
 PLB_API void plb_last_update(const plb_balancer *lb, plb_update_info *out);
+#endif
 
 /* Switches a backend of the current set on or off, whatever its health. Off: no pick that begins after this returned
    takes it, nor is it ready in any set that is published later; what was picked before runs on (in_flight). When it
@@ -2661,6 +2680,7 @@ static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
     plb__put_bytes(text, digits + at, sizeof digits - at);
 }
 
+#ifndef PLB_NO_EXCHANGE
 /* A byte as it may stand between quotes: itself, or the escape that C has for it. Returns the length. */
 static size_t plb__escape(uint8_t byte, char escaped[4])
 {
@@ -2699,6 +2719,7 @@ static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, siz
     }
     plb__put(text, cut ? "...\"" : "\"");
 }
+#endif
 
 /* ==== ADDRESS ========================================================================================================
    Text to address and back. Reading is all or nothing: a scan moves on only over what it understood. */
@@ -4353,7 +4374,9 @@ typedef struct plb__op {
     plb_timer deadline;
     uint64_t started_us, started_ms;
     uint64_t latency_us;
+#ifndef PLB_NO_UPDATES
     plb__list *answer; /* of a discovery */
+#endif
     plb__slot *slot;   /* of a probe, like the rest */
     uint32_t check;
     plb_report report; /* its status is a discovery's too */
@@ -4398,11 +4421,8 @@ struct plb_balancer {
 #ifndef PLB_NO_SHARES
     plb_timer ramp_timer; /* of slow starts */
 #endif
-    plb__set *retired[2];
-    uint32_t left[2]; /* sides of `spilled` that were seen empty since it retired, a bit each */
     plb__slot *departed;
-    uint32_t *free_numbers; /* of slots; holds numbers_capacity */
-    uint32_t free_number_count, next_number, numbers_capacity;
+    uint32_t next_number; /* of slots */
     plb__op *running;
     plb__mail *completions, **completions_end; /* of those, in order */
     plb__ticket *free_tickets;
@@ -4410,6 +4430,7 @@ struct plb_balancer {
 #ifndef PLB_NO_EXCHANGE
     void *scratch; /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
 #endif
+#ifndef PLB_NO_UPDATES
     /* discovery */
     void *discovery_state;
     plb__op *discovery; /* running */
@@ -4420,6 +4441,11 @@ struct plb_balancer {
 #endif
     plb_timer update_timer;
     plb_update_info update;
+    plb__set *retired[2];
+    uint32_t left[2]; /* sides of `spilled` that were seen empty since it retired, a bit each */
+    uint32_t *free_numbers; /* of slots; holds numbers_capacity */
+    uint32_t free_number_count, numbers_capacity;
+#endif
     /* checks */
     plb__check *checks;
     uint32_t check_count;
@@ -4437,6 +4463,13 @@ struct plb_balancer {
     plb_timer interval_timer, return_timer;
 #endif
 };
+
+/* The discovery that runs, or NULL. */
+PLB__INLINE plb__op *plb__discovery_op(const plb_balancer *lb)
+{
+    (void)lb;
+    return PLB__IF_UPDATES(lb->discovery, NULL);
+}
 
 /* Does anything ask for what requests meet with? */
 PLB__INLINE bool plb__watches(const plb_balancer *lb)
@@ -4775,6 +4808,7 @@ PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 }
 #endif
 
+#ifndef PLB_NO_UPDATES
 /* Looks who has left of those that are only counted. Whoever reads a retired set was counted before it retired; so once
    each side was seen empty since then, at whatever moments, none of them is left. New ones are sent to the side that is
    empty: the other one runs dry, and no stream of readers, however dense, holds up an update. */
@@ -4810,6 +4844,7 @@ static bool plb__is_read(plb_balancer *lb, const plb__set *set)
             return true;
     return PLB__IF_HANDLES(plb__is_read_by_handle(lb, set), false);
 }
+#endif
 
 /* Makes the set at `where` say what a slot says, if it is in there, and returns the set. */
 static uintptr_t plb__slot_tell(plb_balancer *lb, const uintptr_t *where, const plb__slot *slot, uint32_t index)
@@ -8893,14 +8928,11 @@ static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *use
 /* ==== LISTS ==========================================================================================================
    Backends on their way: copied, checked, sorted. */
 
-static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *backends, size_t count)
+/* For so many backends, to be filled in, and for names of so many bytes behind all else. */
+static plb__list *plb__list_new(const plb_allocator *a, size_t count, size_t names_size)
 {
-    size_t i, size = sizeof(plb__list) + count * (sizeof(plb_backend) + 3 * sizeof(uint32_t));
-    plb__list *list;
-    char *names;
-    for (i = 0; i < count; i++)
-        size += plb__name_size(plb__name_of(&backends[i]));
-    list = (plb__list *)a->alloc(a->user, size);
+    size_t size = sizeof(plb__list) + count * (sizeof(plb_backend) + 3 * sizeof(uint32_t)) + names_size;
+    plb__list *list = (plb__list *)a->alloc(a->user, size);
     if (list == NULL)
         return NULL;
     list->size = size;
@@ -8909,6 +8941,20 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
     list->order = (uint32_t *)(void *)(list->backends + count);
     list->members = list->order + count;
     list->spare = list->members + count;
+    return list;
+}
+
+#ifndef PLB_NO_UPDATES
+static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *backends, size_t count)
+{
+    size_t i, names_size = 0;
+    plb__list *list;
+    char *names;
+    for (i = 0; i < count; i++)
+        names_size += plb__name_size(plb__name_of(&backends[i]));
+    list = plb__list_new(a, count, names_size);
+    if (list == NULL)
+        return NULL;
     names = (char *)(list->spare + count);
     for (i = 0; i < count; i++) {
         const char *name = plb__copy_text(&names, plb__name_of(&backends[i]));
@@ -8918,12 +8964,7 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
     }
     return list;
 }
-
-static bool plb__is_name(const plb_backend *backend)
-{
-    (void)backend;
-    return PLB__IF_NAMES(backend->addr.family == PLB_FAMILY_NONE, false);
-}
+#endif
 
 /* Is it fit to be in a set? `names`: one that is still to be resolved will do. */
 static plb_status plb__backend_check(const plb_backend *backend, bool names)
@@ -9023,6 +9064,7 @@ static bool plb__list_continues(const plb__list *list, size_t position)
     return plb__identity_compare(&x->addr, x->id, &y->addr, y->id) == 0;
 }
 
+#ifndef PLB_NO_UPDATES
 /* In a sorted list: does one before, for the same (address, id), bring the same ext? */
 static bool plb__list_repeats_ext(const plb__list *list, size_t position)
 {
@@ -9032,6 +9074,7 @@ static bool plb__list_repeats_ext(const plb__list *list, size_t position)
             return true;
     return false;
 }
+#endif
 
 /* ==== SCHEDULE =======================================================================================================
    Which check of which backend is due when: a heap of numbers, the time above the task, so that those which are due
@@ -9197,6 +9240,7 @@ static void plb__schedule_newcomers(plb_balancer *lb, const plb__set *set)
     }
 }
 
+#ifndef PLB_NO_UPDATES
 /* Before a set takes the current one's place, and after its slots were told where they stand in it. */
 static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
 {
@@ -9217,6 +9261,12 @@ static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
             plb__slot_drop_kept(lb, old->slots[i]);
     plb__schedule_newcomers(lb, set);
 }
+#else
+static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
+{
+    plb__schedule_newcomers(lb, set);
+}
+#endif
 
 /* Everything is due now; what is in flight, once more afterwards. What is overdue keeps its place, so that no number of
    calls keeps the last ones waiting. */
@@ -9283,6 +9333,7 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
     return PLB_ERR_WEIGHT;
 }
 
+#ifndef PLB_NO_UPDATES
 /* The slot that the current set has for a backend, or NULL. Asked for one after another in order of identity, so each
    tier is gone through once. */
 static plb__slot *plb__update_find(plb__set *current, const plb_backend *backend)
@@ -9301,6 +9352,7 @@ static plb__slot *plb__update_find(plb__set *current, const plb_backend *backend
     }
     return NULL;
 }
+#endif
 
 static plb_status plb__update_match(plb_balancer *lb, plb__update *u)
 {
@@ -9317,7 +9369,7 @@ static plb_status plb__update_match(plb_balancer *lb, plb__update *u)
     for (t = 0; current != NULL && t < plb__set_tiers(current); t++)
         current->tiers[t].cursor = 0;
     for (i = 0; i < count; i++)
-        u->slots[u->list->order[i]] = plb__update_find(current, plb__list_at(u->list, i));
+        u->slots[u->list->order[i]] = PLB__IF_UPDATES(plb__update_find(current, plb__list_at(u->list, i)), NULL);
     return PLB_OK;
 }
 
@@ -9345,6 +9397,7 @@ static size_t plb__update_arrange(plb__update *u)
     return members;
 }
 
+#ifndef PLB_NO_UPDATES
 /* Is it the set that is there already? */
 static bool plb__update_differs(const plb_balancer *lb, const plb__update *u, size_t members)
 {
@@ -9382,6 +9435,23 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
     lb->numbers_capacity = capacity;
     return PLB_OK;
 }
+
+static uint32_t plb__number_take(plb_balancer *lb)
+{
+    return lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
+}
+#else
+PLB__INLINE plb_status plb__numbers_reserve(plb_balancer *lb)
+{
+    (void)lb;
+    return PLB_OK;
+}
+
+PLB__INLINE uint32_t plb__number_take(plb_balancer *lb)
+{
+    return lb->next_number++;
+}
+#endif
 
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
@@ -9430,7 +9500,7 @@ static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
                                  PLB__SLOT_LEAD(lb->strategy->slot_size));
         if (slot == NULL)
             return PLB_ERR_MEMORY;
-        slot->u.control.number = lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
+        slot->u.control.number = plb__number_take(lb);
         plb__slot_init(lb, slot, plb__list_at(u->list, i));
         slot->u.control.next_departed = u->created;
         u->created = slot;
@@ -9512,6 +9582,7 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t mem
     return status;
 }
 
+#ifndef PLB_NO_UPDATES
 /* Section HEALTH CHECK. */
 static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend);
 
@@ -9535,6 +9606,7 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
             plb__release_ext(backend->ext, backend->ext_release);
     }
 }
+#endif
 
 /* New slots take over their first backend's ext, before anybody can see them. */
 static void plb__update_adopt(plb__update *u)
@@ -9552,7 +9624,7 @@ static void plb__update_adopt(plb__update *u)
 
 static void plb__slot_free(plb_balancer *lb, plb__slot *slot)
 {
-    lb->free_numbers[lb->free_number_count++] = slot->u.control.number;
+    PLB__IF_UPDATES(lb->free_numbers[lb->free_number_count++] = slot->u.control.number, (void)0);
     plb__slot_delete(&lb->env.allocator, slot);
 }
 
@@ -9588,6 +9660,7 @@ static void plb__set_delete(plb_balancer *lb, plb__set *set)
     plb__set_free(lb, set);
 }
 
+#ifndef PLB_NO_UPDATES
 /* Frees what nobody reads or holds any more; says whether something is left. */
 static bool plb__reclaim(plb_balancer *lb)
 {
@@ -9611,12 +9684,30 @@ static bool plb__reclaim(plb_balancer *lb)
     }
     return lb->retired[0] != NULL || lb->retired[1] != NULL;
 }
+#endif
+
+#ifndef PLB_NO_UPDATES
+/* The set takes the current one's place. */
+static void plb__succeed(plb_balancer *lb, plb__set *set)
+{
+    plb__set *old = (plb__set *)lb->current;
+    uint32_t i;
+    PLB__STORE(&lb->current, (uintptr_t)set);
+    if (lb->port.barrier != NULL)
+        lb->port.barrier->issue(lb->port.barrier->self);
+    if (old != NULL) {
+        i = lb->retired[0] != NULL;
+        lb->retired[i] = old;
+        lb->left[i] = 0;
+    }
+    plb__reclaim(lb);
+}
+#endif
 
 /* Publishes a set. From the first store on, flips are told to it; those that came before are read from the slots; then
    readers may have it. So a backend that was switched off before is not picked from it, not even for a moment. */
 static void plb__publish(plb_balancer *lb, plb__set *set)
 {
-    plb__set *old = (plb__set *)lb->current;
     uint32_t i;
     for (i = 0; i < set->count; i++) {
         set->slots[i]->u.control.holders++;
@@ -9627,15 +9718,7 @@ static void plb__publish(plb_balancer *lb, plb__set *set)
     plb__records_move(lb, set);
     PLB__STORE(&lb->newest, (uintptr_t)set);
     plb__set_sync_all(set);
-    PLB__STORE(&lb->current, (uintptr_t)set);
-    if (lb->port.barrier != NULL)
-        lb->port.barrier->issue(lb->port.barrier->self);
-    if (old != NULL) {
-        i = lb->retired[0] != NULL;
-        lb->retired[i] = old;
-        lb->left[i] = 0;
-    }
-    plb__reclaim(lb);
+    PLB__IF_UPDATES(plb__succeed(lb, set), PLB__STORE(&lb->current, (uintptr_t)set));
 }
 
 static void plb__update_free(plb_balancer *lb, plb__update *u)
@@ -9666,7 +9749,7 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
         status = plb__update_match(lb, &u);
     if (status == PLB_OK) {
         members = plb__update_arrange(&u);
-        u.changed = plb__update_differs(lb, &u, members);
+        u.changed = PLB__IF_UPDATES(plb__update_differs(lb, &u, members), true);
     }
     if (status == PLB_OK && u.changed)
         status = plb__update_build(lb, &u, members);
@@ -9678,13 +9761,14 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
             plb__update_adopt(&u);
             plb__publish(lb, set);
         }
-        plb__update_settle(lb, &u);
+        PLB__IF_UPDATES(plb__update_settle(lb, &u), (void)0);
         *changed = u.changed;
     }
     plb__update_free(lb, &u);
     return status;
 }
 
+#ifndef PLB_NO_UPDATES
 /* Releases every ext that the set does not have. */
 static void plb__release_strangers(plb_balancer *lb, plb__list *list)
 {
@@ -9708,6 +9792,7 @@ static void plb__update_refuse(plb_balancer *lb, plb__list *list)
     if (lb->desc.discovery.ops->applied == NULL)
         plb__release_strangers(lb, list);
 }
+#endif
 
 /* ==== DISCOVERY ======================================================================================================
    The balancer's side: when a discovery starts, what becomes of its answer, changes from other threads. */
@@ -9716,6 +9801,13 @@ static void plb__update_refuse(plb_balancer *lb, plb__list *list)
    for them to leave. */
 #define PLB__RETRY_MS        1000
 #define PLB__WAIT_READERS_MS 1
+
+#ifndef PLB_NO_UPDATES
+static bool plb__is_name(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_NAMES(backend->addr.family == PLB_FAMILY_NONE, false);
+}
 
 PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count)
 {
@@ -10012,10 +10104,12 @@ static void plb__changes_end(plb_balancer *lb)
     }
 }
 #endif
+#endif
 
 /* ==== STATIC DISCOVERY ===============================================================================================
    The program's list, and the names in it. */
 
+#ifndef PLB_NO_UPDATES
 typedef struct plb__static plb__static;
 
 /* One line of the list: a backend, or a name and the addresses that it had last. */
@@ -10040,6 +10134,14 @@ struct plb__static {
     size_t unresolved;  /* names that this update still waits for; 0: none is under way */
     plb_status failure; /* of a name in this update; one of this side before others */
 };
+
+static uint32_t plb__static_timeout(const plb_static_desc *desc)
+{
+    uint32_t timeout_ms = 0;
+    if (desc != NULL)
+        PLB__IF_NAMES(timeout_ms = desc->timeout_ms, (void)0);
+    return plb__or(timeout_ms, 5000);
+}
 
 /* The order of the list, names last; 0: they are one line. */
 static int plb__static_compare(const plb_backend *a, const plb_backend *b)
@@ -10202,7 +10304,7 @@ static plb_status plb__static_open(void *opaque, const void *opaque_desc, const 
     plb_status status = PLB_OK;
     size_t i;
     self->env = *env;
-    self->timeout_ms = desc != NULL && desc->timeout_ms > 0 ? desc->timeout_ms : 5000;
+    self->timeout_ms = plb__static_timeout(desc);
     for (i = 0; desc != NULL && i < desc->address_count && status == PLB_OK; i++)
         status = plb__static_parse(self, &end, desc->addresses[i]);
     for (i = 0; desc != NULL && i < desc->backend_count && status == PLB_OK; i++)
@@ -10532,9 +10634,51 @@ PLB_API plb_discovery plb_static(const plb_static_desc *desc)
     discovery.ops = &plb__static_ops;
     discovery.desc = desc;
     /* The names' own deadline comes first, so that one that hangs does not hold up the others' answer. */
-    discovery.timeout_ms = (desc != NULL && desc->timeout_ms > 0 ? desc->timeout_ms : 5000) + 1000;
+    discovery.timeout_ms = plb__static_timeout(desc) + 1000;
     return discovery;
 }
+#else
+/* The list as it was handed in. */
+static plb_status plb__static_fill(plb_balancer *lb, const plb_static_desc *desc, plb__list *list)
+{
+    plb_status status = PLB_OK;
+    size_t i;
+    for (i = 0; i < list->count && status == PLB_OK; i++) {
+        list->order[i] = (uint32_t)i;
+        if (i < desc->address_count)
+            status = plb_backend_parse(&list->backends[i], desc->addresses[i], PLB_ZSTRING, NULL);
+        else
+            list->backends[i] = desc->backends[i - desc->address_count];
+    }
+    if (status != PLB_OK)
+        plb__log(lb, PLB_LOG_ERROR, "bad address", PLB_OK);
+    return status;
+}
+
+/* The first set, and the last one. */
+static plb_status plb__static_apply(plb_balancer *lb)
+{
+    const plb_static_desc *desc = (const plb_static_desc *)lb->desc.discovery.desc;
+    size_t count = desc != NULL ? desc->address_count + desc->backend_count : 0;
+    plb__list *list = plb__list_new(&lb->env.allocator, count, 0);
+    plb_status status = PLB_ERR_MEMORY;
+    bool changed;
+    if (list == NULL)
+        return PLB_ERR_MEMORY;
+    status = plb__static_fill(lb, desc, list);
+    if (status == PLB_OK)
+        status = plb__update_apply(lb, list, &changed);
+    plb__delete(&lb->env.allocator, list, list->size);
+    return status;
+}
+
+PLB_API plb_discovery plb_static(const plb_static_desc *desc)
+{
+    plb_discovery discovery;
+    discovery.desc = desc;
+    return discovery;
+}
+#endif
 
 #ifndef PLB_NO_NAMES
 static bool plb__is_digit(char c)
@@ -10723,14 +10867,6 @@ static void plb__health_advise(plb_balancer *lb, const plb__result *r)
         r->vital->advised_off = report->enablement == PLB_ENABLEMENT_OFF;
     plb__slot_advise(lb, r->slot);
 }
-
-/* A check is gone, and what its agent said. */
-static void plb__vital_unadvise(plb_balancer *lb, plb__slot *slot, plb__vital *vital)
-{
-    vital->share = PLB__SHARE_ALL;
-    vital->advised_off = false;
-    plb__slot_advise(lb, slot);
-}
 #else
 PLB__INLINE void plb__ramp_start(plb_balancer *lb, plb__slot *slot)
 {
@@ -10742,13 +10878,6 @@ PLB__INLINE void plb__health_advise(plb_balancer *lb, const plb__result *r)
 {
     (void)lb;
     (void)r;
-}
-
-PLB__INLINE void plb__vital_unadvise(plb_balancer *lb, plb__slot *slot, plb__vital *vital)
-{
-    (void)lb;
-    (void)slot;
-    (void)vital;
 }
 #endif
 
@@ -10781,6 +10910,17 @@ static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, b
         lb->desc.on_flip(lb->desc.user, &info, status);
 }
 
+#ifndef PLB_NO_UPDATES
+#ifndef PLB_NO_SHARES
+/* A check is gone, and what its agent said. */
+static void plb__vital_unadvise(plb_balancer *lb, plb__slot *slot, plb__vital *vital)
+{
+    vital->share = PLB__SHARE_ALL;
+    vital->advised_off = false;
+    plb__slot_advise(lb, slot);
+}
+#endif
+
 /* A backend gets a check, or loses it: what that said goes with it. */
 static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check, bool absent)
 {
@@ -10789,7 +10929,7 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
     if (absent) {
         lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
         plb__vital_drop_kept(lb, vital, check);
-        plb__vital_unadvise(lb, slot, vital);
+        PLB__IF_SHARES(plb__vital_unadvise(lb, slot, vital), (void)0);
         if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
             plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
     } else {
@@ -10821,6 +10961,7 @@ static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backen
             plb__vital_due(lb, slot, c, lb->timers.now_ms); /* nothing more was due */
     }
 }
+#endif
 
 /* The state machine of pingora-load-balancing's Health::observe_health. */
 static void plb__health_observe(plb_balancer *lb, const plb__result *r)
@@ -13740,8 +13881,8 @@ static void plb__mail_read(plb_balancer *lb)
             lb->completions_end = &lb->completions;
         if (mail->kind == PLB__MAIL_SUSPECT)
             plb__outlier_suspected(lb, mail);
-        else if (op == lb->discovery)
-            plb__discovery_answered(lb, op->report.status);
+        else if (op == plb__discovery_op(lb))
+            PLB__IF_UPDATES(plb__discovery_answered(lb, op->report.status), (void)0);
         else
             plb__probe_over(lb, op, op->report.status);
     }
@@ -13757,11 +13898,12 @@ static void plb__mail_drop(plb_balancer *lb)
         plb__op *op = (plb__op *)(void *)mail;
         if (mail->kind == PLB__MAIL_SUSPECT)
             plb__outlier_forget(mail);
-        else if (op != lb->discovery && plb__op_keeps(op))
+        else if (op != plb__discovery_op(lb) && plb__op_keeps(op))
             lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
     }
 }
 
+#ifndef PLB_NO_UPDATES
 static void plb__discover(plb_balancer *lb)
 {
     PLB__IF_CHANGES(plb__changes_apply(lb), (void)0);
@@ -13769,10 +13911,11 @@ static void plb__discover(plb_balancer *lb)
         plb__discovery_start(lb);
     plb__mail_read(lb); /* what completed at once */
 }
+#endif
 
 static void plb__check_all(plb_balancer *lb)
 {
-    if (!lb->first_update_over)
+    if (PLB__IF_UPDATES(!lb->first_update_over, false))
         return;
     plb__probes_start(lb);
     plb__mail_read(lb); /* what completed at once */
@@ -13788,7 +13931,7 @@ static bool plb__is_busy(plb_balancer *lb)
 {
     if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0 || lb->completions != NULL)
         return true;
-    if (plb__discovery_can_start(lb))
+    if (PLB__IF_UPDATES(plb__discovery_can_start(lb), false))
         return true;
     if (PLB__IF_CHANGES(lb->discovery == NULL && lb->changes != NULL && !lb->changes_stalled, false))
         return true;
@@ -13829,16 +13972,16 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
     }
     if ((wanted & PLB__WANT_READ) != 0)
         PLB__IF_EXCHANGE(plb__exchanges_go_on(lb), (void)0);
-    lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
+    PLB__IF_UPDATES(lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0, (void)0);
     plb__mail_read(lb);
     if ((wanted & PLB__WANT_CHECK) != 0)
         plb__schedule_all(lb);
     PLB__IF_DRAW(plb__lists_catch_up(lb), (void)0);
-    plb__reclaim(lb);
-    plb__discover(lb);
+    PLB__IF_UPDATES(plb__reclaim(lb), (void)0);
+    PLB__IF_UPDATES(plb__discover(lb), (void)0);
     plb__check_all(lb);
     delay = plb__delay(lb);
-    if (plb__reclaim(lb) && delay > PLB__WAIT_READERS_MS)
+    if (PLB__IF_UPDATES(plb__reclaim(lb), false) && delay > PLB__WAIT_READERS_MS)
         delay = PLB__WAIT_READERS_MS;
     return plb__is_busy(lb) ? 0 : delay;
 }
@@ -13853,14 +13996,21 @@ PLB_API plb_task *plb_balancer_task(plb_balancer *lb)
     return &lb->task;
 }
 
+#ifndef PLB_NO_UPDATES
+static void plb__discovery_resolve(plb_discovery *discovery)
+{
+    if (discovery->ops == NULL)
+        *discovery = plb_static(NULL);
+    discovery->timeout_ms = plb__or(discovery->timeout_ms, 5000);
+}
+#endif
+
 /* The one place where zero becomes a default. */
 static void plb__desc_resolve(plb_balancer_desc *desc)
 {
     if (desc->strategy.ops == NULL)
         desc->strategy = plb_round_robin();
-    if (desc->discovery.ops == NULL)
-        desc->discovery = plb_static(NULL);
-    desc->discovery.timeout_ms = plb__or(desc->discovery.timeout_ms, 5000);
+    PLB__IF_UPDATES(plb__discovery_resolve(&desc->discovery), (void)0);
     desc->parallel_checks = plb__or(desc->parallel_checks, 64);
     PLB__IF_OUTLIER(plb__outlier_resolve(&desc->outlier), (void)0);
     PLB__IF_LOG(desc->log_level = desc->log_level == PLB_LOG_NONE ? PLB_LOG_INFO : desc->log_level, (void)0);
@@ -13990,6 +14140,23 @@ static void plb__close(plb_balancer *lb, size_t state_size, void (*close)(void *
     plb__delete(&lb->env.allocator, state, state_size > 0 ? state_size : 1);
 }
 
+#ifndef PLB_NO_UPDATES
+static plb_status plb__discovery_open(plb_balancer *lb)
+{
+    const plb_discovery *discovery = &lb->desc.discovery;
+    lb->update.status = PLB_AGAIN;
+    plb__timer_init(&lb->update_timer, plb__update_due, lb);
+    return plb__open(lb, "discovery", discovery->ops->name, discovery->ops->state_size, discovery->ops->open,
+                     discovery->desc, &lb->discovery_state);
+}
+
+#else
+PLB__INLINE plb_status plb__discovery_open(plb_balancer *lb)
+{
+    return plb__static_apply(lb);
+}
+#endif
+
 static plb_status plb__open_all(plb_balancer *lb)
 {
     const plb_balancer_desc *desc = &lb->desc;
@@ -14003,10 +14170,7 @@ static plb_status plb__open_all(plb_balancer *lb)
         status = plb__open(lb, "check", check->what.ops->name, check->what.ops->state_size, check->what.ops->open,
                            check->what.desc, &check->state);
     }
-    if (status == PLB_OK)
-        status = plb__open(lb, "discovery", desc->discovery.ops->name, desc->discovery.ops->state_size,
-                           desc->discovery.ops->open, desc->discovery.desc, &lb->discovery_state);
-    return status;
+    return status == PLB_OK ? plb__discovery_open(lb) : status;
 }
 
 /* Lets the strategy do what it does from time to time. */
@@ -14056,8 +14220,6 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     lb->task.user = lb;
     PLB__IF_CHANGES(lb->changes_end = &lb->changes, (void)0);
     lb->completions_end = &lb->completions;
-    lb->update.status = PLB_AGAIN;
-    plb__timer_init(&lb->update_timer, plb__update_due, lb);
     plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
     PLB__IF_SHARES(plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb), (void)0);
     if (lb->port.clock != NULL)
@@ -14077,7 +14239,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     *out = lb;
     plb__strategy_tick(lb);
     plb__outlier_start(lb);
-    plb__discovery_start(lb);
+    PLB__IF_UPDATES(plb__discovery_start(lb), (void)0);
     plb__mail_read(lb);
     return PLB_OK;
 }
@@ -14085,19 +14247,16 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
 /* Calls off what is in flight. */
 static void plb__cancel_all(plb_balancer *lb)
 {
-    const plb_discovery_ops *discovery = lb->desc.discovery.ops;
     plb__op *op;
     for (op = lb->running; op != NULL; op = op->next_running) {
         plb_token token = plb__op_token(op);
         if (plb__op_claim(token) == NULL)
             continue; /* it has completed, and nobody will look at it */
-        if (op == lb->discovery)
-            discovery->cancel(lb->discovery_state, token);
+        if (op == plb__discovery_op(lb))
+            PLB__IF_UPDATES(lb->desc.discovery.ops->cancel(lb->discovery_state, token), (void)0);
         else
             lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), token);
     }
-    if (lb->discovery != NULL && discovery->applied != NULL)
-        discovery->applied(lb->discovery_state, PLB_ERR_CANCELLED);
 }
 
 static void plb__set_drop_kept(plb_balancer *lb, const plb__set *set)
@@ -14119,24 +14278,60 @@ static void plb__checks_close(plb_balancer *lb)
     }
 }
 
+#ifndef PLB_NO_UPDATES
+static void plb__discovery_free(plb_balancer *lb, plb__op *op)
+{
+    if (op->answer != NULL) {
+        plb__update_refuse(lb, op->answer);
+        plb__delete(&lb->env.allocator, op->answer, op->answer->size);
+    }
+    plb__op_delete(lb, op, 0);
+}
+#endif
+
 /* Frees what was in flight, once no completion can be on its way any more. */
 static void plb__free_running(plb_balancer *lb)
 {
     while (lb->running != NULL) {
         plb__op *op = lb->running;
         plb__op_stop(lb, op);
-        if (op != lb->discovery) {
+        if (op == plb__discovery_op(lb)) {
+            PLB__IF_UPDATES(plb__discovery_free(lb, op), (void)0);
+        } else {
             plb__slot_let_go(lb, op->slot);
             plb__op_delete(lb, op, lb->checks[op->check].what.ops->probe_size);
-            continue;
         }
-        if (op->answer != NULL) {
-            plb__update_refuse(lb, op->answer);
-            plb__delete(&lb->env.allocator, op->answer, op->answer->size);
-        }
-        plb__op_delete(lb, op, 0);
     }
 }
+
+#ifndef PLB_NO_UPDATES
+/* Nothing is asked any more; what was asked for, and what came of it, goes. */
+static void plb__discovery_end(plb_balancer *lb)
+{
+    const plb_discovery_ops *ops = lb->desc.discovery.ops;
+    if (lb->discovery != NULL && ops->applied != NULL)
+        ops->applied(lb->discovery_state, PLB_ERR_CANCELLED);
+    plb__mail_drop(lb);
+    PLB__IF_CHANGES(plb__changes_end(lb), (void)0);
+    plb__close(lb, ops->state_size, ops->close, lb->discovery_state);
+}
+
+/* All sets but the current one. */
+static void plb__retired_free(plb_balancer *lb)
+{
+    int i;
+    for (i = 0; i < 2; i++) {
+        if (lb->retired[i] != NULL)
+            plb__set_delete(lb, lb->retired[i]);
+        lb->retired[i] = NULL;
+    }
+}
+
+static void plb__numbers_free(plb_balancer *lb)
+{
+    plb__delete(&lb->env.allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
+}
+#endif
 
 static void plb__free_tickets(plb_balancer *lb)
 {
@@ -14161,26 +14356,18 @@ static void plb__orphan_departed(plb_balancer *lb)
 PLB_API void plb_destroy(plb_balancer *lb)
 {
     plb_allocator allocator;
-    const plb_balancer_desc *desc;
-    int i;
     if (lb == NULL)
         return;
     allocator = lb->env.allocator;
-    desc = &lb->desc;
     plb__cancel_all(lb);
-    plb__mail_drop(lb);
-    PLB__IF_CHANGES(plb__changes_end(lb), (void)0);
-    plb__close(lb, desc->discovery.ops->state_size, desc->discovery.ops->close, lb->discovery_state);
+    PLB__IF_UPDATES(plb__discovery_end(lb), plb__mail_drop(lb));
     plb__checks_close(lb);
     plb__free_running(lb);
-    for (i = 0; i < 2; i++)
-        if (lb->retired[i] != NULL)
-            plb__set_delete(lb, lb->retired[i]);
+    PLB__IF_UPDATES(plb__retired_free(lb), (void)0);
     if (lb->current != 0)
         plb__set_delete(lb, (plb__set *)lb->current);
-    plb__close(lb, desc->strategy.ops->state_size, desc->strategy.ops->close, lb->strategy_state);
-    lb->retired[0] = lb->retired[1] = NULL;
-    plb__reclaim(lb);
+    plb__close(lb, lb->strategy->state_size, lb->strategy->close, lb->strategy_state);
+    PLB__IF_UPDATES((void)plb__reclaim(lb), (void)0);
     plb__orphan_departed(lb);
     PLB__IF_HANDLES(plb__handles_free(lb), (void)0);
     plb__free_tickets(lb);
@@ -14188,7 +14375,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     plb__delete(&allocator, lb->schedule, lb->schedule_capacity * sizeof *lb->schedule);
     plb__delete(&allocator, lb->checks, lb->check_count * sizeof *lb->checks);
     PLB__IF_METRICS(plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name)), (void)0);
-    plb__delete(&allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
+    PLB__IF_UPDATES(plb__numbers_free(lb), (void)0);
     plb__delete(&allocator, lb, sizeof *lb);
 }
 
