@@ -3415,7 +3415,7 @@ static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backe
     char *memory = (char *)plb__new(a, lead + offsetof(plb__slot, addr) + addr_size + name_size);
     plb__slot *slot = (plb__slot *)(void *)(memory + lead);
     const char *name;
-    char *end = (char *)&slot->addr + addr_size;
+    char *end;
     if (memory == NULL)
         return NULL;
     slot->lead = (uint16_t)lead;
@@ -3423,6 +3423,7 @@ static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backe
     slot->share = PLB__SHARE_ALL;
     slot->id = backend->id;
     plb__addr_copy(&slot->addr, &backend->addr);
+    end = (char *)&slot->addr + addr_size;
     name = plb__copy_text(&end, plb__name_of(backend));
     PLB__IF_NAMES(slot->name = name, (void)name);
     return slot;
