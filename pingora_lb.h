@@ -2368,6 +2368,25 @@ PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
 #error "pingora_lb.h knows no atomics for this compiler: define PLB_NO_THREADS for use from one thread"
 #endif
 
+/* UINT64_MAX divided by a number, which is not 0. */
+PLB__INLINE uint64_t plb__inverse(uint32_t value)
+{
+#if defined(__SIZEOF_INT128__)
+    return UINT64_MAX / value;
+#else
+    uint64_t quotient = 0, rest = 0;
+    int bit;
+    for (bit = 0; bit < 64; bit++) { /* digit by digit: small processors divide 32 bits at most */
+        bool fits;
+        rest = rest << 1 | 1;
+        fits = rest >= value;
+        rest -= fits ? value : 0;
+        quotient = quotient << 1 | fits;
+    }
+    return quotient;
+#endif
+}
+
 /* A number that no other running thread has: where its copy of a thread-local byte lies. 0: unknown here. */
 #if !defined(PLB_NO_THREADS) && !defined(PLB_NO_THREAD_LOCAL)
 static __thread char plb__thread_byte;
@@ -2404,7 +2423,7 @@ PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
 PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
 {
 #if defined(__GNUC__)
-    return (uint32_t)__builtin_popcountll((unsigned long long)word);
+    return (uint32_t)(sizeof word > sizeof 0u ? __builtin_popcountll(word) : __builtin_popcount((unsigned)word));
 #else
     uint32_t ones = 0;
     for (; word != 0; word &= word - 1)
@@ -2417,7 +2436,7 @@ PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
 PLB__INLINE uint32_t plb__lowest_one(uintptr_t word)
 {
 #if defined(__GNUC__)
-    return (uint32_t)__builtin_ctzll((unsigned long long)word);
+    return (uint32_t)(sizeof word > sizeof 0u ? __builtin_ctzll(word) : __builtin_ctz((unsigned)word));
 #else
     return plb__count_ones((word & (0 - word)) - 1);
 #endif
@@ -2667,6 +2686,12 @@ static char *plb__decimal(char *at, uint32_t number)
         at = plb__decimal(at, number / 10);
     *at++ = (char)('0' + number % 10);
     return at;
+}
+
+static void plb__put_decimal(plb__text *text, uint32_t number)
+{
+    char digits[10];
+    plb__put_bytes(text, digits, (size_t)(plb__decimal(digits, number) - digits));
 }
 
 static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
@@ -2983,7 +3008,7 @@ static void plb__put_bracketed(plb__text *text, const plb_addr *addr, uint32_t s
     plb__put_host(text, addr);
     if (is_v6 && scope != 0) {
         plb__put_char(text, '%');
-        plb__put_number(text, scope, 10);
+        plb__put_decimal(text, scope);
     }
     if (is_v6)
         plb__put_char(text, ']');
@@ -2992,7 +3017,7 @@ static void plb__put_bracketed(plb__text *text, const plb_addr *addr, uint32_t s
 static void plb__put_port(plb__text *text, uint16_t port)
 {
     plb__put_char(text, ':');
-    plb__put_number(text, port, 10);
+    plb__put_decimal(text, port);
 }
 
 static void plb__put_addr(plb__text *text, const plb_addr *addr)
@@ -4205,7 +4230,7 @@ static uint32_t plb__tier_find_slot(const plb__tier *tier, plb__slot *slot)
     const plb_view *view = &tier->view;
     if (index < view->count && view->slots[index] == slot && (index == 0 || view->slots[index - 1] != slot))
         return index;
-    index = plb__view_find(view, &slot->addr, slot->id);
+    index = PLB__IF_UPDATES(plb__view_find(view, &slot->addr, slot->id), PLB_NONE); /* the one set is where hints point */
     return index != PLB_NONE && view->slots[index] == slot ? index : PLB_NONE;
 }
 
@@ -4513,6 +4538,13 @@ static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balanc
 
 /* ==== LOG ============================================================================================================
    What is told to the program, a line at a time. */
+
+/* What a status means, for those who are told. */
+PLB__INLINE const char *plb__words_of(plb_status status)
+{
+    (void)status;
+    return PLB__IF_LOG(plb_status_text(status), "");
+}
 
 #define PLB__LINE_MAX 320
 
@@ -4847,6 +4879,7 @@ static bool plb__is_read(plb_balancer *lb, const plb__set *set)
 }
 #endif
 
+#ifndef PLB_NO_UPDATES
 /* Makes the set at `where` say what a slot says, if it is in there, and returns the set. */
 static uintptr_t plb__slot_tell(plb_balancer *lb, const uintptr_t *where, const plb__slot *slot, uint32_t index)
 {
@@ -4871,6 +4904,16 @@ static void plb__slot_changed(plb_balancer *lb, const plb__slot *slot, uint32_t 
     if (PLB__LOAD(&lb->current) != newest)
         plb__slot_tell(lb, &lb->current, slot, index);
 }
+#else
+/* The slot has changed: says so in the one set. */
+static void plb__slot_changed(plb_balancer *lb, const plb__slot *slot, uint32_t index)
+{
+    plb__set *set = (plb__set *)PLB__LOAD(&lb->newest);
+    if (set != NULL)
+        plb__set_sync(set, set->slots[index]);
+    (void)slot;
+}
+#endif
 
 static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, bool on)
 {
@@ -5760,7 +5803,7 @@ static plb__divisor plb__divisor_of(uint32_t value)
 {
     plb__divisor divisor;
     divisor.value = value;
-    divisor.inverse = value > 0 ? UINT64_MAX / value : 0;
+    divisor.inverse = value > 0 ? plb__inverse(value) : 0;
     return divisor;
 }
 
@@ -9323,7 +9366,7 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
         plb_status status = plb__backend_check(&list->backends[i], false);
         if (status != PLB_OK) {
             plb__log_backend(lb, PLB_LOG_ERROR, "update refused because of", &list->backends[i],
-                             plb_status_text(status));
+                             plb__words_of(status));
             return status;
         }
         sum += list->backends[i].weight;
@@ -10226,7 +10269,7 @@ static plb_status plb__static_append(plb__static *self, plb__static_entry ***end
         *end = &(**end)->next;
         return PLB_OK;
     }
-    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, plb_status_text(status));
+    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, plb__words_of(status));
     return status;
 }
 
@@ -10386,7 +10429,7 @@ static void plb__static_failed(plb__static *self, const plb__static_entry *entry
 {
     if (!plb_status_is_local(self->failure))
         self->failure = status;
-    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb_status_text(status));
+    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb__words_of(status));
 }
 
 static void plb__static_resolved(void *user, plb_status status, const plb_addr *addrs, size_t count)
@@ -11066,17 +11109,18 @@ static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t 
 {
     const plb_check *what = &lb->checks[check].what;
     uint32_t own_ms = plb__slot_care(slot)->every_ms, every_ms = own_ms > 0 ? own_ms : what->every_ms;
-    uint64_t spread;
+    uint32_t spread;
+    uint64_t wait;
     if (plb__slot_vitals(slot)[check].streak > 0 && what->fast_every_ms > 0)
         every_ms = what->fast_every_ms;
     else if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0 && what->down_every_ms > 0)
         every_ms = what->down_every_ms;
     if (every_ms == 0 || what->jitter_percent == 0)
         return every_ms;
-    spread = (uint64_t)every_ms * what->jitter_percent / 100;
+    spread = every_ms / 100 * what->jitter_percent + every_ms % 100 * what->jitter_percent / 100;
     lb->jitter = plb__mix(lb->jitter + PLB__GOLDEN);
-    spread = every_ms - spread + lb->jitter % (2 * spread + 1);
-    return spread == 0 ? 1 : spread < UINT32_MAX ? (uint32_t)spread : UINT32_MAX;
+    wait = every_ms - spread + ((lb->jitter >> 32) * (2 * (uint64_t)spread + 1) >> 32);
+    return wait == 0 ? 1 : wait < UINT32_MAX ? (uint32_t)wait : UINT32_MAX;
 }
 
 static void plb__probe_again(plb_balancer *lb, const plb__result *r)
@@ -11183,7 +11227,7 @@ static void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint
     plb_token token;
     plb_status status;
     if (op == NULL) {
-        plb__probe_impossible(lb, slot, c, plb_status_text(PLB_ERR_MEMORY));
+        plb__probe_impossible(lb, slot, c, plb__words_of(PLB_ERR_MEMORY));
         return;
     }
     op->slot = slot;
@@ -11857,7 +11901,7 @@ static plb_status plb__http_say_status(plb__http_probe *probe, const char *words
     char line[PLB_REPORT_TEXT];
     plb__text text = plb__text_in(line, sizeof line);
     plb__put(&text, words);
-    plb__put_number(&text, probe->status, 10);
+    plb__put_decimal(&text, probe->status);
     return plb__http_say(probe, PLB_ERR_ANSWER, line);
 }
 
@@ -14126,7 +14170,7 @@ static plb_status plb__open(plb_balancer *lb, const char *kind, const char *name
         plb__put_char(&line.text, ' ');
         plb__put(&line.text, name);
         plb__put(&line.text, " cannot start: ");
-        plb__put(&line.text, plb_status_text(status));
+        plb__put(&line.text, plb__words_of(status));
         plb__log_end(lb, &line);
     }
     return status;
