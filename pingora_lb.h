@@ -381,8 +381,10 @@ typedef enum plb_status {
     PLB_STATUS_COUNT
 } plb_status;
 
+#ifndef PLB_NO_LOG
 /* One English sentence, static, never NULL, for any value. Any thread. */
 PLB_API const char *plb_status_text(plb_status status);
+#endif
 
 /* Is the failure this side's own (memory, descriptors, a call that was wrong or called off) rather than the peer's?
    A probe that ends so says nothing about its backend. Any thread. */
@@ -2173,6 +2175,12 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #define PLB__RARE   static
 #endif
 
+#if defined(__GNUC__) && defined(__OPTIMIZE_SIZE__)
+#define PLB__ONCE static __attribute__((noinline)) /* compilers think it is smaller than it is */
+#else
+#define PLB__ONCE static
+#endif
+
 /* PLB__IF_X(with, without): the one, or, where PLB_NO_X leaves out what it needs, the other. What only a part that is
    left out has is read and written by these, in one place each. */
 #ifndef PLB_NO_IPV6
@@ -2450,6 +2458,7 @@ PLB_API const char *plb_version(void)
     return PLB_VERSION;
 }
 
+#ifndef PLB_NO_LOG
 PLB_API const char *plb_status_text(plb_status status)
 {
     static const char *const texts[PLB_STATUS_COUNT] = {
@@ -2482,6 +2491,7 @@ PLB_API const char *plb_status_text(plb_status status)
     };
     return (unsigned)status < PLB_STATUS_COUNT ? texts[status] : "This is not a status.";
 }
+#endif
 
 PLB_API bool plb_status_is_local(plb_status status)
 {
@@ -2686,6 +2696,14 @@ static char *plb__decimal(char *at, uint32_t number)
         at = plb__decimal(at, number / 10);
     *at++ = (char)('0' + number % 10);
     return at;
+}
+
+/* strcmp is larger where only this is asked. */
+static PLB__UNUSED bool plb__same_text(const char *a, const char *b)
+{
+    for (; *a == *b && *a != '\0'; a++)
+        b++;
+    return *a == *b;
 }
 
 static void plb__put_decimal(plb__text *text, uint32_t number)
@@ -2912,7 +2930,7 @@ PLB__INLINE bool plb__addr_is_ip(const plb_addr *addr)
 
 static bool plb__scan_addr(plb__scan *s, plb_addr *out)
 {
-    if (s->end - s->at > 5 && memcmp(s->at, "unix:", 5) == 0)
+    if (PLB__IF_UNIX(s->end - s->at > 5 && memcmp(s->at, "unix:", 5) == 0, false))
         return PLB__IF_UNIX(plb__scan_path(s, out), false);
     if (plb__scan_char(s, '['))
         return PLB__IF_IPV6(plb__scan_bracketed(s, out), false);
@@ -4355,6 +4373,7 @@ typedef struct plb__list {
     uint32_t *order;   /* indices of backends, by identity */
     uint32_t *members; /* the same, as they stand in a set: by tier, then by identity */
     uint32_t *spare;   /* room to sort */
+    struct plb__slot **slots; /* of an update: by index in backends; NULL: none is known */
 } plb__list;
 
 #ifndef PLB_NO_CHANGES
@@ -5799,7 +5818,7 @@ typedef struct plb__divisor {
     uint32_t value;
 } plb__divisor;
 
-static plb__divisor plb__divisor_of(uint32_t value)
+PLB__ONCE plb__divisor plb__divisor_of(uint32_t value)
 {
     plb__divisor divisor;
     divisor.value = value;
@@ -6150,8 +6169,8 @@ PLB_API plb_strategy plb_fnv(void)
 #ifndef PLB_CRC_TABLES
 #define PLB_CRC_TABLES 16
 #endif
-#if PLB_CRC_TABLES != 1 && PLB_CRC_TABLES != 8 && PLB_CRC_TABLES != 16
-#error "PLB_CRC_TABLES is 1, 8 or 16"
+#if PLB_CRC_TABLES != 0 && PLB_CRC_TABLES != 1 && PLB_CRC_TABLES != 8 && PLB_CRC_TABLES != 16
+#error "PLB_CRC_TABLES is 0, 1, 8 or 16"
 #endif
 
 #define PLB__CRC_BIT(i, bit, value) ((i) >> (bit)&1 ? UINT32_C(value) : 0)
@@ -6171,6 +6190,19 @@ PLB_API plb_strategy plb_fnv(void)
     PLB__CRC_64(0, a, b, c, d, e, f, g, h), PLB__CRC_64(64, a, b, c, d, e, f, g, h),                                   \
         PLB__CRC_64(128, a, b, c, d, e, f, g, h), PLB__CRC_64(192, a, b, c, d, e, f, g, h)
 
+#if PLB_CRC_TABLES == 0
+/* plb__crc_nibble[n]: four bits. */
+static const uint32_t plb__crc_nibble[16] = {
+    PLB__CRC_16(0, 0x1db71064, 0x3b6e20c8, 0x76dc4190, 0xedb88320, 0, 0, 0, 0)};
+
+/* The register after one more byte. */
+PLB__INLINE uint32_t plb__crc_byte(uint32_t crc, uint8_t byte)
+{
+    crc ^= byte;
+    crc = plb__crc_nibble[crc & 15] ^ crc >> 4;
+    return plb__crc_nibble[crc & 15] ^ crc >> 4;
+}
+#else
 /* plb__crc_table[k][byte]: the byte, followed by k zero bytes. */
 static const uint32_t plb__crc_table[PLB_CRC_TABLES][256] = {
     {PLB__CRC_256(0x77073096, 0xee0e612c, 0x076dc419, 0x0edb8832, 0x1db71064, 0x3b6e20c8, 0x76dc4190, 0xedb88320)},
@@ -6195,6 +6227,12 @@ static const uint32_t plb__crc_table[PLB_CRC_TABLES][256] = {
 #endif
 };
 
+PLB__INLINE uint32_t plb__crc_byte(uint32_t crc, uint8_t byte)
+{
+    return plb__crc_table[0][(crc ^ byte) & 0xff] ^ crc >> 8;
+}
+#endif
+
 /* What a CRC register becomes after 4 * words zero bytes: at once, as far as there are tables. */
 PLB__INLINE uint32_t plb__crc_shift(uint32_t crc, uint32_t words)
 {
@@ -6208,7 +6246,7 @@ PLB__INLINE uint32_t plb__crc_shift(uint32_t crc, uint32_t words)
     }
 #else
     for (words *= 4; words > 0; words--)
-        crc = plb__crc_table[0][crc & 0xff] ^ crc >> 8;
+        crc = plb__crc_byte(crc, 0);
 #endif
     return crc;
 }
@@ -6225,7 +6263,7 @@ PLB__INLINE uint32_t plb__crc_update(uint32_t crc, const void *bytes, size_t cou
     for (; count >= 4; count -= 4, at += 4)
         crc = plb__crc_shift(crc ^ plb__load_le32(at), 1);
     for (; count > 0; count--)
-        crc = plb__crc_table[0][(crc ^ *at++) & 0xff] ^ crc >> 8;
+        crc = plb__crc_byte(crc, *at++);
     return crc;
 }
 #endif
@@ -6653,6 +6691,7 @@ static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view
     return ring;
 }
 
+#ifndef PLB_NO_UPDATES
 /* ---- amending a ring: the published one, without the points of those that leave, with those of the newcomers ----
    Both are rings of their own, built as any other. Shadowed points stand on every ring, so that one comes to light when
    the owner of its equal leaves. */
@@ -6804,33 +6843,44 @@ static plb__ring *plb__ring_amend(const plb__ketama_state *state, const plb_view
 /* Up to so large a part of the points, amending is faster than building. */
 #define PLB__AMENDED_PART 8
 
+/* The ring for a view, made in the way that is shorter. NULL: no memory. */
+static plb__ring *plb__ring_make(const plb__ketama_state *state, const plb_view *view, uint32_t points,
+                                 const plb_view *old_view, const plb__ring *old)
+{
+    plb__ring *ring;
+    plb__ring_change change;
+    if (!plb__ring_amendable(old, points, view->count))
+        return plb__ring_build(state, view, view->weights, points);
+    if (!plb__ring_change_open(&change, &state->allocator, old_view, view))
+        return NULL;
+    if (((uint64_t)change.leaving_sum + change.coming_sum) * PLB__AMENDED_PART <= view->weight_sum)
+        ring = plb__ring_amend(state, view, points, old, &change, old_view);
+    else
+        ring = plb__ring_build(state, view, view->weights, points);
+    plb__delete(&state->allocator, change.memory, change.size);
+    return ring;
+}
+#else
+PLB__INLINE plb__ring *plb__ring_make(const plb__ketama_state *state, const plb_view *view, uint32_t points,
+                                      const plb_view *old_view, const plb__ring *old)
+{
+    (void)old_view;
+    (void)old;
+    return plb__ring_build(state, view, view->weights, points);
+}
+#endif
+
 static plb_status plb__ketama_build(void *opaque, const plb_view *view, const plb_view *old_view, const void *old_table,
                                     void **out)
 {
     const plb__ketama_state *state = (const plb__ketama_state *)opaque;
-    const plb_allocator *a = &state->allocator;
-    const plb__ring *old = (const plb__ring *)old_table;
     uint64_t sum = (uint64_t)view->weight_sum * state->point_multiple;
-    uint32_t points = (uint32_t)sum;
-    plb__ring *ring = NULL;
     if (sum > state->max_points)
         return PLB_ERR_POINTS;
     if (sum >= SIZE_MAX / 16)
         return PLB_ERR_MEMORY;
-    if (plb__ring_amendable(old, points, view->count)) {
-        plb__ring_change change;
-        if (!plb__ring_change_open(&change, a, old_view, view))
-            return PLB_ERR_MEMORY;
-        if (((uint64_t)change.leaving_sum + change.coming_sum) * PLB__AMENDED_PART <= view->weight_sum)
-            ring = plb__ring_amend(state, view, points, old, &change, old_view);
-        else
-            ring = plb__ring_build(state, view, view->weights, points);
-        plb__delete(a, change.memory, change.size);
-    } else {
-        ring = plb__ring_build(state, view, view->weights, points);
-    }
-    *out = ring;
-    return ring != NULL ? PLB_OK : PLB_ERR_MEMORY;
+    *out = plb__ring_make(state, view, (uint32_t)sum, old_view, (const plb__ring *)old_table);
+    return *out != NULL ? PLB_OK : PLB_ERR_MEMORY;
 }
 
 static void plb__ketama_discard(void *opaque, void *table)
@@ -8975,14 +9025,16 @@ static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *use
 /* For so many backends, to be filled in, and for names of so many bytes behind all else. */
 static plb__list *plb__list_new(const plb_allocator *a, size_t count, size_t names_size)
 {
-    size_t size = sizeof(plb__list) + count * (sizeof(plb_backend) + 3 * sizeof(uint32_t)) + names_size;
-    plb__list *list = (plb__list *)a->alloc(a->user, size);
+    size_t each = sizeof(plb_backend) + sizeof(struct plb__slot *) + 3 * sizeof(uint32_t);
+    size_t size = sizeof(plb__list) + count * each + names_size;
+    plb__list *list = (plb__list *)plb__new(a, size);
     if (list == NULL)
         return NULL;
     list->size = size;
     list->count = count;
     list->backends = (plb_backend *)(list + 1);
-    list->order = (uint32_t *)(void *)(list->backends + count);
+    list->slots = (struct plb__slot **)(void *)(list->backends + count);
+    list->order = (uint32_t *)(void *)(list->slots + count);
     list->members = list->order + count;
     list->spare = list->members + count;
     return list;
@@ -9192,21 +9244,24 @@ static plb_status plb__schedule_reserve(plb_balancer *lb, uint32_t count)
 {
     const plb_allocator *a = &lb->env.allocator;
     const plb__set *current = (const plb__set *)lb->current;
-    uint64_t wanted = (uint64_t)count * lb->check_count, *heap;
-    if (wanted > PLB__TASKS_MAX)
-        return PLB_ERR_LIMIT;
-    if (current != NULL && count < current->count)
-        wanted = (uint64_t)current->count * lb->check_count;
-    if (wanted == 0 || (wanted <= lb->schedule_capacity && wanted >= lb->schedule_capacity / 2))
+    uint64_t *heap;
+    if (lb->check_count == 0)
         return PLB_OK;
-    heap = (uint64_t *)plb__new(a, (size_t)wanted * sizeof *heap);
+    if (count > PLB__TASKS_MAX / lb->check_count)
+        return PLB_ERR_LIMIT;
+    if (PLB__IF_UPDATES(current != NULL && count < current->count, ((void)current, false)))
+        count = current->count;
+    count *= lb->check_count;
+    if (count == 0 || (count <= lb->schedule_capacity && count >= lb->schedule_capacity / 2))
+        return PLB_OK;
+    heap = (uint64_t *)plb__new(a, count * sizeof *heap);
     if (heap == NULL)
         return PLB_ERR_MEMORY;
     if (lb->scheduled > 0)
         memcpy(heap, lb->schedule, lb->scheduled * sizeof *heap);
     plb__delete(a, lb->schedule, lb->schedule_capacity * sizeof *heap);
     lb->schedule = heap;
-    lb->schedule_capacity = (uint32_t)wanted;
+    lb->schedule_capacity = count;
     return PLB_OK;
 }
 
@@ -9349,11 +9404,10 @@ static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t c
 /* One update under way: the answer, each backend with the slot that it has already (NULL: a new one). */
 typedef struct plb__update {
     plb__list *list;
-    plb__slot **slots; /* by index in list->backends */
-    size_t slots_size;
     bool changed;
     uint32_t *counts; /* backends of each tier */
     uint32_t tiers;
+    uint32_t members; /* of the set; the count of a tier that is the only one */
     plb__slot *created; /* new slots, through next_departed */
     plb__set *set;
 } plb__update;
@@ -9396,26 +9450,17 @@ static plb__slot *plb__update_find(plb__set *current, const plb_backend *backend
     }
     return NULL;
 }
-#endif
-
-static plb_status plb__update_match(plb_balancer *lb, plb__update *u)
+static void plb__update_match(const plb_balancer *lb, const plb__update *u)
 {
-    const plb_allocator *a = &lb->env.allocator;
     plb__set *current = (plb__set *)lb->current;
-    size_t i, count = u->list->count;
     uint32_t t;
-    u->slots_size = count * sizeof(plb__slot *);
-    if (count > 0) {
-        u->slots = (plb__slot **)a->alloc(a->user, u->slots_size);
-        if (u->slots == NULL)
-            return PLB_ERR_MEMORY;
-    }
+    size_t i;
     for (t = 0; current != NULL && t < plb__set_tiers(current); t++)
         current->tiers[t].cursor = 0;
-    for (i = 0; i < count; i++)
-        u->slots[u->list->order[i]] = PLB__IF_UPDATES(plb__update_find(current, plb__list_at(u->list, i)), NULL);
-    return PLB_OK;
+    for (i = 0; i < u->list->count; i++)
+        u->list->slots[u->list->order[i]] = plb__update_find(current, plb__list_at(u->list, i));
 }
+#endif
 
 static const plb_backend *plb__list_member(const plb__list *list, size_t position)
 {
@@ -9423,12 +9468,13 @@ static const plb_backend *plb__list_member(const plb__list *list, size_t positio
 }
 
 /* Puts the backends in the order of a set, without exact duplicates, which end up behind; counts the tiers. */
-static size_t plb__update_arrange(plb__update *u)
+static void plb__update_arrange(plb__update *u)
 {
     plb__list *list = u->list;
-    size_t i, members = 0;
+    size_t i;
+    uint32_t members = 0;
     memcpy(list->members, list->order, list->count * sizeof *list->members);
-    plb__list_sort_by(list, list->members, plb__tier_compare);
+    PLB__IF_TIERS(plb__list_sort_by(list, list->members, plb__tier_compare), (void)0);
     u->tiers = 1;
     for (i = 0; i < list->count; i++) {
         const plb_backend *backend = plb__list_member(list, i);
@@ -9438,23 +9484,30 @@ static size_t plb__update_arrange(plb__update *u)
             u->tiers++;
         list->members[members++] = list->members[i];
     }
-    return members;
+    u->members = members;
+}
+
+/* How many tiers there will be. */
+PLB__INLINE uint32_t plb__update_tiers(const plb__update *u)
+{
+    (void)u;
+    return PLB__IF_TIERS(u->tiers, 1);
 }
 
 #ifndef PLB_NO_UPDATES
 /* Is it the set that is there already? */
-static bool plb__update_differs(const plb_balancer *lb, const plb__update *u, size_t members)
+static bool plb__update_differs(const plb_balancer *lb, const plb__update *u)
 {
     const plb__set *current = (const plb__set *)lb->current;
     uint32_t t = 0;
     size_t i;
-    if (current == NULL || current->count != members || plb__set_tiers(current) != u->tiers)
+    if (current == NULL || current->count != u->members || plb__set_tiers(current) != u->tiers)
         return true;
-    for (i = 0; i < members; i++) {
+    for (i = 0; i < u->members; i++) {
         const plb_backend *backend = plb__list_member(u->list, i);
         while (i >= current->tiers[t].start + current->tiers[t].view.count)
             t++;
-        if (current->slots[i] != u->slots[u->list->members[i]] || current->weights[i] != backend->weight ||
+        if (current->slots[i] != u->list->slots[u->list->members[i]] || current->weights[i] != backend->weight ||
             plb__tier_priority(&current->tiers[t]) != plb__priority_of(backend))
             return true;
     }
@@ -9532,7 +9585,7 @@ static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
 {
     size_t i;
     for (i = 0; i < u->list->count; i++) {
-        plb__slot **slots = u->slots, *slot = slots[u->list->order[i]];
+        plb__slot **slots = u->list->slots, *slot = slots[u->list->order[i]];
         if (slot != NULL)
             continue;
         if (plb__list_continues(u->list, i)) {
@@ -9573,7 +9626,7 @@ static plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__t
     view->state = lb->strategy_state;
     for (i = 0; i < view->count; i++) {
         uint32_t index = u->list->members[tier->start + i];
-        plb__set_fill(tier, i, u->slots[index], u->list->backends[index].weight);
+        plb__set_fill(tier, i, u->list->slots[index], u->list->backends[index].weight);
     }
     plb__set_fill_ready(u->set, tier);
     if (view->count > 0)
@@ -9585,15 +9638,18 @@ static plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__t
                                old != NULL ? old->table : NULL, &tier->table);
 }
 
-static plb_status plb__update_count_tiers(plb_balancer *lb, plb__update *u, size_t members)
+/* How large each tier will be. */
+static plb_status plb__update_count_tiers(const plb_balancer *lb, plb__update *u)
 {
     const plb_allocator *a = &lb->env.allocator;
-    uint32_t t = 0;
-    size_t i;
+    uint32_t t = 0, i;
+    u->counts = &u->members;
+    if (plb__update_tiers(u) == 1)
+        return PLB_OK;
     u->counts = (uint32_t *)plb__new(a, u->tiers * sizeof *u->counts);
     if (u->counts == NULL)
         return PLB_ERR_MEMORY;
-    for (i = 0; i < members; i++) {
+    for (i = 0; i < u->members; i++) {
         if (i > 0 && plb__tier_compare(plb__list_member(u->list, i), plb__list_member(u->list, i - 1)) != 0)
             t++;
         u->counts[t]++;
@@ -9602,15 +9658,15 @@ static plb_status plb__update_count_tiers(plb_balancer *lb, plb__update *u, size
 }
 
 /* The new set. */
-static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t members)
+static plb_status plb__update_build(plb_balancer *lb, plb__update *u)
 {
     plb_status status = plb__update_create_slots(lb, u);
     uint32_t t;
     if (status == PLB_OK)
-        status = plb__update_count_tiers(lb, u, members);
+        status = plb__update_count_tiers(lb, u);
     if (status != PLB_OK)
         return status;
-    u->set = plb__set_new(&lb->env.allocator, u->counts, u->tiers);
+    u->set = plb__set_new(&lb->env.allocator, u->counts, plb__update_tiers(u));
     if (u->set == NULL)
         return PLB_ERR_MEMORY;
     status = plb__schedule_reserve(lb, u->set->count);
@@ -9619,8 +9675,8 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t mem
     u->set->strategy = lb->strategy;
     u->set->strategy_state = lb->strategy_state;
     u->set->panic_percent = PLB__IF_TIERS(lb->desc.panic_percent, 0);
-    u->set->simple = u->tiers == 1 && members > 0 && lb->strategy->pick != NULL;
-    for (t = 0; t < u->tiers && status == PLB_OK; t++)
+    u->set->simple = plb__update_tiers(u) == 1 && u->members > 0 && lb->strategy->pick != NULL;
+    for (t = 0; t < plb__update_tiers(u) && status == PLB_OK; t++)
         status = plb__update_fill_tier(lb, u, &u->set->tiers[t]);
     u->set->active = plb__choose_tier(u->set);
     return status;
@@ -9636,7 +9692,7 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
     size_t i;
     for (i = 0; i < u->list->count; i++) {
         const plb_backend *backend = plb__list_at(u->list, i);
-        plb__slot *slot = u->slots[u->list->order[i]];
+        plb__slot *slot = u->list->slots[u->list->order[i]];
         if (!plb__list_continues(u->list, i)) {
             if (plb__slot_max_conns(slot) != plb__limit_of(backend)) {
                 plb__slot_limit(slot, plb__limit_of(backend));
@@ -9658,7 +9714,7 @@ static void plb__update_adopt(plb__update *u)
     size_t i;
     for (i = 0; i < u->list->count; i++) {
         const plb_backend *backend = plb__list_at(u->list, i);
-        plb__slot *slot = u->slots[u->list->order[i]];
+        plb__slot *slot = u->list->slots[u->list->order[i]];
         if (slot->u.control.holders > 0 || plb__list_continues(u->list, i))
             continue;
         slot->ext = backend->ext;
@@ -9767,7 +9823,6 @@ static void plb__publish(plb_balancer *lb, plb__set *set)
 
 static void plb__update_free(plb_balancer *lb, plb__update *u)
 {
-    const plb_allocator *a = &lb->env.allocator;
     while (u->created != NULL) {
         plb__slot *slot = u->created;
         u->created = slot->u.control.next_departed;
@@ -9775,8 +9830,8 @@ static void plb__update_free(plb_balancer *lb, plb__update *u)
     }
     if (u->set != NULL)
         plb__set_free(lb, u->set);
-    plb__delete(a, u->counts, u->tiers * sizeof *u->counts);
-    plb__delete(a, u->slots, u->slots_size);
+    if (u->counts != &u->members)
+        plb__delete(&lb->env.allocator, u->counts, u->tiers * sizeof *u->counts);
 }
 
 /* Carries out an answer wholly, or not at all. */
@@ -9784,19 +9839,17 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
 {
     plb__update u;
     plb_status status;
-    size_t members = 0;
     memset(&u, 0, sizeof u);
     u.list = list;
     plb__list_sort(list);
     status = plb__update_check(lb, list);
-    if (status == PLB_OK)
-        status = plb__update_match(lb, &u);
     if (status == PLB_OK) {
-        members = plb__update_arrange(&u);
-        u.changed = PLB__IF_UPDATES(plb__update_differs(lb, &u, members), true);
+        PLB__IF_UPDATES(plb__update_match(lb, &u), (void)0);
+        plb__update_arrange(&u);
+        u.changed = PLB__IF_UPDATES(plb__update_differs(lb, &u), true);
     }
     if (status == PLB_OK && u.changed)
-        status = plb__update_build(lb, &u, members);
+        status = plb__update_build(lb, &u);
     if (status == PLB_OK) {
         plb__set *set = u.set;
         u.set = NULL;
@@ -11439,11 +11492,12 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
 /* Takes so many bytes off what is to be sent. */
 static void plb__exchange_taken(plb_exchange *x, size_t taken)
 {
-    uint8_t gone = 0;
+    uint8_t gone = 0, i;
     while (gone < x->chunk_count && taken >= x->chunks[gone].size)
         taken -= x->chunks[gone++].size;
     x->chunk_count = (uint8_t)(x->chunk_count - gone);
-    memmove(x->chunks, x->chunks + gone, x->chunk_count * sizeof *x->chunks);
+    for (i = 0; i < x->chunk_count; i++)
+        x->chunks[i] = x->chunks[i + gone];
     if (taken > 0) {
         x->chunks[0].data = (const char *)x->chunks[0].data + taken;
         x->chunks[0].size -= taken;
@@ -11987,7 +12041,7 @@ static bool plb__http_is_visible(const char *text)
 
 static bool plb__http_is_path(const char *path)
 {
-    return (path[0] == '/' || strcmp(path, "*") == 0) && plb__http_is_visible(path);
+    return (path[0] == '/' || plb__same_text(path, "*")) && plb__http_is_visible(path);
 }
 
 /* NULL: it is the backend's. TLS's name has no port. */
@@ -12094,10 +12148,10 @@ static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
     check->contains_size = strlen(desc->contains);
     method.data = desc->method;
     method.size = strlen(desc->method);
-    if (!plb_http1_is_token(method) || strcmp(desc->method, "CONNECT") == 0)
+    if (!plb_http1_is_token(method) || plb__same_text(desc->method, "CONNECT"))
         return PLB_ERR_ARGUMENT;
     if (check->contains_size > UINT16_MAX || check->contains_size > desc->body_limit ||
-        (check->contains_size > 0 && strcmp(desc->method, "HEAD") == 0))
+        (check->contains_size > 0 && plb__same_text(desc->method, "HEAD")))
         return PLB_ERR_ARGUMENT;
     if (!plb__http_is_path(desc->path) || !plb__http_is_host(check, desc->host) ||
         !plb__http_headers_fit(desc->headers, "user-agent", has_agent) || !plb__http_accept_all(check, desc->statuses))
@@ -12320,7 +12374,7 @@ static plb_status plb__http1_probe_final(plb__http1_probe *probe, const plb_http
     plb_status status = plb__http_judge_head(&probe->http, head->status, head->headers, head->header_count);
     if (status != PLB_AGAIN)
         return status;
-    status = plb_http1_response_body(head, strcmp(check->desc.method, "HEAD") == 0, &probe->body);
+    status = plb_http1_response_body(head, plb__same_text(check->desc.method, "HEAD"), &probe->body);
     if (status != PLB_OK)
         return plb__http1_probe_garbage(probe, status);
     probe->in_body = true;
@@ -13126,7 +13180,7 @@ static bool plb__http2_is_spoken(plb_exchange *x)
     plb_stream_info info;
     if (plb__exchange_tls(x->check) == NULL)
         return true;
-    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && strcmp(info.alpn, "h2") == 0;
+    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && plb__same_text(info.alpn, "h2");
 }
 
 #define PLB__HTTP2_AUTHORITY 320
@@ -15221,7 +15275,8 @@ PLB_API plb_status plb_http1_content_length(plb_text value, uint64_t *out)
     size_t i;
     for (i = 0; i < value.size; i++) {
         uint64_t digit = (uint64_t)(value.data[i] - '0');
-        if (!plb__http1_is_digit(value.data[i]) || sum > (UINT64_MAX - digit) / 10)
+        if (!plb__http1_is_digit(value.data[i]) || sum > UINT64_MAX / 10 ||
+            (sum == UINT64_MAX / 10 && digit > UINT64_MAX % 10))
             return PLB_ERR_PROTOCOL;
         sum = sum * 10 + digit;
     }
