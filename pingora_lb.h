@@ -208,7 +208,7 @@
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
    the log                     344 bytes, where there is one
-   an HTTP or gRPC check       2.4 KiB and its texts
+   an HTTP check               2.6 KiB and its texts; HTTP/2, gRPC: 2.1 KiB
    stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
    many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
@@ -12014,18 +12014,6 @@ PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
 #define PLB__HTTP_PORT     80
 #define PLB__HTTPS_PORT    443
 
-#define PLB__HTTP2_EXTRA     32 /* headers of the program's in a request */
-#define PLB__HTTP2_AUTHORITY 320
-
-/* Room for what is too large for a stack; belongs to the probe that is being called. */
-typedef struct plb__http_room {
-    union {
-        plb_http1_header answer[PLB__HTTP_HEADERS];
-        plb_http2_header request[4 + PLB__HTTP2_EXTRA + 1];
-    } headers;
-    char authority[PLB__HTTP2_AUTHORITY];
-} plb__http_room;
-
 typedef struct plb__http_check {
     plb_exchange_check exchange;
     plb_http_check_desc desc; /* defaults filled in; its texts are in `memory`, like what follows */
@@ -12034,7 +12022,6 @@ typedef struct plb__http_check {
     uint16_t *fallbacks; /* of desc.contains, see plb__http_find */
     plb_text begin;      /* "GET /path HTTP/1.1 CR LF Host: " */
     plb_text rest;       /* what follows the host */
-    plb__http_room *room;
     char *memory;
     size_t memory_size;
 } plb__http_check;
@@ -12323,15 +12310,14 @@ static plb_status plb__http_copy(plb__http_check *check, bool has_agent)
     char *at;
     plb__http_put_begin(&begin, desc);
     plb__http_put_rest(&rest, desc, has_agent);
-    check->memory_size = sizeof *check->room + numbers + begin.length + 1 + rest.length + 1 +
-                         plb__name_size(desc->method) + plb__name_size(desc->path) + plb__name_size(desc->host) +
-                         plb__name_size(desc->headers) + plb__name_size(desc->contains);
+    check->memory_size = numbers + begin.length + 1 + rest.length + 1 + plb__name_size(desc->method) +
+                         plb__name_size(desc->path) + plb__name_size(desc->host) + plb__name_size(desc->headers) +
+                         plb__name_size(desc->contains);
     check->memory = (char *)plb__new(&check->exchange.env->allocator, check->memory_size);
     if (check->memory == NULL)
         return PLB_ERR_MEMORY;
-    check->room = (plb__http_room *)(void *)check->memory;
-    check->fallbacks = (uint16_t *)(void *)(check->room + 1);
-    at = (char *)check->fallbacks + numbers;
+    check->fallbacks = (uint16_t *)(void *)check->memory;
+    at = check->memory + numbers;
     check->begin.data = at;
     check->begin.size = begin.length;
     begin = plb__text_in(at, begin.length + 1);
@@ -12436,6 +12422,11 @@ static plb_status plb__http_start(const plb__http_check *check, plb__http_probe 
 
 /* ---- HTTP/1.1 ---- */
 
+typedef struct plb__http1_check {
+    plb__http_check http;
+    plb_http1_header headers[PLB__HTTP_HEADERS]; /* of the answer that is being judged: a stack may be too small */
+} plb__http1_check;
+
 typedef struct plb__http1_probe {
     plb__http_probe http;
     plb_http1_body body;
@@ -12512,7 +12503,7 @@ static plb_status plb__http1_probe_head(plb__http1_probe *probe, const char *byt
     plb_http1_head head;
     plb_status status;
     memset(&head, 0, sizeof head);
-    head.headers = plb__http_check_of(&probe->http)->room->headers.answer;
+    head.headers = ((plb__http1_check *)(uintptr_t)plb__http_check_of(&probe->http))->headers;
     head.header_capacity = PLB__HTTP_HEADERS;
     head.scanned = probe->scanned;
     *used = 0;
@@ -12602,7 +12593,7 @@ static plb_status plb__http1_check_start(void *state, void *probe, const plb_bac
 }
 
 static const plb_check_ops plb__http_check_ops = {"http",
-                                                  sizeof(plb__http_check),
+                                                  sizeof(plb__http1_check),
                                                   sizeof(plb__http1_probe),
                                                   plb__http_check_open,
                                                   plb__http_check_close,
@@ -13226,10 +13217,16 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
    One request at a time over HTTP/2: a page, or gRPC's health service. */
 
 #ifndef PLB_NO_HTTP2
+#define PLB__HTTP2_EXTRA     32 /* headers of the program's in a request */
+#define PLB__HTTP2_AUTHORITY 320
+
 typedef struct plb__http2_probe plb__http2_probe;
 
 typedef struct plb__http2_check {
     plb__http_check http;
+    plb_http2_header
+        headers[4 + PLB__HTTP2_EXTRA + 1]; /* of the request that is being made: a stack may be too small */
+    char authority[PLB__HTTP2_AUTHORITY];  /* its, too */
     plb_status (*request)(plb__http2_probe *probe, plb_text authority);
     plb_status (*event)(plb__http2_probe *probe, const plb_http2_event *event); /* PLB_AGAIN: the next one */
     char *service;                                                              /* gRPC: the request's body */
@@ -13261,9 +13258,10 @@ typedef struct plb__http2_fields_probe {
     plb__http2_fields fields;
 } plb__http2_fields_probe;
 
-static const plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
+/* The check's state, which exchanges may only read, and probes write too. */
+static plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
 {
-    return (const plb__http2_check *)(const void *)probe->http.exchange.check;
+    return (plb__http2_check *)(uintptr_t)probe->http.exchange.check;
 }
 
 /* Bytes that the exchange has sent of the codec's output are the codec's no more; what is left is taken back, for the
@@ -13308,8 +13306,8 @@ PLB__RARE bool plb__http2_is_spoken(plb_exchange *x)
 static plb_status plb__http2_probe_connected(plb_exchange *x)
 {
     plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
-    char *authority = plb__http_check_of(&probe->http)->room->authority;
-    plb__text text = plb__text_in(authority, PLB__HTTP2_AUTHORITY);
+    plb__http2_check *check = plb__http2_check_of(probe);
+    plb__text text = plb__text_in(check->authority, sizeof check->authority);
     plb_text host;
     plb_status status;
     plb__http_await(&probe->http);
@@ -13322,15 +13320,15 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
         plb_http2_open(&probe->connection, probe->memory, sizeof probe->memory);
     plb__put(&text, probe->http.target.host);
     plb__put(&text, probe->http.authority);
-    host.data = authority;
+    host.data = check->authority;
     host.size = text.length;
-    status = text.length < PLB__HTTP2_AUTHORITY ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
+    status = text.length < sizeof check->authority ? check->request(probe, host) : PLB_ERR_ARGUMENT;
     if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
         return PLB_ERR_RESET;
     if (status != PLB_OK)
         return status;
     plb__http2_offer(probe);
-    x->keep = plb__http2_check_of(probe)->http.desc.reuse_connection;
+    x->keep = check->http.desc.reuse_connection;
     return PLB_AGAIN;
 }
 
@@ -13464,20 +13462,21 @@ static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http
     return PLB_OK;
 }
 
-static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 *connection, const char *path,
+static plb_status plb__http2_page_queue(plb__http2_check *check, plb_http2 *connection, const char *path,
                                         plb_text authority)
 {
-    plb_http2_header *headers = check->room->headers.request;
+    plb_http2_header *headers = check->headers;
     plb_text no_body;
     plb_status status;
     size_t count = 0;
     memset(&no_body, 0, sizeof no_body);
-    plb__http2_put_header(headers, &count, ":method", check->desc.method);
-    plb__http2_put_header(headers, &count, ":scheme", plb__exchange_tls(&check->exchange) != NULL ? "https" : "http");
+    plb__http2_put_header(headers, &count, ":method", check->http.desc.method);
+    plb__http2_put_header(headers, &count, ":scheme",
+                          plb__exchange_tls(&check->http.exchange) != NULL ? "https" : "http");
     plb__http2_put_header(headers, &count, ":path", path);
     plb__http2_put_header(headers, &count, ":authority", "");
     headers[count - 1].value = authority;
-    status = plb__http2_page_headers(check, headers, &count);
+    status = plb__http2_page_headers(&check->http, headers, &count);
     return status == PLB_OK ? plb_http2_request(connection, headers, count, no_body) : status;
 }
 
@@ -13490,7 +13489,7 @@ static plb__http2_fields *plb__http2_fields_of(plb__http2_probe *probe)
 
 static plb_status plb__http2_page_request(plb__http2_probe *probe, plb_text authority)
 {
-    const plb__http_check *check = &plb__http2_check_of(probe)->http;
+    plb__http2_check *check = plb__http2_check_of(probe);
     return plb__http2_page_queue(check, &probe->connection, probe->http.target.path, authority);
 }
 
@@ -13551,18 +13550,18 @@ static void plb__http2_lower_names(plb__http_check *check)
 }
 
 /* A request on trial, so that what HTTP/2 cannot carry fails plb_create and not each probe. */
-static plb_status plb__http2_page_try(const plb__http_check *check)
+static plb_status plb__http2_page_try(plb__http2_check *check)
 {
-    const plb_allocator *a = &check->exchange.env->allocator;
+    const plb_allocator *a = &check->http.exchange.env->allocator;
     plb_http2 *connection = (plb_http2 *)plb__new(a, sizeof *connection + PLB_HTTP2_MEMORY);
     plb_text authority;
     plb_status status;
     if (connection == NULL)
         return PLB_ERR_MEMORY;
-    authority.data = check->desc.host != NULL ? check->desc.host : "a";
+    authority.data = check->http.desc.host != NULL ? check->http.desc.host : "a";
     authority.size = strlen(authority.data);
     plb_http2_open(connection, connection + 1, PLB_HTTP2_MEMORY);
-    status = plb__http2_page_queue(check, connection, check->desc.path, authority);
+    status = plb__http2_page_queue(check, connection, check->http.desc.path, authority);
     plb__delete(a, connection, sizeof *connection + PLB_HTTP2_MEMORY);
     return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
 }
@@ -13576,7 +13575,7 @@ static plb_status plb__http2_fields_open(void *state, const void *desc, const pl
     check->request = plb__http2_page_request;
     check->event = plb__http2_page_event;
     plb__http2_lower_names(&check->http);
-    return plb__http2_page_try(&check->http);
+    return plb__http2_page_try(check);
 }
 
 /* Where probes were given no room for headers. */
