@@ -308,6 +308,11 @@
 #define PLB_NO_BOUNDED
 #endif
 #endif
+#ifdef PLB_NO_TICK
+#ifndef PLB_NO_EWMA
+#define PLB_NO_EWMA
+#endif
+#endif
 #ifdef PLB_NO_CHOICES
 #ifndef PLB_NO_EWMA
 #define PLB_NO_EWMA
@@ -2297,6 +2302,11 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #define PLB__IF_CHECK_LIST(with, without) with
 #else
 #define PLB__IF_CHECK_LIST(with, without) without
+#endif
+#ifndef PLB_NO_TICK
+#define PLB__IF_TICK(with, without) with
+#else
+#define PLB__IF_TICK(with, without) without
 #endif
 #ifndef PLB_NO_METRICS
 #define PLB__IF_METRICS(with, without) with
@@ -4369,6 +4379,7 @@ static void plb__set_sync(plb__set *set, plb__slot *slot)
     }
 }
 
+#ifndef PLB_NO_UPDATES
 /* The same for all of them. */
 static void plb__set_sync_all(plb__set *set)
 {
@@ -4379,6 +4390,7 @@ static void plb__set_sync_all(plb__set *set)
         plb__tier_sync(set, &set->tiers[t]);
     }
 }
+#endif
 
 /* ==== MAILBOX ========================================================================================================
    A list that grows by compare-and-swap and is taken whole, so that there is no ABA problem. */
@@ -4546,7 +4558,9 @@ struct plb_balancer {
     plb_env env;
     plb_task task;
     plb_timers timers;
+#ifndef PLB_NO_TICK
     plb_timer tick_timer; /* the strategy's */
+#endif
 #ifndef PLB_NO_SHARES
     plb_timer ramp_timer; /* of slow starts */
 #endif
@@ -5918,6 +5932,12 @@ PLB__INLINE uint32_t plb__remainder(uint64_t number, const plb__divisor *divisor
     return (uint32_t)(rest >= divisor->value ? rest - divisor->value : rest);
 }
 
+/* The same for a number that is a pointer's size at most, which a small processor divides by itself. */
+PLB__INLINE uint32_t plb__turn_remainder(uintptr_t number, const plb__divisor *divisor)
+{
+    return sizeof number > sizeof(uint32_t) ? plb__remainder(number, divisor) : (uint32_t)number % divisor->value;
+}
+
 /* A random number, scaled to below `count`: faster than the remainder, and as good. */
 PLB__INLINE uint32_t plb__share(uint64_t number, uint32_t count)
 {
@@ -6061,7 +6081,10 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
     (void)old_table;
     if (table == NULL)
         return PLB_ERR_MEMORY;
-    table->count = table->places = plb__divisor_of(view->count);
+    table->count.value = view->count;
+    if (sizeof(uintptr_t) > sizeof(uint32_t)) /* else turns are divided as they are */
+        table->count = plb__divisor_of(view->count);
+    table->places = table->count;
     *out = table;
     return PLB_OK;
 }
@@ -6084,6 +6107,11 @@ PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint3
     return PLB__LIKELY(plb__weighted_is_even(table)) ? place : PLB__IF_WEIGHTS(plb__weighted_search(table, place), 0);
 }
 
+PLB__INLINE uint32_t plb__weighted_turn(const plb__weighted_table *table, uintptr_t turn)
+{
+    return plb__weighted_owner(table, plb__turn_remainder(turn, &table->places));
+}
+
 PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint64_t number)
 {
     return plb__weighted_owner(table, plb__remainder(number, &table->places));
@@ -6093,7 +6121,7 @@ PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint6
 static uint32_t plb__round_robin_walk(const plb__weighted_table *table, const plb_view *view, uintptr_t number,
                                       uint32_t limit, uintptr_t *turns)
 {
-    uint32_t from = plb__remainder(number + 1, &table->count), index = plb__view_ready_after(view, from);
+    uint32_t from = plb__turn_remainder(number + 1, &table->count), index = plb__view_ready_after(view, from);
     *turns = (uintptr_t)2 + (index >= from ? index - from : view->count - from + index);
     if (index != PLB_NONE && (limit == 0 || *turns <= limit))
         return index;
@@ -6116,13 +6144,13 @@ PLB__RARE uint32_t plb__round_robin_listed(plb__weighted_state *state, const plb
                                            const plb_view *view, plb_reader *reader, uint32_t limit)
 {
     uintptr_t shown = reader->own_turn ? reader->turn : PLB__LOAD_RELAXED(&state->counter), number, turns = 1;
-    uint32_t index = plb__weighted_start(table, shown);
+    uint32_t index = plb__weighted_turn(table, shown);
     if (PLB__UNLIKELY(!plb__view_ready(view, index)))
         index = plb__round_robin_walk(table, view, shown, limit, &turns);
     number = plb__turns_pass(reader, &state->counter, turns);
     if (PLB__LIKELY(number == shown))
         return index;
-    index = plb__weighted_start(table, number);
+    index = plb__weighted_turn(table, number);
     return plb__view_ready(view, index) ? index : plb__round_robin_walk(table, view, number, limit, &turns);
 }
 
@@ -6138,7 +6166,7 @@ static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *
     if (PLB__UNLIKELY(!reader->own_turn || !plb__weighted_is_even(table)))
         return plb__round_robin_listed(state, table, view, reader, limit);
     reader->turn = number + 1;
-    index = plb__remainder(number, &table->places);
+    index = plb__turn_remainder(number, &table->places);
     if (PLB__LIKELY(plb__view_ready(view, index)))
         return index;
     return plb__round_robin_rest(table, view, reader, number, limit);
@@ -9951,7 +9979,7 @@ static void plb__publish(plb_balancer *lb, plb__set *set)
     plb__schedule_move(lb, set);
     plb__records_move(lb, set);
     PLB__STORE(&lb->newest, (uintptr_t)set);
-    plb__set_sync_all(set);
+    PLB__IF_UPDATES(plb__set_sync_all(set), (void)0);
     PLB__IF_UPDATES(plb__succeed(lb, set), PLB__STORE(&lb->current, (uintptr_t)set));
 }
 
@@ -11493,7 +11521,7 @@ PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32
     uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE;
     if (index == PLB_NONE)
         return PLB_ERR_ADDRESS;
-    if (check >= lb->check_count || plb__slot_vitals(tier->view.slots[index])[check].absent)
+    if (check >= lb->check_count || plb__is_absent(&plb__slot_vitals(tier->view.slots[index])[check]))
         return PLB_ERR_ARGUMENT;
     plb__probe_fill(tier->view.slots[index], &plb__slot_vitals(tier->view.slots[index])[check], check, out);
     return PLB_OK;
@@ -14419,6 +14447,7 @@ static plb_status plb__open_all(plb_balancer *lb)
     return status == PLB_OK ? plb__discovery_open(lb) : status;
 }
 
+#ifndef PLB_NO_TICK
 /* Lets the strategy do what it does from time to time. */
 static void plb__strategy_tick(void *user)
 {
@@ -14432,6 +14461,7 @@ static void plb__strategy_tick(void *user)
         if (set->tiers[t].view.count > 0)
             lb->strategy->tick(lb->strategy_state, set->tiers[t].table, &set->tiers[t].view);
 }
+#endif
 
 /* Every cell has random numbers of its own, so that drawing one costs no atomic operation. */
 static void plb__seed_readers(plb_balancer *lb)
@@ -14466,7 +14496,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     lb->task.user = lb;
     PLB__IF_CHANGES(lb->changes_end = &lb->changes, (void)0);
     lb->completions_end = &lb->completions;
-    plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
+    PLB__IF_TICK(plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb), (void)0);
     PLB__IF_SHARES(plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb), (void)0);
     if (lb->port.clock != NULL)
         plb_timers_update(&lb->timers, lb->port.clock);
@@ -14483,7 +14513,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
         return status;
     }
     *out = lb;
-    plb__strategy_tick(lb);
+    PLB__IF_TICK(plb__strategy_tick(lb), (void)0);
     plb__outlier_start(lb);
     PLB__IF_UPDATES(plb__discovery_start(lb), (void)0);
     plb__mail_read(lb);
@@ -15012,7 +15042,7 @@ static void plb__metric_checks(plb__metrics *out, const plb__metric *m, plb__sam
 {
     for (sample->check = 0; sample->check < sample->lb->check_count; sample->check++) {
         const plb__vital *vital = &plb__slot_vitals(slot)[sample->check];
-        if (vital->absent || (m->of == PLB__OF_RESULT && vital->status == PLB_AGAIN))
+        if (plb__is_absent(vital) || (m->of == PLB__OF_RESULT && vital->status == PLB_AGAIN))
             continue;
         plb__probe_fill(slot, vital, sample->check, &sample->probe);
         plb__metric_sample(out, m, sample);
