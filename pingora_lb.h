@@ -326,6 +326,17 @@
 #define PLB_NO_SHARES
 #endif
 #endif
+#ifdef PLB_NO_WEIGHTS
+#ifndef PLB_NO_DRAW
+#define PLB_NO_DRAW
+#endif
+#ifndef PLB_NO_LEAST
+#define PLB_NO_LEAST
+#endif
+#ifndef PLB_NO_RENDEZVOUS
+#define PLB_NO_RENDEZVOUS
+#endif
+#endif
 #ifdef PLB_NO_DRAW
 #ifndef PLB_NO_SHARES
 #define PLB_NO_SHARES
@@ -360,6 +371,11 @@
 #ifdef PLB_NO_KETAMA
 #ifndef PLB_NO_BOUNDED
 #define PLB_NO_BOUNDED
+#endif
+#endif
+#ifdef PLB_NO_TICK
+#ifndef PLB_NO_EWMA
+#define PLB_NO_EWMA
 #endif
 #endif
 #ifdef PLB_NO_CHOICES
@@ -808,8 +824,10 @@ typedef enum plb_enablement {
 } plb_enablement;
 
 typedef struct plb_backend {
-    plb_addr addr;   /* PLB_FAMILY_NONE with a port: `name` is still to be resolved (static discovery does) */
+    plb_addr addr;      /* PLB_FAMILY_NONE with a port: `name` is still to be resolved (static discovery does) */
+#ifndef PLB_NO_WEIGHTS
     uint32_t weight; /* its share, 0 to 65535. It means what it says: 0 is draining, never picked. Usually 1 */
+#endif
 #ifndef PLB_NO_LIMITS
     uint32_t max_conns; /* requests in flight (plb_begin to plb_end) past which it is not ready; 0: no limit */
 #endif
@@ -819,10 +837,12 @@ typedef struct plb_backend {
 #endif
     uint32_t id;               /* tells two services on one address apart; usually 0 */
     plb_enablement enablement; /* from a discovery: switch it on or off with this update */
+#ifndef PLB_NO_CHECK_LIST
     uint32_t checks; /* which of the balancer's checks it has, a bit each, the first one's is 1; 0: all but those
                                 that are by_name */
     uint32_t check_every_ms; /* instead of each check's every_ms; 0: as there. One that an update changes holds from
                                 the next probe on */
+#endif
 #ifndef PLB_NO_NAMES
     const char *name; /* the host name it came from, or NULL. Copied. The first name of an address stays */
 #endif
@@ -974,11 +994,13 @@ typedef struct plb_check {
     uint32_t consecutive_success; /* at most 65535; 0: 1 */
     uint32_t consecutive_failure; /* at most 65535; 0: 1 */
     uint32_t every_ms;            /* from one probe's start to the next; 0: check_every_ms of plb_balancer_desc */
+#ifndef PLB_NO_CHECK_LIST
     uint32_t fast_every_ms;  /* the same while results speak against the state (HAProxy's fastinter); 0: as every_ms */
     uint32_t down_every_ms;  /* the same while the check fails (HAProxy's downinter); 0: as every_ms */
     uint32_t jitter_percent; /* each interval is longer or shorter by up to so much of it, at random, so that a fleet
                                 does not probe in step; at most 100; 0: none */
     bool by_name;            /* only for backends that name it (plb_backend.checks) */
+#endif
 } plb_check;
 
 /* What a probe found out. Zero members: nothing more to say. */
@@ -1618,7 +1640,9 @@ typedef struct plb_backend_info {
 #ifndef PLB_NO_SHARES
     bool advised_off; /* its agent wants no new requests */
 #endif
+#ifndef PLB_NO_CHECK_LIST
     uint32_t failing; /* checks that fail, a bit each, as plb_backend.checks */
+#endif
 #ifndef PLB_NO_PROBE_INFO
     uint32_t flips; /* how often it became healthy or unhealthy */
 #endif
@@ -1663,8 +1687,10 @@ typedef struct plb_balancer_desc {
     plb_strategy strategy;
     plb_discovery discovery;
     plb_check check;         /* of every backend; its ops are NULL: none */
+#ifndef PLB_NO_CHECK_LIST
     const plb_check *checks; /* more of them; all must pass. With `check`, which is the first, PLB_CHECKS_MAX at most */
     size_t check_count;
+#endif
 #ifndef PLB_NO_UPDATES
     uint32_t update_every_ms; /* from one discovery's start to the next; 0: one discovery, at the start */
 #endif
@@ -1732,7 +1758,9 @@ PLB_API plb_task *plb_balancer_task(plb_balancer *lb);
 #ifndef PLB_NO_UPDATES
 PLB_API void plb_update_now(plb_balancer *lb);
 #endif
+#ifndef PLB_NO_CHECK_LIST
 PLB_API void plb_check_now(plb_balancer *lb);
+#endif
 
 #ifndef PLB_NO_UPDATES
 /* How the last update went. From the polling thread. */
@@ -1803,7 +1831,9 @@ PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request,
 /* A backend taken for one request; the caller's memory. Its members stay valid until plb_end. */
 typedef struct plb_pick {
     plb_addr addr; /* bytes past what the family uses are not set */
+#ifndef PLB_NO_WEIGHTS
     uint32_t weight;
+#endif
     uint32_t id;
     uint32_t slot; /* its small number: for plb_request.exclude */
 #ifndef PLB_NO_NAMES
@@ -2332,6 +2362,21 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #define PLB__IF_GRPC(with, without) with
 #else
 #define PLB__IF_GRPC(with, without) without
+#endif
+#ifndef PLB_NO_WEIGHTS
+#define PLB__IF_WEIGHTS(with, without) with
+#else
+#define PLB__IF_WEIGHTS(with, without) without
+#endif
+#ifndef PLB_NO_CHECK_LIST
+#define PLB__IF_CHECK_LIST(with, without) with
+#else
+#define PLB__IF_CHECK_LIST(with, without) without
+#endif
+#ifndef PLB_NO_TICK
+#define PLB__IF_TICK(with, without) with
+#else
+#define PLB__IF_TICK(with, without) without
 #endif
 #ifndef PLB_NO_METRICS
 #define PLB__IF_METRICS(with, without) with
@@ -3397,8 +3442,10 @@ typedef struct plb__vital {
     uint16_t streak; /* results in a row that speak against the state */
     uint8_t status;  /* of the last probe */
     uint8_t stage;
+#ifndef PLB_NO_CHECK_LIST
     bool absent; /* the backend does not have this check */
     bool again;  /* once more as soon as the one that runs is over */
+#endif
 #ifndef PLB_NO_SHARES
     uint8_t share;    /* that an agent advises; 0: no new requests */
     bool advised_off; /* the agent wants no new requests, whatever its share */
@@ -3407,8 +3454,11 @@ typedef struct plb__vital {
 } plb__vital;
 
 /* What is kept of a slot's health as a whole, only where anything watches it. */
+#if !defined(PLB_NO_CHECK_LIST) || !defined(PLB_NO_PROBE_INFO) || !defined(PLB_NO_SHARES)
 typedef struct plb__care {
+#ifndef PLB_NO_CHECK_LIST
     uint32_t every_ms; /* plb_backend's check_every_ms; any thread reads it, and the next ones */
+#endif
 #ifndef PLB_NO_PROBE_INFO
     uint32_t flips;
 #endif
@@ -3416,11 +3466,17 @@ typedef struct plb__care {
     uint32_t ramp_ms; /* when its share began to grow; the lower half of the timers' clock */
     bool ramping;     /* is it growing? */
 #endif
+#ifndef PLB_NO_CHECK_LIST
     uint8_t checks; /* plb_backend's */
+#endif
 } plb__care;
 
 /* What follows it has pointers. */
 #define PLB__CARE_SIZE ((sizeof(plb__care) + sizeof(void *) - 1) / sizeof(void *) * sizeof(void *))
+#else
+typedef struct plb__care plb__care;
+#define PLB__CARE_SIZE 0
+#endif
 
 /* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stand
    its care and its checks, its record, then what the strategy keeps for it, next to what is read with it. */
@@ -3474,6 +3530,24 @@ PLB__INLINE uint32_t plb__limit_of(const plb_backend *backend)
 {
     (void)backend;
     return PLB__IF_LIMITS(backend->max_conns, 0);
+}
+
+PLB__INLINE uint32_t plb__checks_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_CHECK_LIST(backend->checks, 0);
+}
+
+PLB__INLINE bool plb__is_absent(const plb__vital *vital)
+{
+    (void)vital;
+    return PLB__IF_CHECK_LIST(vital->absent, false);
+}
+
+PLB__INLINE uint32_t plb__weight_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_WEIGHTS(backend->weight, 1);
 }
 
 PLB__INLINE uint32_t plb__priority_of(const plb_backend *backend)
@@ -3633,7 +3707,9 @@ struct plb_view {
     plb__compact *addrs;
 #endif
     plb__slot **slots;
+#ifndef PLB_NO_WEIGHTS
     uint16_t *weights;
+#endif
 #ifndef PLB_NO_DRAW
     uint32_t *list;
     uint32_t listed;       /* backends in the list */
@@ -3672,7 +3748,9 @@ typedef struct plb__set {
     uint32_t panic_percent;
     size_t size; /* of this allocation */
     plb__slot **slots;
+#ifndef PLB_NO_WEIGHTS
     uint16_t *weights;
+#endif
     plb__tier tiers[1]; /* tier_count of them */
 } plb__set;
 
@@ -3688,10 +3766,24 @@ PLB__INLINE uint32_t plb__set_tiers(const plb__set *set)
     return PLB__IF_TIERS(set->tier_count, 1);
 }
 
+PLB__INLINE uint32_t plb__set_weight(const plb__set *set, size_t index)
+{
+    (void)set;
+    (void)index;
+    return PLB__IF_WEIGHTS(set->weights[index], 1);
+}
+
 /* The tier that picks come from. */
 PLB__INLINE const plb__tier *plb__set_active(const plb__set *set)
 {
     return &set->tiers[PLB__IF_TIERS(PLB__LOAD_RELAXED(&set->active), 0)];
+}
+
+PLB__INLINE uint32_t plb__view_weight(const plb_view *view, uint32_t index)
+{
+    (void)view;
+    (void)index;
+    return PLB__IF_WEIGHTS(view->weights[index], 1);
 }
 
 PLB__INLINE uint32_t plb__tier_priority(const plb__tier *tier)
@@ -3736,7 +3828,7 @@ static void plb__view_carve(plb_view *view, char **at)
 /* A set of `tier_count` tiers, one at least, whose sizes are `counts`. */
 static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, uint32_t tier_count)
 {
-    size_t count = 0, words = 0, size, each = sizeof(plb__slot *) + sizeof(uint16_t);
+    size_t count = 0, words = 0, size, each = sizeof(plb__slot *) + PLB__IF_WEIGHTS(sizeof(uint16_t), 0);
     plb__set *set;
     uint32_t t;
     char *at;
@@ -3770,9 +3862,11 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
     }
     for (t = 0; t < tier_count; t++)
         plb__view_carve(&set->tiers[t].view, &at);
+#ifndef PLB_NO_WEIGHTS
     set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t));
     for (t = 0; t < tier_count; t++)
         set->tiers[t].view.weights = set->weights + set->tiers[t].start;
+#endif
     return set;
 }
 
@@ -3826,7 +3920,7 @@ static void plb__set_fill(plb__tier *tier, uint32_t index, plb__slot *slot, uint
 {
     plb_view *view = &tier->view;
     view->slots[index] = slot;
-    view->weights[index] = (uint16_t)weight;
+    PLB__IF_WEIGHTS(view->weights[index] = (uint16_t)weight, (void)0);
     view->weight_sum += weight;
     if (weight > view->weight_max)
         view->weight_max = weight;
@@ -3865,7 +3959,7 @@ static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
     uint32_t i;
     for (i = 0; i < view->count; i++) {
         uint32_t state = plb__slot_state(view->slots[i]);
-        bool usable = view->weights[i] > 0 && (state & PLB__OFF) == 0;
+        bool usable = plb__view_weight(view, i) > 0 && (state & PLB__OFF) == 0;
         plb__bit_fill(tier, PLB__BITS_USABLE, &tier->usable, i, usable);
         plb__bit_fill(tier, PLB__BITS_HEALTHY, &tier->healthy, i, usable && (state & PLB__UNFIT) == 0);
         plb__bit_fill(tier, PLB__BITS_PARTIAL, &view->partial_count, i, (state & PLB__PARTIAL) != 0);
@@ -3873,11 +3967,11 @@ static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
     tier->panic = plb__should_panic(set, tier);
     for (i = 0; i < view->count; i++) {
         uint32_t bars = PLB__OFF | PLB__FULL | (tier->panic != 0 ? 0 : PLB__UNFIT);
-        if (view->weights[i] == 0 || (plb__slot_state(view->slots[i]) & bars) != 0)
+        if (plb__view_weight(view, i) == 0 || (plb__slot_state(view->slots[i]) & bars) != 0)
             continue;
         view->ready[i / PLB__WORD_BITS] |= (uintptr_t)1 << i % PLB__WORD_BITS;
         view->ready_count++;
-        view->ready_weight += view->weights[i];
+        view->ready_weight += plb__view_weight(view, i);
         plb__list_fill(view, i);
     }
 }
@@ -3899,7 +3993,7 @@ PLB_API uint32_t plb_view_count(const plb_view *view)
 
 PLB_API uint32_t plb_view_weight(const plb_view *view, uint32_t index)
 {
-    return view->weights[index];
+    return plb__view_weight(view, index);
 }
 
 PLB_API uint32_t plb_view_weight_sum(const plb_view *view)
@@ -4146,12 +4240,12 @@ static void plb__bit_count(plb__tier *tier, int which, uint32_t *count, uint32_t
 static bool plb__ready_on(plb_view *view, uint32_t index, uintptr_t seen)
 {
     bool on;
-    plb__fetch_add(&view->ready_weight, view->weights[index]);
+    plb__fetch_add(&view->ready_weight, plb__view_weight(view, index));
     plb__fetch_add(&view->ready_count, 1);
     on = plb__cas(&view->ready[index / PLB__WORD_BITS], seen, seen | (uintptr_t)1 << index % PLB__WORD_BITS);
     if (!on) {
         plb__fetch_add(&view->ready_count, UINT32_MAX);
-        plb__fetch_add(&view->ready_weight, 0u - view->weights[index]);
+        plb__fetch_add(&view->ready_weight, 0u - plb__view_weight(view, index));
     }
     return on;
 }
@@ -4166,7 +4260,7 @@ static bool plb__ready_out(plb_view *view, uint32_t index)
     if ((seen & bit) == 0)
         return false;
     plb__fetch_add(&view->ready_count, UINT32_MAX);
-    plb__fetch_add(&view->ready_weight, 0u - view->weights[index]);
+    plb__fetch_add(&view->ready_weight, 0u - plb__view_weight(view, index));
     return true;
 }
 
@@ -4200,7 +4294,7 @@ static void plb__entry_sync(const plb__set *set, plb__tier *tier, uint32_t index
         bool usable, healthy;
         state = plb__slot_state(slot);
         panic = plb__tier_panics(tier);
-        usable = tier->view.weights[index] > 0 && (state & PLB__OFF) == 0;
+        usable = plb__view_weight(&tier->view, index) > 0 && (state & PLB__OFF) == 0;
         healthy = usable && (state & PLB__UNFIT) == 0;
         plb__bit_count(tier, PLB__BITS_USABLE, &tier->usable, index, usable);
         plb__bit_count(tier, PLB__BITS_HEALTHY, &tier->healthy, index, healthy);
@@ -4360,6 +4454,7 @@ static void plb__set_sync(plb__set *set, plb__slot *slot)
     }
 }
 
+#ifndef PLB_NO_UPDATES
 /* The same for all of them. */
 static void plb__set_sync_all(plb__set *set)
 {
@@ -4370,6 +4465,7 @@ static void plb__set_sync_all(plb__set *set)
         plb__tier_sync(set, &set->tiers[t]);
     }
 }
+#endif
 
 /* ==== MAILBOX ========================================================================================================
    A list that grows by compare-and-swap and is taken whole, so that there is no ABA problem. */
@@ -4537,7 +4633,9 @@ struct plb_balancer {
     plb_env env;
     plb_task task;
     plb_timers timers;
+#ifndef PLB_NO_TICK
     plb_timer tick_timer; /* the strategy's */
+#endif
 #ifndef PLB_NO_SHARES
     plb_timer ramp_timer; /* of slow starts */
 #endif
@@ -4577,7 +4675,9 @@ struct plb_balancer {
     uint32_t probes;   /* in flight */
     uint32_t unknown;  /* checks of the current set's backends without a result */
     uint64_t epoch_ms; /* what the schedule counts from */
-    uint64_t jitter;   /* random numbers */
+#ifndef PLB_NO_CHECK_LIST
+    uint64_t jitter; /* random numbers */
+#endif
     bool first_checks_over;
 #ifndef PLB_NO_OUTLIER
     struct plb__record *ejected; /* of the current set */
@@ -5077,11 +5177,11 @@ static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backen
     const plb__care *care = plb__slot_care(slot);
     memset(out, 0, sizeof *out);
     plb__addr_copy(&out->addr, &slot->addr);
-    out->weight = weight;
+    PLB__IF_WEIGHTS(out->weight = weight, (void)weight);
     PLB__IF_LIMITS(out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns), (void)0);
     if (care != NULL) {
-        out->checks = PLB__LOAD_RELAXED(&care->checks);
-        out->check_every_ms = PLB__LOAD_RELAXED(&care->every_ms);
+        PLB__IF_CHECK_LIST(out->checks = PLB__LOAD_RELAXED(&care->checks), (void)0);
+        PLB__IF_CHECK_LIST(out->check_every_ms = PLB__LOAD_RELAXED(&care->every_ms), (void)0);
     }
     out->id = slot->id;
     PLB__IF_NAMES(out->name = slot->name, (void)0);
@@ -5095,7 +5195,7 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
     plb__slot *slot = view->slots[index];
     const plb__care *care = plb__slot_care(slot);
     uint32_t flags = PLB__LOAD(&slot->flags);
-    plb__fill_backend(slot, view->weights[index], &info->backend);
+    plb__fill_backend(slot, plb__view_weight(view, index), &info->backend);
     PLB__IF_TIERS(info->backend.priority = tier->priority, (void)0);
     info->slot = slot->u.control.number;
     info->in_flight = PLB__LOAD_RELAXED(&slot->in_flight) & PLB__COUNT_MASK;
@@ -5105,7 +5205,7 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
     info->enabled = (flags & PLB__DISABLED) == 0;
     PLB__IF_OUTLIER(info->ejected = (flags & PLB__EJECTED) != 0, (void)0);
     PLB__IF_SHARES(info->advised_off = (flags & PLB__ADVISED_OFF) != 0, (void)0);
-    info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING;
+    PLB__IF_CHECK_LIST(info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING, (void)0);
     PLB__IF_PROBE_INFO(info->flips = care != NULL ? PLB__LOAD_RELAXED(&care->flips) : 0, (void)care);
 }
 
@@ -5721,7 +5821,7 @@ PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader
         return PLB_ERR_NOT_READY;
     slot = tier->view.slots[index];
     plb__view_copy_addr(&tier->view, index, &pick->addr);
-    pick->weight = tier->view.weights[index];
+    PLB__IF_WEIGHTS(pick->weight = tier->view.weights[index], (void)0);
     pick->id = slot->id;
     pick->slot = slot->u.control.number;
     PLB__IF_NAMES(pick->name = slot->name, (void)0);
@@ -5925,6 +6025,12 @@ PLB__INLINE uint32_t plb__remainder(uint64_t number, const plb__divisor *divisor
     return (uint32_t)(rest >= divisor->value ? rest - divisor->value : rest);
 }
 
+/* The same for a number that is a pointer's size at most, which a small processor divides by itself. */
+PLB__INLINE uint32_t plb__turn_remainder(uintptr_t number, const plb__divisor *divisor)
+{
+    return sizeof number > sizeof(uint32_t) ? plb__remainder(number, divisor) : (uint32_t)number % divisor->value;
+}
+
 /* A random number, scaled to below `count`: faster than the remainder, and as good. */
 PLB__INLINE uint32_t plb__share(uint64_t number, uint32_t count)
 {
@@ -5944,9 +6050,11 @@ typedef struct plb__weighted_state {
    Where each backend weighs 1, the list is the set, and neither is there. */
 typedef struct plb__weighted_table {
     plb__divisor count, places;
+#ifndef PLB_NO_WEIGHTS
     uint32_t *ends, *starts;
     uint32_t shift;
     size_t size; /* of this allocation */
+#endif
 } plb__weighted_table;
 
 static plb_status plb__weighted_open(plb__weighted_state *state, plb__numbers numbers, const plb_env *env)
@@ -5978,11 +6086,12 @@ static plb_status plb__fnv_open(void *state, const void *desc, const plb_env *en
 }
 #endif
 
+#ifndef PLB_NO_WEIGHTS
 static bool plb__weighs_one_each(const plb_view *view)
 {
     uint32_t i;
     for (i = 0; i < view->count; i++)
-        if (view->weights[i] != 1)
+        if (plb__view_weight(view, i) != 1)
             return false;
     return true;
 }
@@ -6050,10 +6159,50 @@ PLB__INLINE uint32_t plb__weighted_search(const plb__weighted_table *table, uint
     return low;
 }
 
+/* Is the list the set? */
+PLB__INLINE bool plb__weighted_is_even(const plb__weighted_table *table)
+{
+    return table->ends == NULL;
+}
+#else
+static plb_status plb__weighted_build(void *state, const plb_view *view, const plb_view *old_view,
+                                      const void *old_table, void **out)
+{
+    plb__weighted_table *table =
+        (plb__weighted_table *)plb__new(&((plb__weighted_state *)state)->allocator, sizeof *table);
+    (void)old_view;
+    (void)old_table;
+    if (table == NULL)
+        return PLB_ERR_MEMORY;
+    table->count.value = view->count;
+    if (sizeof(uintptr_t) > sizeof(uint32_t)) /* else turns are divided as they are */
+        table->count = plb__divisor_of(view->count);
+    table->places = table->count;
+    *out = table;
+    return PLB_OK;
+}
+
+static void plb__weighted_discard(void *state, void *table)
+{
+    plb__delete(&((plb__weighted_state *)state)->allocator, table, sizeof(plb__weighted_table));
+}
+
+PLB__INLINE bool plb__weighted_is_even(const plb__weighted_table *table)
+{
+    (void)table;
+    return true;
+}
+#endif
+
 /* Which backend stands at a place of the list. */
 PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint32_t place)
 {
-    return PLB__LIKELY(table->ends == NULL) ? place : plb__weighted_search(table, place);
+    return PLB__LIKELY(plb__weighted_is_even(table)) ? place : PLB__IF_WEIGHTS(plb__weighted_search(table, place), 0);
+}
+
+PLB__INLINE uint32_t plb__weighted_turn(const plb__weighted_table *table, uintptr_t turn)
+{
+    return plb__weighted_owner(table, plb__turn_remainder(turn, &table->places));
 }
 
 PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint64_t number)
@@ -6065,7 +6214,7 @@ PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint6
 static uint32_t plb__round_robin_walk(const plb__weighted_table *table, const plb_view *view, uintptr_t number,
                                       uint32_t limit, uintptr_t *turns)
 {
-    uint32_t from = plb__remainder(number + 1, &table->count), index = plb__view_ready_after(view, from);
+    uint32_t from = plb__turn_remainder(number + 1, &table->count), index = plb__view_ready_after(view, from);
     *turns = (uintptr_t)2 + (index >= from ? index - from : view->count - from + index);
     if (index != PLB_NONE && (limit == 0 || *turns <= limit))
         return index;
@@ -6088,13 +6237,13 @@ PLB__RARE uint32_t plb__round_robin_listed(plb__weighted_state *state, const plb
                                            const plb_view *view, plb_reader *reader, uint32_t limit)
 {
     uintptr_t shown = reader->own_turn ? reader->turn : PLB__LOAD_RELAXED(&state->counter), number, turns = 1;
-    uint32_t index = plb__weighted_start(table, shown);
+    uint32_t index = plb__weighted_turn(table, shown);
     if (PLB__UNLIKELY(!plb__view_ready(view, index)))
         index = plb__round_robin_walk(table, view, shown, limit, &turns);
     number = plb__turns_pass(reader, &state->counter, turns);
     if (PLB__LIKELY(number == shown))
         return index;
-    index = plb__weighted_start(table, number);
+    index = plb__weighted_turn(table, number);
     return plb__view_ready(view, index) ? index : plb__round_robin_walk(table, view, number, limit, &turns);
 }
 
@@ -6107,10 +6256,10 @@ static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *
     uint32_t index;
     (void)key;
     (void)key_length;
-    if (PLB__UNLIKELY(!reader->own_turn || table->ends != NULL))
+    if (PLB__UNLIKELY(!reader->own_turn || !plb__weighted_is_even(table)))
         return plb__round_robin_listed(state, table, view, reader, limit);
     reader->turn = number + 1;
-    index = plb__remainder(number, &table->places);
+    index = plb__turn_remainder(number, &table->places);
     if (PLB__LIKELY(plb__view_ready(view, index)))
         return index;
     return plb__round_robin_rest(table, view, reader, number, limit);
@@ -6147,7 +6296,7 @@ static uint32_t plb__random_pick(const void *opaque_table, const plb_view *view,
     uint32_t index;
     (void)key;
     (void)key_length;
-    if (PLB__UNLIKELY(table->ends != NULL))
+    if (PLB__UNLIKELY(!plb__weighted_is_even(table)))
         return plb__random_listed(table, view, reader, limit, number);
     index = plb__share(number, view->count); /* each weighs 1 */
     return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(view, reader, limit);
@@ -9161,9 +9310,9 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
 /* Is it fit to be in a set? `names`: one that is still to be resolved will do. */
 static plb_status plb__backend_check(const plb_backend *backend, bool names)
 {
-    if (backend->weight > PLB_WEIGHT_MAX)
+    if (plb__weight_of(backend) > PLB_WEIGHT_MAX)
         return PLB_ERR_WEIGHT;
-    if (PLB__IF_TIERS(backend->priority > PLB_PRIORITY_MAX, false) || backend->checks >> PLB_CHECKS_MAX != 0)
+    if (PLB__IF_TIERS(backend->priority > PLB_PRIORITY_MAX, false) || plb__checks_of(backend) >> PLB_CHECKS_MAX != 0)
         return PLB_ERR_ARGUMENT;
     switch (backend->addr.family) {
     case PLB_FAMILY_IPV4:
@@ -9195,8 +9344,8 @@ static int plb__tier_compare(const plb_backend *a, const plb_backend *b)
 static int plb__backend_compare(const plb_backend *a, const plb_backend *b)
 {
     int order = plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
-    if (order == 0 && a->weight != b->weight)
-        order = a->weight < b->weight ? -1 : 1;
+    if (order == 0 && plb__weight_of(a) != plb__weight_of(b))
+        order = plb__weight_of(a) < plb__weight_of(b) ? -1 : 1;
     return order == 0 ? plb__tier_compare(a, b) : order;
 }
 
@@ -9361,11 +9510,18 @@ static plb_status plb__schedule_reserve(plb_balancer *lb, uint32_t count)
     return PLB_OK;
 }
 
+/* The checks that each backend has, if it has any. */
+PLB__INLINE uint32_t plb__tasks_each(const plb_balancer *lb)
+{
+    (void)lb;
+    return PLB__IF_CHECK_LIST(lb->check_count, 1);
+}
+
 /* Puts a check of a slot that is in the current set on the schedule. */
 static void plb__vital_due(plb_balancer *lb, plb__slot *slot, uint32_t check, uint64_t due_ms)
 {
     plb__slot_vitals(slot)[check].stage = PLB__VITAL_WAITING;
-    plb__schedule_add(lb, due_ms, PLB__LOAD_RELAXED(&slot->index) * lb->check_count + check);
+    plb__schedule_add(lb, due_ms, PLB__LOAD_RELAXED(&slot->index) * plb__tasks_each(lb) + check);
 }
 
 #ifndef PLB_NO_EXCHANGE
@@ -9428,8 +9584,8 @@ static void plb__schedule_newcomers(plb_balancer *lb, const plb__set *set)
             continue; /* the same slot again */
         for (c = 0; c < lb->check_count; c++) {
             plb__vital *vital = &plb__slot_vitals(set->slots[i])[c];
-            lb->unknown += !vital->absent && vital->status == PLB_AGAIN;
-            if (!vital->absent && vital->stage == PLB__VITAL_NEW)
+            lb->unknown += !plb__is_absent(vital) && vital->status == PLB_AGAIN;
+            if (!plb__is_absent(vital) && vital->stage == PLB__VITAL_NEW)
                 plb__vital_due(lb, set->slots[i], c, lb->timers.now_ms);
         }
     }
@@ -9463,6 +9619,7 @@ static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
 }
 #endif
 
+#ifndef PLB_NO_CHECK_LIST
 /* Everything is due now; what is in flight, once more afterwards. What is overdue keeps its place, so that no number of
    calls keeps the last ones waiting. */
 static void plb__schedule_all(plb_balancer *lb)
@@ -9482,17 +9639,20 @@ static void plb__schedule_all(plb_balancer *lb)
             plb__vital *vital = &plb__slot_vitals(set->slots[i])[c];
             if (vital->stage == PLB__VITAL_RUNNING)
                 vital->again = true;
-            else if (!vital->absent && vital->stage != PLB__VITAL_WAITING)
+            else if (!plb__is_absent(vital) && vital->stage != PLB__VITAL_WAITING)
                 plb__vital_due(lb, set->slots[i], c, lb->timers.now_ms);
         }
     }
 }
+#endif
 
+#ifndef PLB_NO_CHECK_LIST
 /* Is a check for backends with these plb_backend.checks? */
 static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
 {
-    return checks != 0 ? (checks >> check & 1) != 0 : !lb->checks[check].what.by_name;
+    return PLB__IF_CHECK_LIST(checks != 0, false) ? (checks >> check & 1) != 0 : PLB__IF_CHECK_LIST(!lb->checks[check].what.by_name, true);
 }
+#endif
 
 /* ==== UPDATE =========================================================================================================
    From an answer to the published set, wholly or not at all; and what becomes of the old one. */
@@ -9518,7 +9678,7 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
             plb__log_backend(lb, PLB_LOG_ERROR, "update refused because of", &list->backends[i], plb__words_of(status));
             return status;
         }
-        sum += list->backends[i].weight;
+        sum += plb__weight_of(&list->backends[i]);
     }
     if (sum <= UINT32_MAX && list->count < PLB_NONE)
         return PLB_OK;
@@ -9602,7 +9762,7 @@ static bool plb__update_differs(const plb_balancer *lb, const plb__update *u)
         const plb_backend *backend = plb__list_member(u->list, i);
         while (i >= current->tiers[t].start + current->tiers[t].view.count)
             t++;
-        if (current->slots[i] != u->list->slots[u->list->members[i]] || current->weights[i] != backend->weight ||
+        if (current->slots[i] != u->list->slots[u->list->members[i]] || plb__set_weight(current, i) != plb__weight_of(backend) ||
             plb__tier_priority(&current->tiers[t]) != plb__priority_of(backend))
             return true;
     }
@@ -9661,13 +9821,13 @@ static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_ba
         plb__vital *vital = &plb__slot_vitals(slot)[c];
         vital->status = PLB_AGAIN;
         PLB__IF_SHARES(vital->share = PLB__SHARE_ALL, (void)0);
-        vital->absent = !plb__check_is_for(lb, c, backend->checks);
-        if (lb->desc.start_unhealthy && !vital->absent)
+        PLB__IF_CHECK_LIST(vital->absent = !plb__check_is_for(lb, c, backend->checks), (void)0);
+        if (lb->desc.start_unhealthy && !plb__is_absent(vital))
             slot->flags |= plb__failing(c);
     }
     if (plb__slot_care(slot) != NULL) {
-        plb__slot_care(slot)->checks = (uint8_t)backend->checks;
-        plb__slot_care(slot)->every_ms = backend->check_every_ms;
+        PLB__IF_CHECK_LIST(plb__slot_care(slot)->checks = (uint8_t)backend->checks, (void)0);
+        PLB__IF_CHECK_LIST(plb__slot_care(slot)->every_ms = backend->check_every_ms, (void)0);
     }
     if (plb__watches(lb))
         plb__record_init(slot);
@@ -9721,7 +9881,7 @@ static plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__t
     view->state = lb->strategy_state;
     for (i = 0; i < view->count; i++) {
         uint32_t index = u->list->members[tier->start + i];
-        plb__set_fill(tier, i, u->list->slots[index], u->list->backends[index].weight);
+        plb__set_fill(tier, i, u->list->slots[index], plb__weight_of(&u->list->backends[index]));
     }
     plb__set_fill_ready(u->set, tier);
     if (view->count > 0)
@@ -9778,8 +9938,10 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u)
 }
 
 #ifndef PLB_NO_UPDATES
+#ifndef PLB_NO_CHECK_LIST
 /* Section HEALTH CHECK. */
 static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend);
+#endif
 
 /* Hands over what the answer says beside addresses and weights: ext, max_conns, checks, enablement. */
 static void plb__update_settle(plb_balancer *lb, plb__update *u)
@@ -9793,7 +9955,7 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
                 plb__slot_limit(slot, plb__limit_of(backend));
                 plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
             }
-            plb__slot_checks(lb, slot, backend);
+            PLB__IF_CHECK_LIST(plb__slot_checks(lb, slot, backend), (void)0);
         }
         if (backend->enablement != PLB_ENABLEMENT_KEEP)
             plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF);
@@ -9912,7 +10074,7 @@ static void plb__publish(plb_balancer *lb, plb__set *set)
     plb__schedule_move(lb, set);
     plb__records_move(lb, set);
     PLB__STORE(&lb->newest, (uintptr_t)set);
-    plb__set_sync_all(set);
+    PLB__IF_UPDATES(plb__set_sync_all(set), (void)0);
     PLB__IF_UPDATES(plb__succeed(lb, set), PLB__STORE(&lb->current, (uintptr_t)set));
 }
 
@@ -10167,7 +10329,8 @@ PLB_API void plb_last_update(const plb_balancer *lb, plb_update_info *out)
 /* What tells nothing about which backend it is. */
 static void plb__backend_ignore(plb_backend *backend)
 {
-    backend->weight = backend->checks = 0;
+    PLB__IF_WEIGHTS(backend->weight = 0, (void)0);
+    PLB__IF_CHECK_LIST(backend->checks = 0, (void)0);
     PLB__IF_TIERS(backend->priority = 0, (void)0);
 }
 
@@ -10426,10 +10589,10 @@ static plb_status plb__static_append(plb__static *self, plb__static_entry ***end
 static plb_status plb__static_check_sum(const plb__static *self, const plb__static_entry *entries,
                                         const plb_backend *added)
 {
-    uint64_t sum = added != NULL ? added->weight : 0;
+    uint64_t sum = added != NULL ? plb__weight_of(added) : 0;
     for (; entries != NULL; entries = entries->next)
         if (added == NULL || plb__static_compare(&entries->backend, added) != 0)
-            sum += entries->backend.weight;
+            sum += plb__weight_of(&entries->backend);
     if (sum <= UINT32_MAX)
         return PLB_OK;
     plb__log(self->env.balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
@@ -10937,7 +11100,7 @@ PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t 
     }
     memset(out, 0, sizeof *out);
     out->addr = addr;
-    out->weight = 1;
+    PLB__IF_WEIGHTS(out->weight = 1, (void)0);
     PLB__IF_NAMES(out->name = named ? name_buffer : NULL, (void)named);
     return PLB_OK;
 }
@@ -11108,7 +11271,7 @@ static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, b
         lb->desc.on_flip(lb->desc.user, &info, status);
 }
 
-#ifndef PLB_NO_UPDATES
+#if !defined(PLB_NO_UPDATES) && !defined(PLB_NO_CHECK_LIST)
 #ifndef PLB_NO_SHARES
 /* A check is gone, and what its agent said. */
 static void plb__vital_unadvise(plb_balancer *lb, plb__slot *slot, plb__vital *vital)
@@ -11249,15 +11412,16 @@ static void plb__probe_impossible(plb_balancer *lb, plb__slot *slot, uint32_t ch
     plb_backend backend;
     plb__fill_backend(slot, 0, &backend);
     plb__log_backend(lb, PLB_LOG_WARN, "could not probe", &backend, why);
-    if (vital->again)
+    if (PLB__IF_CHECK_LIST(vital->again, false))
         plb__vital_due(lb, slot, check, lb->timers.now_ms);
     else if (lb->port.clock != NULL)
         plb__vital_due(lb, slot, check, lb->timers.now_ms + PLB__RETRY_MS);
     else
         vital->stage = PLB__VITAL_DONE;
-    vital->again = false;
+    PLB__IF_CHECK_LIST(vital->again = false, (void)0);
 }
 
+#ifndef PLB_NO_CHECK_LIST
 /* From the start of a check's last probe to the next; 0: there is none. */
 static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t check)
 {
@@ -11276,16 +11440,24 @@ static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t 
     wait = every_ms - spread + ((lb->jitter >> 32) * (2 * (uint64_t)spread + 1) >> 32);
     return wait == 0 ? 1 : wait < UINT32_MAX ? (uint32_t)wait : UINT32_MAX;
 }
+#else
+PLB__INLINE uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t check)
+{
+    (void)slot;
+    return lb->checks[check].what.every_ms;
+}
+#endif
 
 static void plb__probe_again(plb_balancer *lb, const plb__result *r)
 {
     uint32_t interval = plb__probe_interval(lb, r->slot, r->op->check);
     uint64_t due_ms = r->op->started_ms + interval;
-    if (r->vital->again || due_ms < lb->timers.now_ms)
+    bool again = PLB__IF_CHECK_LIST(r->vital->again, false);
+    if (again || due_ms < lb->timers.now_ms)
         due_ms = lb->timers.now_ms;
-    if (r->vital->again || (interval > 0 && lb->port.clock != NULL))
+    if (again || (interval > 0 && lb->port.clock != NULL))
         plb__vital_due(lb, r->slot, r->op->check, due_ms);
-    r->vital->again = false;
+    PLB__IF_CHECK_LIST(r->vital->again = false, (void)0);
 }
 
 static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r);
@@ -11321,7 +11493,7 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
     lb->probes--;
     plb__op_stop(lb, op);
     r.vital->stage = PLB__VITAL_DONE;
-    if (plb__set_has_slot((const plb__set *)lb->current, r.slot) && !r.vital->absent) { /* else it has left meanwhile */
+    if (plb__set_has_slot((const plb__set *)lb->current, r.slot) && !plb__is_absent(r.vital)) { /* else it has left meanwhile */
         if (plb__op_keeps(op))
             PLB__IF_EXCHANGE(r.vital->kept = op, (void)0);
         plb__probe_judge(lb, &r);
@@ -11424,20 +11596,22 @@ static void plb__probes_start(plb_balancer *lb)
     uint64_t begun_us = plb__now_us(lb);
     uint32_t starts;
     for (starts = 0; plb__probes_go_on(lb, starts, begun_us); starts++) {
-        uint32_t task = plb__schedule_take(lb), index = task / lb->check_count, c = task % lb->check_count;
+        uint32_t task = plb__schedule_take(lb), index = task / plb__tasks_each(lb), c = task % plb__tasks_each(lb);
         plb__vital *vital = &plb__slot_vitals(set->slots[index])[c];
-        if (vital->absent)
+        if (plb__is_absent(vital))
             vital->stage = PLB__VITAL_DONE;
         else
-            plb__probe_start(lb, set->slots[index], c, set->weights[index]);
+            plb__probe_start(lb, set->slots[index], c, plb__set_weight(set, index));
     }
 }
 
+#ifndef PLB_NO_CHECK_LIST
 PLB_API void plb_check_now(plb_balancer *lb)
 {
     plb__fetch_or(&lb->wanted, PLB__WANT_CHECK);
     plb__wake(lb);
 }
+#endif
 
 #ifndef PLB_NO_PROBE_INFO
 PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
@@ -11448,7 +11622,7 @@ PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32
     uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE;
     if (index == PLB_NONE)
         return PLB_ERR_ADDRESS;
-    if (check >= lb->check_count || plb__slot_vitals(tier->view.slots[index])[check].absent)
+    if (check >= lb->check_count || plb__is_absent(&plb__slot_vitals(tier->view.slots[index])[check]))
         return PLB_ERR_ARGUMENT;
     plb__probe_fill(tier->view.slots[index], &plb__slot_vitals(tier->view.slots[index])[check], check, out);
     return PLB_OK;
@@ -14194,7 +14368,7 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
     PLB__IF_UPDATES(lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0, (void)0);
     plb__mail_read(lb);
     if ((wanted & PLB__WANT_CHECK) != 0)
-        plb__schedule_all(lb);
+        PLB__IF_CHECK_LIST(plb__schedule_all(lb), (void)0);
     PLB__IF_DRAW(plb__lists_catch_up(lb), (void)0);
     PLB__IF_UPDATES(plb__reclaim(lb), (void)0);
     PLB__IF_UPDATES(plb__discover(lb), (void)0);
@@ -14275,18 +14449,19 @@ static plb_status plb__name_take(plb_balancer *lb, const char *name)
 static plb_status plb__checks_take(plb_balancer *lb, const plb_balancer_desc *desc)
 {
     uint32_t first = desc->check.ops != NULL, c;
-    if (desc->check_count > PLB_CHECKS_MAX - first) {
+    size_t more = PLB__IF_CHECK_LIST(desc->check_count, 0);
+    if (more > PLB_CHECKS_MAX - first) {
         plb__log(lb, PLB_LOG_ERROR, "more checks than PLB_CHECKS_MAX", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (first + desc->check_count == 0)
+    if (first + more == 0)
         return PLB_OK;
-    lb->checks = (plb__check *)plb__new(&lb->env.allocator, (first + desc->check_count) * sizeof *lb->checks);
+    lb->checks = (plb__check *)plb__new(&lb->env.allocator, (first + more) * sizeof *lb->checks);
     if (lb->checks == NULL)
         return PLB_ERR_MEMORY;
-    lb->check_count = first + (uint32_t)desc->check_count;
+    lb->check_count = first + (uint32_t)more;
     for (c = 0; c < lb->check_count; c++) {
-        lb->checks[c].what = c < first ? desc->check : desc->checks[c - first];
+        lb->checks[c].what = PLB__IF_CHECK_LIST(c < first ? desc->check : desc->checks[c - first], desc->check);
         plb__check_resolve(&lb->checks[c].what, desc->check_every_ms);
     }
     return PLB_OK;
@@ -14294,7 +14469,7 @@ static plb_status plb__checks_take(plb_balancer *lb, const plb_balancer_desc *de
 
 static plb_status plb__check_check(const plb_balancer *lb, const plb_check *check)
 {
-    bool timed = check->every_ms > 0 || check->fast_every_ms > 0 || check->down_every_ms > 0;
+    bool timed = check->every_ms > 0 || PLB__IF_CHECK_LIST(check->fast_every_ms > 0 || check->down_every_ms > 0, false);
     if (check->ops == NULL) {
         plb__log(lb, PLB_LOG_ERROR, "a check has no ops", PLB_OK);
         return PLB_ERR_ARGUMENT;
@@ -14303,7 +14478,7 @@ static plb_status plb__check_check(const plb_balancer *lb, const plb_check *chec
         plb__log(lb, PLB_LOG_ERROR, "consecutive_success or consecutive_failure is above 65535", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (check->jitter_percent > 100) {
+    if (PLB__IF_CHECK_LIST(check->jitter_percent > 100, false)) {
         plb__log(lb, PLB_LOG_ERROR, "jitter_percent is above 100", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
@@ -14318,13 +14493,13 @@ static plb_status plb__desc_check(const plb_balancer *lb)
 {
     const plb_balancer_desc *desc = &lb->desc;
     plb_status status = PLB_OK;
+    bool timed = desc->check_every_ms > 0 || PLB__IF_SHARES(desc->slow_start_ms > 0, false) ||
+                 PLB__IF_UPDATES(desc->update_every_ms > 0, false);
     uint32_t c;
     if (desc->start_unhealthy && lb->check_count == 0) {
         plb__log(lb, PLB_LOG_ERROR, "start_unhealthy needs a check, or no backend would ever be ready", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    bool timed = desc->check_every_ms > 0 || PLB__IF_SHARES(desc->slow_start_ms > 0, false) ||
-                 PLB__IF_UPDATES(desc->update_every_ms > 0, false);
     if (lb->port.clock == NULL && timed) {
         plb__log(lb, PLB_LOG_ERROR, "update_every_ms, check_every_ms and slow_start_ms need port.clock", PLB_OK);
         return PLB_ERR_UNSUPPORTED;
@@ -14404,6 +14579,7 @@ static plb_status plb__open_all(plb_balancer *lb)
     return status == PLB_OK ? plb__discovery_open(lb) : status;
 }
 
+#ifndef PLB_NO_TICK
 /* Lets the strategy do what it does from time to time. */
 static void plb__strategy_tick(void *user)
 {
@@ -14417,6 +14593,7 @@ static void plb__strategy_tick(void *user)
         if (set->tiers[t].view.count > 0)
             lb->strategy->tick(lb->strategy_state, set->tiers[t].table, &set->tiers[t].view);
 }
+#endif
 
 /* Every cell has random numbers of its own, so that drawing one costs no atomic operation. */
 static void plb__seed_readers(plb_balancer *lb)
@@ -14425,7 +14602,7 @@ static void plb__seed_readers(plb_balancer *lb)
     if (lb->port.random != NULL)
         lb->port.random->fill(lb->port.random->self, &lb->seed, sizeof lb->seed);
     for (i = 0; i < sizeof lb->cells / sizeof *lb->cells; i++)
-        lb->cells[i].reader.random = plb__mix(lb->seed + i);
+        lb->cells[i].reader.random = PLB__IF_DRAW(plb__mix(lb->seed + i), lb->seed + i);
 #ifdef PLB_NO_THREADS
     lb->cells[0].reader.own_turn = true; /* there is no other that could share it */
 #endif
@@ -14451,13 +14628,13 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     lb->task.user = lb;
     PLB__IF_CHANGES(lb->changes_end = &lb->changes, (void)0);
     lb->completions_end = &lb->completions;
-    plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
+    PLB__IF_TICK(plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb), (void)0);
     PLB__IF_SHARES(plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb), (void)0);
     if (lb->port.clock != NULL)
         plb_timers_update(&lb->timers, lb->port.clock);
     lb->epoch_ms = lb->timers.now_ms;
     plb__seed_readers(lb);
-    lb->jitter = lb->seed;
+    PLB__IF_CHECK_LIST(lb->jitter = lb->seed, (void)0);
     status = PLB__IF_METRICS(plb__name_take(lb, desc->name), PLB_OK);
     if (status == PLB_OK)
         status = PLB__IF_LOG(plb__line_take(lb), PLB_OK);
@@ -14470,7 +14647,7 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
         return status;
     }
     *out = lb;
-    plb__strategy_tick(lb);
+    PLB__IF_TICK(plb__strategy_tick(lb), (void)0);
     plb__outlier_start(lb);
     PLB__IF_UPDATES(plb__discovery_start(lb), (void)0);
     plb__mail_read(lb);
@@ -14793,7 +14970,7 @@ static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id
     case PLB__METRIC_READY:
         return info->ready;
     case PLB__METRIC_WEIGHT:
-        return info->backend.weight;
+        return plb__weight_of(&info->backend);
     case PLB__METRIC_HEALTHY:
         return info->healthy;
     case PLB__METRIC_ENABLED:
@@ -15000,7 +15177,7 @@ static void plb__metric_checks(plb__metrics *out, const plb__metric *m, plb__sam
 {
     for (sample->check = 0; sample->check < sample->lb->check_count; sample->check++) {
         const plb__vital *vital = &plb__slot_vitals(slot)[sample->check];
-        if (vital->absent || (m->of == PLB__OF_RESULT && vital->status == PLB_AGAIN))
+        if (plb__is_absent(vital) || (m->of == PLB__OF_RESULT && vital->status == PLB_AGAIN))
             continue;
         plb__probe_fill(slot, vital, sample->check, &sample->probe);
         plb__metric_sample(out, m, sample);
@@ -15013,7 +15190,7 @@ static void plb__metric_merge(const plb__tier *tier, uint32_t first, plb_backend
     const plb_view *view = &tier->view;
     uint32_t i;
     for (i = first + 1; i < view->count && view->slots[i] == view->slots[first]; i++) {
-        info->backend.weight += view->weights[i];
+        PLB__IF_WEIGHTS(info->backend.weight += view->weights[i], (void)0);
         info->ready = info->ready || plb__view_ready(view, i);
     }
 }
