@@ -2261,15 +2261,17 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define PLB__UNUSED      __attribute__((unused)) /* a static function that only some builds call */
+#define PLB__APART       static __attribute__((noinline)) /* a large frame, gone before what comes after it */
 #else
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
 #define PLB__UNUSED
+#define PLB__APART static
 #endif
 
 #if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
 #define PLB__INLINE static inline PLB__UNUSED __attribute__((always_inline))
-#define PLB__RARE   static __attribute__((noinline)) /* off the path, whose registers and stack it shall not take */
+#define PLB__RARE   static __attribute__((noinline)) /* off the hot path, whose registers it shall not take */
 #else                                                /* for size the compiler knows best */
 #define PLB__INLINE static PLB__UNUSED
 #define PLB__RARE   static
@@ -5471,7 +5473,7 @@ static bool plb__admits(plb__walk *walk, plb__slot *slot)
 }
 
 /* Does the program want it? */
-PLB__RARE bool plb__is_wanted(const plb_request *request, const plb__tier *tier, uint32_t index, bool excluded)
+PLB__APART bool plb__is_wanted(const plb_request *request, const plb__tier *tier, uint32_t index, bool excluded)
 {
     plb_backend_info info;
     plb__fill_info(tier, index, &info);
@@ -5599,7 +5601,7 @@ static uint32_t plb__walk_tiers(const plb_balancer *lb, plb__walk *walk, const p
 
 /* Only the requests of those that start slowly and refuse go elsewhere: to one drawn at random, for a key the same as
    long as nothing changes. Walking instead would be long where few are ready. */
-PLB__RARE uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
+PLB__APART uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
 {
     uint32_t tries, drawn = index;
     plb_reader lots;
@@ -11365,7 +11367,7 @@ static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint
     PLB__IF_LOG(out->text = plb_status_text(out->status), (void)0);
 }
 
-PLB__RARE void plb__probe_tell(plb_balancer *lb, const plb__result *r)
+PLB__APART void plb__probe_tell(plb_balancer *lb, const plb__result *r)
 {
     const plb__tier *tier = NULL;
     plb_backend_info info;
@@ -11544,7 +11546,7 @@ static plb__op *plb__probe_op(plb_balancer *lb, plb__vital *vital, const plb__ch
     return NULL;
 }
 
-PLB__RARE void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
+PLB__APART void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
 {
     const plb__check *check = &lb->checks[c];
     plb__vital *vital = &plb__slot_vitals(slot)[c];
@@ -11846,7 +11848,7 @@ static plb_status plb__exchange_connect_peer(plb_exchange *x, const plb_peer *pe
 
 #ifndef PLB_NO_TLS
 /* The same with TLS, for which there is a name. */
-PLB__RARE plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name, plb_peer *peer)
+PLB__APART plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name, plb_peer *peer)
 {
     char ip[PLB__IP_TEXT_MAX];
     plb_tls tls = *x->check->connect.tls;
@@ -11860,7 +11862,7 @@ PLB__RARE plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name
 #endif
 
 /* Connects to a backend's address and name. What it returns is start's to return. */
-PLB__RARE plb_status plb__exchange_connect(plb_exchange *x, const plb_addr *addr, const char *name)
+PLB__APART plb_status plb__exchange_connect(plb_exchange *x, const plb_addr *addr, const char *name)
 {
     const plb_connect_desc *connect = &x->check->connect;
     plb_peer peer;
@@ -11899,7 +11901,7 @@ static bool plb__exchange_renew(plb_exchange *x)
 
 #ifndef PLB_NO_TLS
 /* What the port knows of a session that did not come about. */
-PLB__RARE void plb__exchange_tell_tls(plb_exchange *x)
+PLB__APART void plb__exchange_tell_tls(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
@@ -12536,8 +12538,8 @@ static void plb__http_check_close(void *state)
 
 /* RFC 9110 section 7.2: the host, with the port unless it is the scheme's own (section 4.2.3); a zone says something to
    this machine only (RFC 6874 section 4). */
-PLB__RARE void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check,
-                                        const plb_backend *backend)
+PLB__APART void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check,
+                                         const plb_backend *backend)
 {
     plb__text text = plb__text_in(probe->authority, sizeof probe->authority);
     uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, &backend->addr);
@@ -13468,7 +13470,7 @@ static void plb__http2_probe_sent(plb_exchange *x)
 }
 
 /* Over TLS the two sides must have agreed. */
-PLB__RARE bool plb__http2_is_spoken(plb_exchange *x)
+PLB__APART bool plb__http2_is_spoken(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
@@ -14034,7 +14036,7 @@ static void plb__outlier_eject(plb_balancer *lb, plb__record *record, plb_ejecti
 #define PLB__REASON_MAX 120
 
 /* A thread left word. New failures are counted from here on, and may leave word again. */
-PLB__RARE void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
+PLB__APART void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
 {
     plb__record *record = (plb__record *)(void *)mail;
     plb_ejection why = (plb_ejection)PLB__LOAD(&record->told);
