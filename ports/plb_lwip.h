@@ -36,7 +36,8 @@
                            thread must not hold the lock when it calls the port, nor be the tcpip thread.
    NO_SYS=0 without it     Everything happens in the tcpip thread: give an `on_wake` that hands a function to
                            tcpip_try_callback; that function calls plb_lwip_step(&lw, 0) and has sys_timeout call it
-                           again after plb_lwip_timeout. Balancers and proxies are made there too.
+                           again after plb_lwip_timeout, but after 100 ms at most, for a mailbox that is full loses what
+                           on_wake hands to it. Balancers and proxies are made in the tcpip thread, too.
 
    DEFINES
    PLB_LWIP_IMPLEMENTATION   In one C or C++ file: emits the code.
