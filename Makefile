@@ -5,6 +5,7 @@
 # make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
 # make bench-probe, bench-proxy, bench-idle   health checks beside HAProxy's, the proxy beside nginx, an idle process
 # make fuzz    runs each fuzz target for FUZZ_SECONDS
+# make win32   builds the examples for Windows, with MinGW, into build/win32
 # make         builds the examples; needs nothing but a C compiler
 
 CC      ?= cc
@@ -43,12 +44,13 @@ TLS_UNITS := mbedtls conformance_mbedtls
 
 # ---- tests: every unit plainly, under address and undefined, under thread; then builds, fuzz corpora, real peers ----
 
-# A name that ends in _poll, _spill, _shared, _crc1 or _crc8 is the same source built another way. Tests of what is
+# A name that ends in _poll, _spill, _shared, _crc1, _crc8 or _small is the same source built another way. Tests of what is
 # public are linked with an implementation that is built once for each kind; those that look inside, or are built
 # another way, have one of their own, and the linker then takes nothing from the archive.
 UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
          conformance_posix_poll threads_spill stress_spill stress_shared \
-         ring_crc1 ring_crc8 conformance_mbedtls
+         ring_crc1 ring_crc8 conformance_mbedtls \
+         pick_small ring_small load_small hashing_small vectors_small http1_small
 ifneq ($(MBEDTLS),yes)
 UNITS := $(filter-out $(TLS_UNITS),$(UNITS))
 endif
@@ -65,6 +67,8 @@ build/unit/%_spill.plain build/unit/%_spill.asan build/unit/%_spill.tsan: VARIAN
 build/unit/%_shared.plain build/unit/%_shared.asan build/unit/%_shared.tsan: VARIANT = -DPLB_NO_THREAD_LOCAL -DPINGORA_LB_IMPLEMENTATION
 build/unit/%_crc1.plain build/unit/%_crc1.asan build/unit/%_crc1.tsan: VARIANT = -DPLB_CRC_TABLES=1
 build/unit/%_crc8.plain build/unit/%_crc8.asan build/unit/%_crc8.tsan: VARIANT = -DPLB_CRC_TABLES=8
+build/unit/%_small.plain build/unit/%_small.asan build/unit/%_small.tsan: VARIANT = -Os $(OWN_CORE)
+$(foreach kind,plain asan tsan,build/unit/vectors_small.$(kind) build/unit/http1_small.$(kind)): OWN_CORE = -DPINGORA_LB_IMPLEMENTATION
 
 $(foreach kind,plain asan tsan,$(TLS_UNITS:%=build/unit/%.$(kind))): LIBS = $(TLS_LIBS)
 
@@ -98,6 +102,9 @@ build/unit/%_crc1.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build
 build/unit/%_crc8.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/%_small.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
@@ -112,8 +119,8 @@ build/fuzz/%: tests/fuzz/fuzz_%.c build/fuzz/core.a $(HEADERS) $(wildcard tests/
 	@echo "build $@"
 	@$(FUZZ_BUILD) $< build/fuzz/core.a -o $@
 
-# The ring has no threads of its own: its variants need no thread sanitizer.
-TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
+# The ring has no threads of its own: its variants need no thread sanitizer. Small code has little of its own.
+TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan %_small.asan %_small.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
 
 test-needs:
 	@sh tests/needs.sh
@@ -157,7 +164,7 @@ WIN32_LIBS  := -static -pthread -lws2_32 -lbcrypt
 WIN32_UNITS := conformance win32 win32_single \
                $(filter-out posix mbedtls stress,$(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)))
 # Left out: own_loop, which waits for standard input; that is no socket, and Windows waits for those alone.
-WIN32_EXAMPLES := load_balancer minimal plb_pick plb_probe
+WIN32_EXAMPLES := $(filter-out own_loop,$(EXAMPLES:build/%=%))
 
 build/win32:
 	mkdir -p $@
@@ -173,15 +180,27 @@ build/win32/win32.exe build/win32/win32_single.exe: tests/ports/win32.c $(TESTIN
 build/win32/win32_single.exe: VARIANT = -DPLB_NO_THREADS
 build/win32/%.exe: tests/test_%.c build/win32/core.a $(TESTING)
 	@echo "build $@"
-	@$(WIN32_BUILD) -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
+	@$(WIN32_BUILD) -O0 -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
 build/win32/%.exe: examples/%.c $(HEADERS) | build/win32
 	@echo "build $@"
 	@$(WIN32_BUILD) $< -o $@ $(WIN32_LIBS)
 
-win32-units: $(WIN32_UNITS:%=build/win32/%.exe)
+# The library's branch for Microsoft's compiler, which is not to be had here: made to run on this machine, with its
+# intrinsic functions from tests/ports/msvc, under the thread sanitizer.
+MSVC_UNITS := threads vectors handles
+build/win32/msvc_core.a: tests/core.c pingora_lb.h $(wildcard tests/ports/msvc/*.h) | build/win32
+	@echo "build $@"
+	@$(GCC) -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wno-unknown-pragmas -Werror -g $(FLAGS_tsan) \
+		-fno-strict-aliasing -isystem tests/ports/msvc -include tests/ports/msvc/on_linux.h -c $< -o $(@:.a=.o) && \
+		rm -f $@ && ar rcs $@ $(@:.a=.o)
+build/win32/msvc_%: tests/test_%.c build/win32/msvc_core.a $(TESTING)
+	@echo "build $@"
+	@$(GCC) $(FLAGS_tsan) $(TEST_BUILD)
+
+win32-units: $(WIN32_UNITS:%=build/win32/%.exe) $(MSVC_UNITS:%=build/win32/msvc_%)
 win32: $(WIN32_EXAMPLES:%=build/win32/%.exe)
 win32-list:
-	@echo $(WIN32_UNITS)
+	@echo $(WIN32_UNITS) $(MSVC_UNITS:%=msvc_%)
 
 # ---- lwIP ----
 

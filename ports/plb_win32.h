@@ -1,8 +1,8 @@
 /* plb_win32.h - plb_io over Winsock, and the event loop that drives it. MIT license, see LICENSE.
 
    WHAT IT IS
-   Everything that plb_port asks of a platform, for Windows 7 and later: TCP and Unix streams and UDP over IPv4, IPv6 and
-   paths, a monotonic clock, random bytes, host names by getaddrinfo. The loop waits with WSAPoll.
+   Everything that plb_port asks of a platform, for Windows 7 and later: TCP and Unix streams over IPv4, IPv6 and paths,
+   UDP, a monotonic clock, random bytes, host names by getaddrinfo. The loop waits with WSAPoll.
 
    QUICK START
        #define PINGORA_LB_IMPLEMENTATION
@@ -45,12 +45,12 @@
    A port belongs to one thread at a time: the one that steps it. Every call below is that thread's (or anybody's as
    long as nobody steps) unless it says otherwise. Of the tables, plb_io.wake and plb_clock may be called from any
    thread; wake from handlers of Ctrl-C too, which Windows runs in a thread of their own. From the first name on, one
-   helper thread runs getaddrinfo. One thread of the system's pool waits for connections to end, and just wakes the port.
+   helper thread runs getaddrinfo. One thread of the system's pool waits for connections that end, and wakes the port.
 
    MEMORY
-   Comes from the allocator of the descriptor, and only in the stepping thread. On a 64-bit machine: 700 bytes for the
-   port, 64 a stream and 256 more for a listener; a table entry of 40 bytes a stream, which grows to the most streams
-   there ever were at once; 130 bytes and the host name per resolution. The helper thread's shared state is one calloc,
+   Comes from the allocator of the descriptor, and only in the stepping thread. On a 64-bit machine: 500 bytes for the
+   port, 56 a stream and 208 more for a listener; table entries of 40 bytes a stream, which grow to the most streams
+   there ever were at once; 120 bytes and the host name per resolution. The helper thread's shared state is one calloc,
    since it can outlive the port: a getaddrinfo that hangs while the port is destroyed is left to end by itself.
 
    WHEN THINGS RUN SHORT
@@ -63,15 +63,17 @@
      told by FD_CONNECT (WSAEventSelect), on every Windows, and the wait for it ends at once.
    - Windows asks a port that refuses thrice, half a second apart, before it believes that: a refusal takes one to two
      seconds. Not over loopback, where this file asks for once (Windows 8 and later).
-   - Windows wakes sleepers on the ticks of its clock, 15.6 ms apart unless a program has asked for more (timeBeginPeriod).
-     What has to do with sockets does not wait for ticks.
-   - While a peer has ended its side, WSAPoll returns at once whatever it is asked; a write that waits for such a peer is
-     therefore tried again each 10 ms.
+   - Windows wakes sleepers on the ticks of its clock, 15.6 ms apart unless a program has asked for less
+     (timeBeginPeriod). What has to do with sockets does not wait for ticks.
+   - Once a peer has ended its side, WSAPoll returns at once whatever it is asked; a write that waits for such a peer
+     is therefore tried again each 10 ms.
    - Nagle's algorithm delays nothing: TCP_NODELAY is set on every TCP stream, at the latest before the first write that
-     it could hold back. An IPv6 listener is IPv6 only. Nobody else can bind to a listener's address while it is there
-     (SO_EXCLUSIVEADDRUSE); plb_listen_desc.reuse_port is unsupported.
-   - Unix paths work where the system has them (since Windows 10 1803), are UTF-8, and else get PLB_ERR_UNSUPPORTED. This
-     file's part of that is compiled, and tested no further: Wine has no such sockets.
+     it could hold back. An IPv6 listener is IPv6 only.
+   - Nobody else can bind to a listener's address, whatever he asks for (SO_EXCLUSIVEADDRUSE). Windows then keeps the
+     address, PLB_ERR_IN_USE, for as long as connections that were accepted there live on. plb_listen_desc.reuse_port is
+     unsupported.
+   - Unix paths work where the system has them (since Windows 10 1803), are UTF-8, and else get PLB_ERR_UNSUPPORTED.
+     This file's part of that is compiled, and tested no further: Wine has no such sockets.
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
      cares sends shutdown first and reads to the end.
    - Child processes do not inherit the sockets.
@@ -619,9 +621,10 @@ static void plb__w32_ask(struct pollfd *entry, SOCKET socket, unsigned direction
     entry->revents = 0;
 }
 
-PLB_API size_t plb_win32_fill(const plb_win32 *wx, struct pollfd *fds, size_t capacity)
+/* Returns how many entries there are, even if there is no room for all; `polled` may be NULL. */
+static size_t plb__w32_ask_all(const plb_win32 *wx, struct pollfd *fds, plb__w32_polled *polled, size_t capacity)
 {
-    size_t needed = 1;
+    size_t count = 1;
     uint32_t slot;
     if (capacity > 0)
         plb__w32_ask(&fds[0], wx->wake_socket, PLB__W32_READ);
@@ -629,27 +632,25 @@ PLB_API size_t plb_win32_fill(const plb_win32 *wx, struct pollfd *fds, size_t ca
         unsigned wanted = plb__w32_wanted(wx->slots[slot].stream);
         if (wanted == 0)
             continue;
-        if (needed < capacity)
-            plb__w32_ask(&fds[needed], wx->slots[slot].stream->socket, wanted);
-        needed++;
+        if (count < capacity)
+            plb__w32_ask(&fds[count], wx->slots[slot].stream->socket, wanted);
+        if (count < capacity && polled != NULL) {
+            polled[count].slot = slot;
+            polled[count].generation = wx->slots[slot].generation;
+        }
+        count++;
     }
-    return needed;
+    return count;
+}
+
+PLB_API size_t plb_win32_fill(const plb_win32 *wx, struct pollfd *fds, size_t capacity)
+{
+    return plb__w32_ask_all(wx, fds, NULL, capacity);
 }
 
 static void plb__w32_wait(plb_win32 *wx, int timeout_ms)
 {
-    uint32_t slot;
-    wx->fds_count = 1;
-    plb__w32_ask(&wx->fds[0], wx->wake_socket, PLB__W32_READ);
-    for (slot = 0; slot < wx->slot_count; slot++) {
-        unsigned wanted = plb__w32_wanted(wx->slots[slot].stream);
-        if (wanted == 0)
-            continue;
-        plb__w32_ask(&wx->fds[wx->fds_count], wx->slots[slot].stream->socket, wanted);
-        wx->polled[wx->fds_count].slot = slot;
-        wx->polled[wx->fds_count].generation = wx->slots[slot].generation;
-        wx->fds_count++;
-    }
+    wx->fds_count = (uint32_t)plb__w32_ask_all(wx, wx->fds, wx->polled, wx->fds_capacity);
     wx->event_count = PLB_WIN32_POLL(wx->fds, wx->fds_count, timeout_ms);
     if (wx->event_count < 0 && timeout_ms != 0) /* without memory, say: no reason to spin */
         Sleep(timeout_ms < 0 || timeout_ms > PLB__W32_FAULT_MS ? PLB__W32_FAULT_MS : (DWORD)timeout_ms);

@@ -1,5 +1,5 @@
-/* What is the Windows port's own: the faults of WSAPoll, scarce sockets, threads, loops of a program's own, names. What it
-   has in common with other ports is in io_conformance.c. */
+/* What is the Windows port's own: the faults of WSAPoll, scarce sockets, threads, loops of a program's own, names. What
+   it has in common with other ports is in io_conformance.c. */
 #include <winsock2.h>
 #include <ws2tcpip.h>
 #include <windows.h>
