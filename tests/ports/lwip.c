@@ -448,6 +448,24 @@ TEST a_write_without_memory_is_called_back_all_the_same(void)
     PASS();
 }
 
+/* By the port, not only when lwIP's own timer comes by. */
+TEST segments_that_could_not_leave_are_sent_later(void)
+{
+    pair p;
+    size_t got;
+    ASSERT(open_pair(&p));
+    set_failing(CALL_TCP_OUTPUT, 1, 3);
+    ASSERT_EQ(PLB_OK, write_now(&p.client, sent, 300, &got));
+    ASSERT_EQ(300, got);
+    for (int i = 0; i < STEPS && calls_made() < 4; i++)
+        turn(10);
+    ASSERT_EQ(4, calls_made());
+    ASSERT_EQ(PLB_OK, read_wait(&p.server, received, sizeof received, &got));
+    ASSERT_EQ(300, got);
+    close_pair(&p);
+    PASS();
+}
+
 TEST a_close_without_memory_is_made_later(void)
 {
     pair p;
@@ -1469,6 +1487,7 @@ SUITE(without_memory)
     for (i = 0; i < sizeof calls / sizeof *calls; i++)
         RUN_TEST1(a_call_without_memory_costs_no_byte, calls[i]);
     RUN_TEST(a_write_without_memory_is_called_back_all_the_same);
+    RUN_TEST(segments_that_could_not_leave_are_sent_later);
     RUN_TEST(a_close_without_memory_is_made_later);
     RUN_TEST(a_port_can_end_while_closes_are_pending);
     for (i = 0; i < sizeof datagram_calls / sizeof *datagram_calls; i++)
