@@ -208,7 +208,7 @@ LWIP_INCLUDE ?= /usr/include/lwip
 
 # The calls of lwIP that tests/ports/lwip.c has fail, and a DNS client of its own, which Debian's lwIP lacks.
 LWIP_WRAPPED := tcp_new_ip_type tcp_bind tcp_listen_with_backlog_and_err tcp_connect tcp_write tcp_output tcp_shutdown \
-                tcp_close udp_new_ip_type udp_bind udp_connect udp_sendto pbuf_alloc
+                tcp_close udp_new_ip_type udp_bind udp_connect udp_sendto pbuf_alloc sys_arch_sem_wait
 LWIP_FAKES   := -DLWIP_DNS=1 $(LWIP_WRAPPED:%=-Wl,--wrap=%)
 LWIP_BUILD    = $(GCC) $(FLAGS_$(subst .,,$(suffix $@))) -D_GNU_SOURCE -isystem $(LWIP_INCLUDE) $(TEST_BUILD) -llwip
 
