@@ -1,6 +1,7 @@
 # make run     builds the load balancer and shows it at work
 # make test    installs or names what the tests need, then runs all of them
 # make test-ports   the same on Windows (under wine), over lwIP, and on a Cortex-M3 (under QEMU)
+# make cortex_m   shows a balancer on a Cortex-M3 (under QEMU); make cortex_m_stack prints how deep its calls get
 # make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
 # make bench-probe, bench-proxy, bench-idle   health checks beside HAProxy's, the proxy beside nginx, an idle process
 # make fuzz    runs each fuzz target for FUZZ_SECONDS
@@ -152,6 +153,43 @@ test-ports:
 
 # ---- a microcontroller, under QEMU ----
 
+# The example and the programs of tests/ports that are named after it, with the example's board and defines. The link has
+# no start-up files and no heap: of newlib it takes memcpy and the like. Tests have more RAM than the example.
+CORTEX_CC      := arm-none-eabi-gcc
+CORTEX_FLAGS   := -mthumb -Os -std=c99 $(WARN) -Werror -ffunction-sections -fdata-sections -Iexamples/cortex_m
+CORTEX_LINK    := -nostartfiles -nostdlib -Wl,--gc-sections -T examples/cortex_m/link.ld
+CORTEX_HEADERS := pingora_lb.h $(wildcard examples/cortex_m/*.h tests/ports/cortex_m*.h)
+CORTEX_RUN     := timeout 60 qemu-system-arm -M mps2-an385 -nographic -semihosting -kernel
+
+define cortex_rules
+build/cortex_m/$(1):
+	mkdir -p $$@
+build/cortex_m/$(1)/%.o: examples/cortex_m/%.c $(CORTEX_HEADERS) | build/cortex_m/$(1)
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-$(1) $(CORTEX_FLAGS) -c $$< -o $$@
+build/cortex_m/$(1)/%.o: tests/ports/%.c $(CORTEX_HEADERS) | build/cortex_m/$(1)
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-$(1) $(CORTEX_FLAGS) -c $$< -o $$@
+build/cortex_m/$(1)/%_lwip.o: tests/ports/%_lwip.c ports/plb_lwip.h $(CORTEX_HEADERS) \
+		$(wildcard examples/cortex_m/lwip/*.h examples/cortex_m/lwip/arch/*.h) | build/cortex_m/$(1)
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-$(1) $(CORTEX_FLAGS) -Iexamples/cortex_m/lwip -isystem /usr/include/lwip -c $$< -o $$@
+build/cortex_m/$(1)/%.elf: build/cortex_m/$(1)/%.o \
+		$(patsubst %,build/cortex_m/$(1)/%.o,startup balancer network) examples/cortex_m/link.ld
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-$(1) -mthumb $(CORTEX_LINK) $$(CORTEX_MORE) $$(filter %.o,$$^) -lc_nano -lgcc -o $$@
+.PRECIOUS: build/cortex_m/$(1)/%.o
+endef
+$(foreach cpu,m0 m3 m4,$(eval $(call cortex_rules,$(cpu))))
+build/cortex_m/m0/main.elf: CORTEX_MORE := -Wl,--defsym=ram_size=16K # a micro:bit
+build/cortex_m/m3/cortex_m.elf build/cortex_m/m3/cortex_m_stack.elf: CORTEX_MORE := -Wl,--defsym=ram_size=512K
+
+cortex_m: build/cortex_m/m3/main.elf
+	@$(CORTEX_RUN) $< </dev/null
+
+cortex_m_stack: build/cortex_m/m3/cortex_m_stack.elf
+	@$(CORTEX_RUN) $< </dev/null 2>&1 | sed -n 's/^stack  //p' | sort -n
+
 # ---- figures ----
 
 build/bench build/bench_single: tests/bench/bench.c $(HEADERS) | build
@@ -186,5 +224,5 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 clean:
 	rm -rf build
 
-.PHONY: all run test test-needs test-build test-programs test-run test-ports bench bench-plot bench-idle bench-proxy \
-        bench-probe fuzz clean
+.PHONY: all run test test-needs test-build test-programs test-run test-ports cortex_m cortex_m_stack bench bench-plot \
+        bench-idle bench-proxy bench-probe fuzz clean

@@ -88,7 +88,8 @@
                               instructions
    PLB_READERS                threads that get a cache line of their own to read by; as many lines more are for the
                               threads that got none, and readers beyond those share one counter (16)
-   PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 4 bytes of stack each (128)
+   PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 2 bytes of stack each (128); half as
+                              many in a tier of more than 65 536
    PLB_EXCHANGE_SIZE          bytes of the buffer through which probes read; the longest head of an answer (8192)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
@@ -206,6 +207,9 @@
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
+   the log                     344 bytes, where there is one
+   an HTTP check               2.6 KiB and its texts; HTTP/2, gRPC: 2.1 KiB
+   stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
    many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
    it, what was there before goes on, and the balancer tries again after a second.
@@ -225,10 +229,71 @@
    a call.
 
    HOW TO WRITE A PORT
-   Fill in a plb_io (nine functions and a wake), and the tables you need: section PORT has the contract of each
-   function. Then write a fixture (tests/io_fixture.h) and run tests/io_conformance.c over it. If all of it passes,
-   checks and proxy run on your platform. tests/sim.h, a port in memory, is one to read; ports/plb_posix.h is one to
-   copy from. */
+   A port is one plb_io: streams on a platform, nothing of balancing. ports/plb_posix.h is the one to copy from where
+   there are sockets, ports/plb_lwip.h where the stack calls back, tests/sim.h to see a whole one in memory. The
+   contract of each function, with every status it may return, is in section PORT; this is how it hangs together.
+
+   The bargain. The caller asks, and the port answers at once: it is done, or why it cannot be, or PLB_AGAIN. PLB_AGAIN
+   is a promise: this stream and direction will be called back once, from the port's step, when asking again is worth
+   it. Nothing else calls back.
+       caller            port                                   the port's step
+       connect    -->    PLB_AGAIN
+                                                                handler(stream, PLB_EVENT_CONNECT, PLB_OK)
+       write      -->    PLB_OK, *taken = 40
+       read       -->    PLB_AGAIN
+                                                                handler(stream, PLB_EVENT_READ, PLB_OK)
+       read       -->    PLB_OK, *got = 512
+       close      -->    whatever was promised is off; the stream is gone
+
+   function   may return             callback that PLB_AGAIN promises   notes
+   connect    AGAIN, OK, errors      CONNECT, with how it ended         an error returned: nothing was made. An error in
+                                                                        the callback: the stream is still to be closed
+   read       OK, AGAIN, END,        READ                               END stays END; bytes that came before it first.
+              errors                                                    A reset is an error, never END
+   write      OK, AGAIN, errors      WRITE                              OK may be for a part of it; AGAIN: for nothing
+   watch      OK, AGAIN              READ or WRITE, as asked            arms as read and write do, without a buffer
+   shutdown   OK, RESET              -                                  what was written goes out before the end does
+   close      -                      -                                  once for each stream, listener, failed connect
+   info       OK, IO                 -
+   listen     OK, errors             -
+   accept     OK, AGAIN, errors      ACCEPT                             AGAIN also while the port has no stream to spare
+   wake       -                      -                                  the step in progress, or else the next one,
+                                                                        returns at once; tasks are polled
+   A port that lacks something (listening, IPv6, Unix paths, TLS) returns PLB_ERR_UNSUPPORTED.
+
+   Which thread. All calls come from the thread that steps the port, and from callbacks, which that thread makes in its
+   step. wake alone comes from anywhere. Where a stack has a thread of its own (lwIP's), its callbacks only note what
+   happened, and the step passes it on.
+   Who owns what. plb_peer and plb_listen_desc are read during the call; the handler is copied. What read fills is the
+   caller's buffer. What write accepted is the port's: it copies, but for chunks with PLB_CHUNK_CONSTANT, which stay
+   where they are. A stream is the port's memory from connect, listen or accept until the caller closes it, whatever
+   becomes of the connection; the port never closes one by itself. Texts that info points at live as long as the stream.
+   Time. A port needs no timer for its streams: whoever calls it has the deadlines, and closes what takes too long.
+   Shortage. Out of memory, descriptors or streams is PLB_ERR_MEMORY or PLB_ERR_LIMIT (of accept: PLB_AGAIN, and the
+   callback when it can accept again): this side's fault, held against no backend.
+   The step is the program's way in, and its form is yours: wait until something stirs or a task is due (wake ends the
+   wait), make the callbacks, poll the tasks (plb_task), each after every step and when its delay is over.
+
+   What goes wrong, in the order in which it is met:
+   - A callback from inside connect, because the refusal is known at once. Return it instead.
+   - Level-triggered callbacks: a stream that nobody asked about is called back since bytes wait there.
+   - Two callbacks, since the caller asked twice before the first came.
+   - A callback after close: of two events that one step found, the first one's callback closed the other's stream. Look
+     whether the stream is still the same (a generation number) before each callback.
+   - An end or a reset that comes together with the last bytes, told only once and then forgotten.
+   - A graceful close that resets since bytes wait unread, and takes away what the peer has not read yet.
+   - A wake between the last look and the wait, lost.
+   - A write that raises a signal or blocks, a buffer full to the last byte, a listener out of descriptors that spins.
+
+   A check needs connect, close and info; HTTP checks read, write and shutdown, too; the proxy all of it. Of the other
+   tables plb_clock is always needed with checks (sys_now and the like; it may wrap at 2^32); plb_random where instances
+   should differ; plb_names for host names; plb_dgram and plb_barrier where they come cheap.
+   To try a port, write a fixture: two functions that open and close a port of yours, and say where it can listen and
+   what refuses (tests/io_fixture.h; tests/io_fixture_posix.c is one). Then
+       cc -I. -isystem tests tests/io_conformance.c my_fixture.c tests/core.c -o conformance && ./conformance
+   runs every rule above over it, some fifty, in a second or two. If all of them pass, checks and proxy run on your
+   platform. On a device without an operating system, link the same files into an image and let printf and exit go where
+   you see them; a fixture whose `streams` is set keeps the suite within what the port has. */
 #ifndef PINGORA_LB_H
 #define PINGORA_LB_H
 
@@ -645,32 +710,36 @@ typedef struct plb_names {
 #endif
 
 /* Datagrams (UDP). Rules and thread as for plb_io, whose plb_stream and plb_handler serve here too, but such a socket
-   is given to these functions only. Datagrams may get lost, doubled or out of order: those who use them expect it. */
+   is given to these functions only. Datagrams may get lost, doubled or out of order, and those that wait too long for
+   receive are lost, too: those who use them expect it. */
 typedef struct plb_dgram {
     void *self;
 
     /* Opens a socket. `local`: an address of this machine, or all zero bytes behind its family (any), and a port, 0:
        the system's choice; NULL: any. `remote`: the one place to send to and to hear from, so that forgeries from
-       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. One of them is given; of the same family where
-       both are. PLB_OK, or PLB_ERR_ARGUMENT, PLB_ERR_UNSUPPORTED (a family that the port lacks; Unix paths),
-       PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_UNREACHABLE,
-       PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO. */
+       elsewhere are dropped below (RFC 5452 section 9); NULL: everybody. Both are read during the call only. PLB_OK, or
+       PLB_ERR_ARGUMENT (both are NULL, or of different families; no port in `remote`), PLB_ERR_UNSUPPORTED (a family
+       that the port lacks; Unix paths), PLB_ERR_ADDRESS (not an address of this machine), PLB_ERR_IN_USE,
+       PLB_ERR_ACCESS, PLB_ERR_UNREACHABLE, PLB_ERR_LIMIT, PLB_ERR_MEMORY, PLB_ERR_IO; *out is NULL then. */
     plb_status (*open)(void *self, const plb_addr *local, const plb_addr *remote, plb_handler handler,
                        plb_stream **out);
 
-    /* Sends one datagram of `size` bytes (0 too) to `to`, or to the remote address (`to` is NULL). PLB_OK: it is on its
-       way. Else it is not, but the socket is as good as before; nothing is armed: PLB_ERR_ARGUMENT (no address, or more
-       bytes than a datagram may have), PLB_ERR_LIMIT (no room now), PLB_ERR_MEMORY, PLB_ERR_REFUSED (an earlier one met
-       nobody), PLB_ERR_UNREACHABLE, PLB_ERR_ACCESS, PLB_ERR_UNSUPPORTED (another family), PLB_ERR_IO. */
+    /* Sends one datagram of `size` bytes (0 too), which are the caller's again when it returns, to `to`; to the remote
+       address, where there is one, and `to` is NULL. PLB_OK: it is on its way. Else it is not; nothing is armed:
+       PLB_ERR_ARGUMENT (`to` without port, missing, or given beside a remote address; more bytes than a datagram may
+       have), PLB_ERR_UNSUPPORTED (another family), PLB_ERR_LIMIT (no room now), PLB_ERR_MEMORY, PLB_ERR_REFUSED (an
+       earlier one met nobody), PLB_ERR_UNREACHABLE, PLB_ERR_ACCESS: the socket is as good as before. PLB_ERR_IO: it is
+       broken. */
     plb_status (*send)(void *self, plb_stream *socket, const plb_addr *to, const void *data, size_t size);
 
-    /* Takes one datagram. PLB_OK: min(*got, capacity) bytes are in the buffer; *got above capacity: it was longer, and
-       the rest is lost. *from (may be NULL) is its sender. PLB_AGAIN: none; PLB_EVENT_READ is armed. PLB_ERR_REFUSED:
-       nobody listens at the remote address, as far as the platform tells; the socket is as good as before. PLB_ERR_IO:
-       it is broken. capacity is above 0. */
+    /* Takes one datagram. PLB_OK: min(*got, capacity) bytes are in the buffer; *got above capacity: it was longer, no
+       matter by how much, and the rest is lost. *from (may be NULL) is its sender. PLB_AGAIN: none; PLB_EVENT_READ is
+       armed. Else nothing is armed: PLB_ERR_REFUSED (nobody listens at the remote address), PLB_ERR_UNREACHABLE,
+       PLB_ERR_ACCESS: what became of earlier datagrams, as far as the platform tells; PLB_ERR_LIMIT, PLB_ERR_MEMORY:
+       the socket is as good as before. PLB_ERR_IO: it is broken. capacity is above 0. */
     plb_status (*receive)(void *self, plb_stream *socket, void *buffer, size_t capacity, size_t *got, plb_addr *from);
 
-    /* As plb_io's. */
+    /* As plb_io's; remote is PLB_FAMILY_NONE where everybody is heard. */
     plb_status (*info)(void *self, plb_stream *socket, plb_stream_info *out);
     void (*close)(void *self, plb_stream *socket);
 } plb_dgram;
@@ -742,7 +811,7 @@ PLB_API uint32_t plb_timers_delay(const plb_timers *timers);
 
 typedef struct plb_balancer plb_balancer;
 
-#define PLB_WEIGHT_MAX   65535u
+#define PLB_WEIGHT_MAX 65535u
 #ifndef PLB_NO_TIERS
 #define PLB_BACKUP       65536u /* as a priority: a backup, used only while no other backend is ready */
 #define PLB_PRIORITY_MAX 131071u
@@ -755,7 +824,7 @@ typedef enum plb_enablement {
 } plb_enablement;
 
 typedef struct plb_backend {
-    plb_addr addr;      /* PLB_FAMILY_NONE with a port: `name` is still to be resolved (static discovery does) */
+    plb_addr addr; /* PLB_FAMILY_NONE with a port: `name` is still to be resolved (static discovery does) */
 #ifndef PLB_NO_WEIGHTS
     uint32_t weight; /* its share, 0 to 65535. It means what it says: 0 is draining, never picked. Usually 1 */
 #endif
@@ -766,7 +835,7 @@ typedef struct plb_backend {
     uint32_t priority; /* its tier: those of a greater number are used only while none of a smaller one is ready. 0 to
                           65535, as in DNS SRV (RFC 2782); PLB_BACKUP added: after all that are no backups */
 #endif
-    uint32_t id;        /* tells two services on one address apart; usually 0 */
+    uint32_t id;               /* tells two services on one address apart; usually 0 */
     plb_enablement enablement; /* from a discovery: switch it on or off with this update */
 #ifndef PLB_NO_CHECK_LIST
     uint32_t checks; /* which of the balancer's checks it has, a bit each, the first one's is 1; 0: all but those
@@ -777,7 +846,7 @@ typedef struct plb_backend {
 #ifndef PLB_NO_NAMES
     const char *name; /* the host name it came from, or NULL. Copied. The first name of an address stays */
 #endif
-    void *ext;               /* the program's own */
+    void *ext;                      /* the program's own */
     void (*ext_release)(void *ext); /* called once when nothing reaches ext any more, or NULL */
 } plb_backend;
 
@@ -939,17 +1008,18 @@ typedef struct plb_report {
     plb_status status; /* PLB_OK: success */
     uint32_t code;     /* the protocol's own number (HTTP status, ...), up to 65535; 0: none */
 #ifndef PLB_NO_LOG
-    const char *text; /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it */
+    const char
+        *text; /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it */
 #endif
 #ifndef PLB_NO_EXCHANGE
-    bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open. When it is
+    bool keep; /* keep the probe's bytes for the next start: what is open in there stays open. When it is
                           reported while plb_destroy runs, no cancel follows: close gives it back */
 #endif
 #ifndef PLB_NO_SHARES
-    bool neutral;      /* it says nothing of the backend's health: written down, but no success and no failure. Only
+    bool neutral;   /* it says nothing of the backend's health: written down, but no success and no failure. Only
                           where start_unhealthy waits for a first result, it is a success */
-    bool has_share;    /* `share` is meant, until another report has one */
-    uint8_t share;     /* requests that the backend wants, in 255ths of its weight; 0: no new ones */
+    bool has_share; /* `share` is meant, until another report has one */
+    uint8_t share;  /* requests that the backend wants, in 255ths of its weight; 0: no new ones */
     plb_enablement enablement; /* does it want new requests at all, whatever its health? Holds until another report
                                   says something else than PLB_ENABLEMENT_KEEP */
 #endif
@@ -1560,7 +1630,7 @@ typedef struct plb_backend_info {
 #ifndef PLB_NO_SHARES
     uint8_t share; /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
 #endif
-    bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
+    bool ready; /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
                            panics, an unhealthy one too */
     bool healthy;
     bool enabled;
@@ -1616,7 +1686,7 @@ typedef struct plb_balancer_desc {
 #endif
     plb_strategy strategy;
     plb_discovery discovery;
-    plb_check check;         /* of every backend; its ops are NULL: none */
+    plb_check check; /* of every backend; its ops are NULL: none */
 #ifndef PLB_NO_CHECK_LIST
     const plb_check *checks; /* more of them; all must pass. With `check`, which is the first, PLB_CHECKS_MAX at most */
     size_t check_count;
@@ -1629,21 +1699,21 @@ typedef struct plb_balancer_desc {
                                  PLB_UNLIMITED */
     bool start_unhealthy;     /* backends are unhealthy until checks say otherwise; needs a check */
 #ifndef PLB_NO_SHARES
-    uint32_t slow_start_ms;   /* a backend that becomes healthy gets its share bit by bit over this time, so that cold
+    uint32_t slow_start_ms; /* a backend that becomes healthy gets its share bit by bit over this time, so that cold
                                  caches can fill; needs port.clock; 0: at once */
 #endif
 #ifndef PLB_NO_TIERS
-    uint32_t panic_percent;   /* a tier in which less than this share of the enabled backends is healthy ignores health:
+    uint32_t panic_percent; /* a tier in which less than this share of the enabled backends is healthy ignores health:
                                  failing some requests beats drowning the last ones. 0: never; up to 100 */
 #endif
 #ifndef PLB_NO_OUTLIER
     plb_outlier_desc outlier; /* passive health */
 #endif
 
-    void *user;                                                 /* handed to the callbacks below */
+    void *user; /* handed to the callbacks below */
 #ifndef PLB_NO_UPDATES
-    void (*on_change)(void *user, plb_balancer *lb);            /* another set was published */
-    void (*on_update)(void *user, const plb_update_info *info); /* a discovery is over, failed or not */
+    void (*on_change)(void *user, plb_balancer *lb);                          /* another set was published */
+    void (*on_update)(void *user, const plb_update_info *info);               /* a discovery is over, failed or not */
     void (*on_first_update)(void *user, plb_balancer *lb, plb_status status); /* the first discovery is over */
 #endif
     void (*on_flip)(void *user, const plb_backend_info *info, plb_status status); /* health flipped; status: the
@@ -1728,8 +1798,8 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
    plb_begin passes over a backend that is full. */
 typedef bool (*plb_accept_fn)(void *user, const plb_backend_info *info);
 
-/* Distinct backends that one pick remembers exactly; past it, the walk becomes one sweep in set order over the rest.
-   4 bytes of stack each. */
+/* Distinct backends that one pick remembers exactly, of a tier of up to 65 536, half as many of a larger one; past it,
+   the walk becomes one sweep in set order over the rest. 2 bytes of stack each. */
 #ifndef PLB_SEEN_MAX
 #define PLB_SEEN_MAX 128
 #endif
@@ -2199,8 +2269,8 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 
 #if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
 #define PLB__INLINE static inline PLB__UNUSED __attribute__((always_inline))
-#define PLB__RARE   static __attribute__((noinline)) /* off the hot path, whose registers it shall not take */
-#else /* for size the compiler knows best */
+#define PLB__RARE   static __attribute__((noinline)) /* off the path, whose registers and stack it shall not take */
+#else                                                /* for size the compiler knows best */
 #define PLB__INLINE static PLB__UNUSED
 #define PLB__RARE   static
 #endif
@@ -2983,16 +3053,20 @@ static bool plb__scan_addr(plb__scan *s, plb_addr *out)
     return plb__scan_v4(s, out->u.v4) && plb__scan_port(s, &out->port);
 }
 
-PLB_API plb_status plb_addr_parse(plb_addr *out, const char *text, size_t length)
+/* Reads all of a text; what fails may leave something in *out. */
+static bool plb__read_addr(plb_addr *out, const char *text, size_t length)
 {
     plb__scan scan;
-    plb_addr addr;
-    if (text == NULL)
-        return PLB_ERR_ADDRESS;
     scan.at = text;
-    scan.end = text + (length == PLB_ZSTRING ? strlen(text) : length);
-    memset(&addr, 0, sizeof addr);
-    if (!plb__scan_addr(&scan, &addr))
+    scan.end = text + length;
+    memset(out, 0, sizeof *out);
+    return plb__scan_addr(&scan, out);
+}
+
+PLB_API plb_status plb_addr_parse(plb_addr *out, const char *text, size_t length)
+{
+    plb_addr addr;
+    if (text == NULL || !plb__read_addr(&addr, text, length == PLB_ZSTRING ? strlen(text) : length))
         return PLB_ERR_ADDRESS;
     *out = addr;
     return PLB_OK;
@@ -4342,7 +4416,8 @@ static uint32_t plb__tier_find_slot(const plb__tier *tier, plb__slot *slot)
     const plb_view *view = &tier->view;
     if (index < view->count && view->slots[index] == slot && (index == 0 || view->slots[index - 1] != slot))
         return index;
-    index = PLB__IF_UPDATES(plb__view_find(view, &slot->addr, slot->id), PLB_NONE); /* the one set is where hints point */
+    index =
+        PLB__IF_UPDATES(plb__view_find(view, &slot->addr, slot->id), PLB_NONE); /* the one set is where hints point */
     return index != PLB_NONE && view->slots[index] == slot ? index : PLB_NONE;
 }
 
@@ -4466,9 +4541,9 @@ typedef struct plb__list {
     size_t size; /* of this allocation */
     size_t count;
     plb_backend *backends;
-    uint32_t *order;   /* indices of backends, by identity */
-    uint32_t *members; /* the same, as they stand in a set: by tier, then by identity */
-    uint32_t *spare;   /* room to sort */
+    uint32_t *order;          /* indices of backends, by identity */
+    uint32_t *members;        /* the same, as they stand in a set: by tier, then by identity */
+    uint32_t *spare;          /* room to sort */
     struct plb__slot **slots; /* of an update: by index in backends; NULL: none is known */
 } plb__list;
 
@@ -4518,7 +4593,7 @@ typedef struct plb__op {
 #ifndef PLB_NO_UPDATES
     plb__list *answer; /* of a discovery */
 #endif
-    plb__slot *slot;   /* of a probe, like the rest */
+    plb__slot *slot; /* of a probe, like the rest */
     uint32_t check;
     plb_report report; /* its status is a discovery's too */
 #ifndef PLB_NO_LOG
@@ -4571,6 +4646,9 @@ struct plb_balancer {
     plb__slot *departed;
     uint32_t next_number; /* of slots */
     bool first_checks_over;
+#ifndef PLB_NO_LOG
+    struct plb__line *line; /* that is being written; NULL: nobody listens */
+#endif
 #ifndef PLB_NO_UPDATES
     /* discovery */
     bool update_due, first_update_over;
@@ -4665,8 +4743,10 @@ PLB__INLINE const char *plb__words_of(plb_status status)
     return PLB__IF_LOG(plb_status_text(status), "");
 }
 
-#define PLB__LINE_MAX 320
+#define PLB__LINE_MAX    320
+#define PLB__SUMMARY_MAX 160 /* of a backend in it, so that there is room for the rest */
 
+/* The polling thread's, one at a time; in memory of the balancer's, for stacks may be small. */
 typedef struct plb__line {
     plb__text text;
     plb_log_level level;
@@ -4677,45 +4757,45 @@ typedef struct plb__line {
 /* Is so much told? */
 static bool plb__logs(const plb_balancer *lb, plb_log_level level)
 {
-    return lb->desc.log != NULL && level <= lb->desc.log_level;
+    return lb->line != NULL && level <= lb->desc.log_level;
 }
 
-static bool plb__log_begin(const plb_balancer *lb, plb__line *line, plb_log_level level, const char *words)
+/* Begins a line; NULL: nobody wants to hear of it. */
+static plb__text *plb__log_begin(const plb_balancer *lb, plb_log_level level, const char *words)
 {
     if (!plb__logs(lb, level))
-        return false;
-    line->level = level;
-    line->text = plb__text_in(line->buffer, sizeof line->buffer);
-    plb__put(&line->text, words);
-    return true;
+        return NULL;
+    lb->line->level = level;
+    lb->line->text = plb__text_in(lb->line->buffer, sizeof lb->line->buffer);
+    plb__put(&lb->line->text, words);
+    return &lb->line->text;
 }
 
-static void plb__log_end(const plb_balancer *lb, plb__line *line)
+static void plb__log_end(const plb_balancer *lb)
 {
-    lb->desc.log(lb->desc.user, line->level, line->buffer);
+    lb->desc.log(lb->desc.user, lb->line->level, lb->line->buffer);
 }
 
 static void plb__log(const plb_balancer *lb, plb_log_level level, const char *words, plb_status status)
 {
-    plb__line line;
-    if (!plb__log_begin(lb, &line, level, words))
+    plb__text *line = plb__log_begin(lb, level, words);
+    if (line == NULL)
         return;
     if (status != PLB_OK) {
-        plb__put(&line.text, ": ");
-        plb__put(&line.text, plb_status_text(status));
+        plb__put(line, ": ");
+        plb__put(line, plb_status_text(status));
     }
-    plb__log_end(lb, &line);
+    plb__log_end(lb);
 }
 
 /* A backend as the program calls it. */
 static void plb__put_backend(const plb_balancer *lb, plb__text *text, const plb_backend *backend)
 {
-    if (lb->desc.summary != NULL) {
-        char summary[160];
-        summary[0] = '\0';
-        lb->desc.summary(lb->desc.user, backend, summary, sizeof summary);
-        summary[sizeof summary - 1] = '\0';
-        plb__put(text, summary);
+    if (lb->desc.summary != NULL && text->length + PLB__SUMMARY_MAX < text->capacity) {
+        char *summary = text->buffer + text->length;
+        lb->desc.summary(lb->desc.user, backend, summary, PLB__SUMMARY_MAX);
+        summary[PLB__SUMMARY_MAX - 1] = '\0';
+        text->length += strlen(summary);
     } else if (backend->addr.family == PLB_FAMILY_NONE && plb__name_of(backend) != NULL) {
         plb__put(text, plb__name_of(backend));
         plb__put_port(text, backend->addr.port);
@@ -4728,31 +4808,29 @@ static void plb__put_backend(const plb_balancer *lb, plb__text *text, const plb_
 static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const char *words, const plb_backend *backend,
                              const char *why)
 {
-    plb__line line;
-    if (!plb__log_begin(lb, &line, level, words))
+    plb__text *line = plb__log_begin(lb, level, words);
+    if (line == NULL)
         return;
-    plb__put_char(&line.text, ' ');
-    plb__put_backend(lb, &line.text, backend);
+    plb__put_char(line, ' ');
+    plb__put_backend(lb, line, backend);
     if (why != NULL) {
-        plb__put(&line.text, ": ");
-        plb__put(&line.text, why);
+        plb__put(line, ": ");
+        plb__put(line, why);
     }
-    plb__log_end(lb, &line);
+    plb__log_end(lb);
 }
 #else
-PLB__INLINE bool plb__log_begin(const plb_balancer *lb, plb__line *line, plb_log_level level, const char *words)
+PLB__INLINE plb__text *plb__log_begin(const plb_balancer *lb, plb_log_level level, const char *words)
 {
     (void)lb;
-    (void)line;
     (void)level;
     (void)words;
-    return false;
+    return NULL;
 }
 
-PLB__INLINE void plb__log_end(const plb_balancer *lb, plb__line *line)
+PLB__INLINE void plb__log_end(const plb_balancer *lb)
 {
     (void)lb;
-    (void)line;
 }
 
 PLB__INLINE void plb__log(const plb_balancer *lb, plb_log_level level, const char *words, plb_status status)
@@ -5388,7 +5466,18 @@ static bool plb__admits(plb__walk *walk, plb__slot *slot)
     if (walk->luck == 0)
         walk->luck = walk->set->strategy->keyed ? plb__fnv1a(PLB__FNV_BASIS, request->key, request->key_length)
                                                 : plb__random(walk->reader);
-    return share == PLB__SHARE_ALL || plb__mix(walk->luck + slot->u.control.number * PLB__GOLDEN) % PLB__SHARE_ALL < share;
+    return share == PLB__SHARE_ALL ||
+           plb__mix(walk->luck + slot->u.control.number * PLB__GOLDEN) % PLB__SHARE_ALL < share;
+}
+
+/* Does the program want it? */
+PLB__RARE bool plb__is_wanted(const plb_request *request, const plb__tier *tier, uint32_t index, bool excluded)
+{
+    plb_backend_info info;
+    plb__fill_info(tier, index, &info);
+    if (excluded)
+        info.ready = false;
+    return request->accept(request->accept_user, &info);
 }
 
 /* Is it this one? */
@@ -5396,32 +5485,40 @@ static bool plb__accepts(plb__walk *walk, const plb__tier *tier, uint32_t index)
 {
     const plb_request *request = walk->request;
     plb__slot *slot = tier->view.slots[index];
-    plb_backend_info info;
     bool excluded = plb__excluded(request, slot->u.control.number), accepted;
-    if (request->accept == NULL) {
+    if (request->accept == NULL)
         accepted = !excluded && plb__view_ready(&tier->view, index) && (!walk->shares || plb__admits(walk, slot));
-    } else {
-        plb__fill_info(tier, index, &info);
-        if (excluded)
-            info.ready = false;
-        accepted = request->accept(request->accept_user, &info);
-    }
+    else
+        accepted = plb__is_wanted(request, tier, index, excluded);
     return accepted && (walk->taker == NULL || plb__slot_take(walk->taker, slot));
 }
 
-/* What one walk has asked already. */
+/* What one walk has asked already: indexes, in 16 bits where that is enough, else in two times 16. */
 typedef struct plb__seen {
-    uint32_t count;
-    uint32_t index[PLB_SEEN_MAX];
+    uint32_t count, width;
+    uint16_t halves[PLB_SEEN_MAX];
 } plb__seen;
 
 static bool plb__seen_has(const plb__seen *seen, uint32_t index)
 {
-    uint32_t i;
-    for (i = 0; i < seen->count; i++)
-        if (seen->index[i] == index)
+    const uint16_t *at = seen->halves, *end = at + seen->count * seen->width;
+    for (; at < end; at += seen->width)
+        if (at[0] == (uint16_t)index && (seen->width == 1 || at[1] == index >> 16))
             return true;
     return false;
+}
+
+/* Notes one that is not among them; false: there is no room for it. */
+static bool plb__seen_add(plb__seen *seen, uint32_t index)
+{
+    uint16_t *at = seen->halves + seen->count * seen->width;
+    if ((seen->count + 1) * seen->width > PLB_SEEN_MAX)
+        return false;
+    at[0] = (uint16_t)index;
+    if (seen->width > 1)
+        at[1] = (uint16_t)(index >> 16);
+    seen->count++;
+    return true;
 }
 
 /* Asks every backend that was not asked yet, in set order, within *left of them. */
@@ -5454,11 +5551,11 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, plb__walk *walk, const pl
     plb__seen seen;
     index = lb->strategy->first(tier->table, view, walk->reader, request->key, request->key_length, &cursor);
     seen.count = 0;
+    seen.width = view->count > 65536 ? 2 : 1;
     for (; *left > 0; --*left, steps++) {
         if (!plb__seen_has(&seen, index)) {
-            if (seen.count == PLB_SEEN_MAX)
+            if (!plb__seen_add(&seen, index))
                 return plb__sweep(walk, tier, &seen, left);
-            seen.index[seen.count++] = index;
             if (plb__accepts(walk, tier, index))
                 return index;
         }
@@ -5502,7 +5599,7 @@ static uint32_t plb__walk_tiers(const plb_balancer *lb, plb__walk *walk, const p
 
 /* Only the requests of those that start slowly and refuse go elsewhere: to one drawn at random, for a key the same as
    long as nothing changes. Walking instead would be long where few are ready. */
-static uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
+PLB__RARE uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
 {
     uint32_t tries, drawn = index;
     plb_reader lots;
@@ -5737,13 +5834,9 @@ PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader
 }
 
 /* No key, no limit, any ready backend. */
-static const plb_request plb__any_request = {NULL,
-                                             0,
-                                             0,
+static const plb_request plb__any_request = {NULL, 0, 0,
 #ifndef PLB_NO_WALK
-                                             NULL,
-                                             0,
-                                             NULL,
+                                             NULL, 0, NULL,
                                              NULL
 #endif
 };
@@ -6273,7 +6366,8 @@ static uint32_t plb__weighted_raw_next(const void *table, const plb_view *view, 
 #define PLB__WEIGHTED_OPS(name, keyed, open, pick)                                                                     \
     {                                                                                                                  \
         name, sizeof(plb__weighted_state), 0, keyed, open, NULL, plb__weighted_build, plb__weighted_discard,           \
-            PLB__IF_WALK(plb__weighted_raw_first, NULL), PLB__IF_WALK(plb__weighted_raw_next, NULL), pick, NULL, NULL, NULL, NULL, 0                           \
+            PLB__IF_WALK(plb__weighted_raw_first, NULL), PLB__IF_WALK(plb__weighted_raw_next, NULL), pick, NULL, NULL, \
+            NULL, NULL, 0                                                                                              \
     }
 
 static const plb_strategy_ops plb__round_robin_ops =
@@ -7180,21 +7274,21 @@ static uint32_t plb__smooth_shift(const plb_view *view)
     return shift;
 }
 
-/* One pass of a radix sort, by eight bits of the weight; stable. `from` NULL: the view's own order. */
+/* One pass of a radix sort, by four bits of the weight; stable. `from` NULL: the view's own order. */
 static void plb__smooth_sort(const plb_view *view, uint32_t bits, const uint32_t *from, uint32_t *to)
 {
-    uint32_t ends[256], i, end = 0;
+    uint32_t ends[16], i, end = 0;
     memset(ends, 0, sizeof ends);
     for (i = 0; i < view->count; i++)
-        ends[view->weights[i] >> bits & 255]++;
-    for (i = 0; i < 256; i++) {
+        ends[view->weights[i] >> bits & 15]++;
+    for (i = 0; i < 16; i++) {
         uint32_t here = ends[i];
         ends[i] = end;
         end += here;
     }
     for (i = 0; i < view->count; i++) {
         uint32_t index = from != NULL ? from[i] : i;
-        to[ends[view->weights[index] >> bits & 255]++] = index;
+        to[ends[view->weights[index] >> bits & 15]++] = index;
     }
 }
 
@@ -7267,7 +7361,9 @@ static plb_status plb__smooth_build(void *opaque, const plb_view *view, const pl
         return PLB_ERR_MEMORY;
     half = order + view->count;
     plb__smooth_sort(view, 0, NULL, half);
-    plb__smooth_sort(view, 8, half, order);
+    plb__smooth_sort(view, 4, half, order);
+    plb__smooth_sort(view, 8, order, half);
+    plb__smooth_sort(view, 12, half, order);
     for (i = 1; i < view->count; i++)
         groups += plb__smooth_weight(view, order[i], shift) != plb__smooth_weight(view, order[i - 1], shift);
     table = plb__smooth_new(a, view, groups);
@@ -9554,7 +9650,8 @@ static void plb__schedule_all(plb_balancer *lb)
 /* Is a check for backends with these plb_backend.checks? */
 static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
 {
-    return PLB__IF_CHECK_LIST(checks != 0, false) ? (checks >> check & 1) != 0 : PLB__IF_CHECK_LIST(!lb->checks[check].what.by_name, true);
+    return PLB__IF_CHECK_LIST(checks != 0, false) ? (checks >> check & 1) != 0
+                                                  : PLB__IF_CHECK_LIST(!lb->checks[check].what.by_name, true);
 }
 #endif
 
@@ -9567,7 +9664,7 @@ typedef struct plb__update {
     bool changed;
     uint32_t *counts; /* backends of each tier */
     uint32_t tiers;
-    uint32_t members; /* of the set; the count of a tier that is the only one */
+    uint32_t members;   /* of the set; the count of a tier that is the only one */
     plb__slot *created; /* new slots, through next_departed */
     plb__set *set;
 } plb__update;
@@ -9579,8 +9676,7 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
     for (i = 0; i < list->count; i++) {
         plb_status status = plb__backend_check(&list->backends[i], false);
         if (status != PLB_OK) {
-            plb__log_backend(lb, PLB_LOG_ERROR, "update refused because of", &list->backends[i],
-                             plb__words_of(status));
+            plb__log_backend(lb, PLB_LOG_ERROR, "update refused because of", &list->backends[i], plb__words_of(status));
             return status;
         }
         sum += plb__weight_of(&list->backends[i]);
@@ -9667,7 +9763,8 @@ static bool plb__update_differs(const plb_balancer *lb, const plb__update *u)
         const plb_backend *backend = plb__list_member(u->list, i);
         while (i >= current->tiers[t].start + current->tiers[t].view.count)
             t++;
-        if (current->slots[i] != u->list->slots[u->list->members[i]] || plb__set_weight(current, i) != plb__weight_of(backend) ||
+        if (current->slots[i] != u->list->slots[u->list->members[i]] ||
+            plb__set_weight(current, i) != plb__weight_of(backend) ||
             plb__tier_priority(&current->tiers[t]) != plb__priority_of(backend))
             return true;
     }
@@ -10136,16 +10233,16 @@ static void plb__update_over(plb_balancer *lb, plb_status status, bool changed)
 
 static void plb__log_update(const plb_balancer *lb)
 {
-    plb__line line;
-    if (!plb__log_begin(lb, &line, PLB_LOG_INFO, "set of "))
+    plb__text *line = plb__log_begin(lb, PLB_LOG_INFO, "set of ");
+    if (line == NULL)
         return;
-    plb__put_number(&line.text, lb->update.backends, 10);
-    plb__put(&line.text, " backends published: discovery ");
-    plb__put_number(&line.text, lb->update.discovery_us, 10);
-    plb__put(&line.text, " us, build ");
-    plb__put_number(&line.text, lb->update.build_us, 10);
-    plb__put(&line.text, " us");
-    plb__log_end(lb, &line);
+    plb__put_number(line, lb->update.backends, 10);
+    plb__put(line, " backends published: discovery ");
+    plb__put_number(line, lb->update.discovery_us, 10);
+    plb__put(line, " us, build ");
+    plb__put_number(line, lb->update.build_us, 10);
+    plb__put(line, " us");
+    plb__log_end(lb);
 }
 
 static void plb__answer_apply(plb_balancer *lb)
@@ -10252,7 +10349,8 @@ static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_
         plb_status status;
         if (what == PLB_CHANGE_REMOVE)
             plb__backend_ignore(&backend);
-        status = plb__backend_check(&backend, PLB__IF_NAMES(lb->env.port.names != NULL, false) || what == PLB_CHANGE_REMOVE);
+        status =
+            plb__backend_check(&backend, PLB__IF_NAMES(lb->env.port.names != NULL, false) || what == PLB_CHANGE_REMOVE);
         if (status != PLB_OK)
             return status;
         if (plb__is_name(&backend) && backend.ext != NULL && what != PLB_CHANGE_REMOVE)
@@ -10544,14 +10642,15 @@ static plb_status plb__static_parse(plb__static *self, plb__static_entry ***end,
 {
     char name[256];
     plb_backend backend;
-    plb__line line;
+    plb__text *line;
     plb_status status = plb_backend_parse(&backend, text, PLB_ZSTRING, name);
     if (status == PLB_OK)
         return plb__static_append(self, end, &backend);
-    if (plb__log_begin(self->env.balancer, &line, PLB_LOG_ERROR, "bad address '")) {
-        plb__put(&line.text, text);
-        plb__put(&line.text, "': expected 1.2.3.4:80, [::1]:80, unix:/path or host:80");
-        plb__log_end(self->env.balancer, &line);
+    line = plb__log_begin(self->env.balancer, PLB_LOG_ERROR, "bad address '");
+    if (line != NULL) {
+        plb__put(line, text);
+        plb__put(line, "': expected 1.2.3.4:80, [::1]:80, unix:/path or host:80");
+        plb__log_end(self->env.balancer);
     }
     return status;
 }
@@ -10969,8 +11068,8 @@ static bool plb__is_host(const char *text, size_t length)
     return digits < length - label && !(text[label] == '0' && (text[label + 1] | 32) == 'x');
 }
 
-/* "host:port". */
-static bool plb__scan_name(const char *text, size_t length, plb_backend *out, char *name_buffer)
+/* "host:port", the host into name_buffer. */
+static bool plb__scan_name(const char *text, size_t length, uint16_t *port, char *name_buffer)
 {
     const char *colon = (const char *)memchr(text, ':', length);
     plb__scan scan;
@@ -10978,29 +11077,33 @@ static bool plb__scan_name(const char *text, size_t length, plb_backend *out, ch
         return false;
     scan.at = colon;
     scan.end = text + length;
-    if (!plb__scan_port(&scan, &out->addr.port))
+    if (!plb__scan_port(&scan, port))
         return false;
     memcpy(name_buffer, text, (size_t)(colon - text));
     name_buffer[colon - text] = '\0';
-    out->name = name_buffer;
     return true;
 }
 #endif
 
 PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t length, char *name_buffer)
 {
-    plb_backend backend;
+    plb_addr addr;
+    bool named = false;
     (void)name_buffer;
     if (text == NULL)
         return PLB_ERR_ADDRESS;
-    memset(&backend, 0, sizeof backend);
-    PLB__IF_WEIGHTS(backend.weight = 1, (void)0);
     if (length == PLB_ZSTRING)
         length = strlen(text);
-    if (plb_addr_parse(&backend.addr, text, length) != PLB_OK &&
-        !PLB__IF_NAMES(plb__scan_name(text, length, &backend, name_buffer), false))
-        return PLB_ERR_ADDRESS;
-    *out = backend;
+    if (!plb__read_addr(&addr, text, length)) {
+        memset(&addr, 0, sizeof addr);
+        named = PLB__IF_NAMES(plb__scan_name(text, length, &addr.port, name_buffer), false);
+        if (!named)
+            return PLB_ERR_ADDRESS;
+    }
+    memset(out, 0, sizeof *out);
+    out->addr = addr;
+    PLB__IF_WEIGHTS(out->weight = 1, (void)0);
+    PLB__IF_NAMES(out->name = named ? name_buffer : NULL, (void)named);
     return PLB_OK;
 }
 
@@ -11264,7 +11367,7 @@ static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint
     PLB__IF_LOG(out->text = plb_status_text(out->status), (void)0);
 }
 
-static void plb__probe_tell(plb_balancer *lb, const plb__result *r)
+PLB__RARE void plb__probe_tell(plb_balancer *lb, const plb__result *r)
 {
     const plb__tier *tier = NULL;
     plb_backend_info info;
@@ -11392,7 +11495,8 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
     lb->probes--;
     plb__op_stop(lb, op);
     r.vital->stage = PLB__VITAL_DONE;
-    if (plb__set_has_slot((const plb__set *)lb->current, r.slot) && !plb__is_absent(r.vital)) { /* else it has left meanwhile */
+    if (plb__set_has_slot((const plb__set *)lb->current, r.slot) &&
+        !plb__is_absent(r.vital)) { /* else it has left meanwhile */
         if (plb__op_keeps(op))
             PLB__IF_EXCHANGE(r.vital->kept = op, (void)0);
         plb__probe_judge(lb, &r);
@@ -11443,7 +11547,7 @@ static plb__op *plb__probe_op(plb_balancer *lb, plb__vital *vital, const plb__ch
     return NULL;
 }
 
-static void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
+PLB__RARE void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
 {
     const plb__check *check = &lb->checks[c];
     plb__vital *vital = &plb__slot_vitals(slot)[c];
@@ -11712,57 +11816,66 @@ static void plb__exchange_end(plb_exchange *x, plb_status status)
 static void plb__exchange_event(void *user, plb_stream *stream, plb_event event, plb_status status);
 
 /* The port that a probe connects to; `port`: plb_exchange's. */
-static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t port, const plb_backend *target)
+static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t port, const plb_addr *addr)
 {
-    if (plb__addr_is_path(&target->addr))
+    if (plb__addr_is_path(addr))
         return 0;
-    return port != 0 ? port : check->connect.port != 0 ? check->connect.port : target->addr.port;
+    return port != 0 ? port : check->connect.port != 0 ? check->connect.port : addr->port;
 }
 
 #ifndef PLB_NO_TLS
+#define PLB__IP_TEXT_MAX 46 /* of an IPv6 address that ends as an IPv4 one, NUL included */
+
 /* An IP address as certificates have it: without port and zone. NULL: it is none. */
 static const char *plb__ip_text(const plb_addr *addr, char *text)
 {
-    plb__text ip = plb__text_in(text, PLB_ADDR_TEXT_MAX);
+    plb__text ip = plb__text_in(text, PLB__IP_TEXT_MAX);
     if (!plb__addr_is_ip(addr))
         return NULL;
     plb__put_host(&ip, addr);
     return text;
 }
 
-/* Connects with TLS. */
-static plb_status plb__exchange_connect_tls(plb_exchange *x, const plb_backend *target, plb_peer *peer,
-                                            plb_handler handler)
+#endif
+
+static plb_status plb__exchange_connect_peer(plb_exchange *x, const plb_peer *peer)
 {
     const plb_io *io = x->check->env->port.io;
-    char ip[PLB_ADDR_TEXT_MAX];
+    plb_handler handler;
+    handler.fn = plb__exchange_event;
+    handler.user = x;
+    return io->connect(io->self, peer, handler, &x->stream);
+}
+
+#ifndef PLB_NO_TLS
+/* The same with TLS, for which there is a name. */
+PLB__RARE plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name, plb_peer *peer)
+{
+    char ip[PLB__IP_TEXT_MAX];
     plb_tls tls = *x->check->connect.tls;
     if (tls.name == NULL)
-        tls.name = x->tls_name != NULL ? x->tls_name : plb__name_of(target);
+        tls.name = x->tls_name != NULL ? x->tls_name : name;
     if (tls.name == NULL)
-        tls.name = plb__ip_text(&target->addr, ip);
+        tls.name = plb__ip_text(&peer->addr, ip);
     peer->tls = &tls;
-    return io->connect(io->self, peer, handler, &x->stream);
+    return plb__exchange_connect_peer(x, peer);
 }
 #endif
 
-/* Connects. What it returns is start's to return. */
-static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *target)
+/* Connects to a backend's address and name. What it returns is start's to return. */
+PLB__RARE plb_status plb__exchange_connect(plb_exchange *x, const plb_addr *addr, const char *name)
 {
     const plb_connect_desc *connect = &x->check->connect;
-    const plb_io *io = x->check->env->port.io;
-    plb_handler handler;
     plb_peer peer;
+    (void)name;
     memset(&peer, 0, sizeof peer);
-    plb__addr_copy(&peer.addr, &target->addr);
-    peer.addr.port = plb__exchange_port(x->check, PLB__IF_EXCHANGE(x->port, 0), target);
-    if (connect->source.family == target->addr.family)
+    plb__addr_copy(&peer.addr, addr);
+    peer.addr.port = plb__exchange_port(x->check, PLB__IF_EXCHANGE(x->port, 0), addr);
+    if (connect->source.family == addr->family)
         peer.source = connect->source;
-    handler.fn = plb__exchange_event;
-    handler.user = x;
     if (plb__exchange_tls(x->check) != NULL)
-        return PLB__IF_TLS(plb__exchange_connect_tls(x, target, &peer, handler), PLB_ERR_UNSUPPORTED);
-    return io->connect(io->self, &peer, handler, &x->stream);
+        return PLB__IF_TLS(plb__exchange_connect_tls(x, name, &peer), PLB_ERR_UNSUPPORTED);
+    return plb__exchange_connect_peer(x, &peer);
 }
 
 #ifndef PLB_NO_EXCHANGE
@@ -11770,7 +11883,6 @@ static plb_status plb__exchange_connect(plb_exchange *x, const plb_backend *targ
 static bool plb__exchange_renew(plb_exchange *x)
 {
     plb__op *op = plb__op_running(x->token);
-    plb_backend target;
     plb_status status;
     if (!x->resumed || x->answered || op == NULL)
         return false;
@@ -11779,8 +11891,7 @@ static bool plb__exchange_renew(plb_exchange *x)
     x->chunk_count = 0;
     plb__report_clear(op);
     plb_check_deadline(x->token, x->check->connect.timeout_ms);
-    plb__fill_backend(op->slot, 0, &target);
-    status = plb__exchange_connect(x, &target);
+    status = plb__exchange_connect(x, &op->slot->addr, plb__slot_name(op->slot));
     if (status == PLB_OK)
         plb__exchange_event(x, x->stream, PLB_EVENT_CONNECT, PLB_OK);
     else if (status != PLB_AGAIN)
@@ -11791,7 +11902,7 @@ static bool plb__exchange_renew(plb_exchange *x)
 
 #ifndef PLB_NO_TLS
 /* What the port knows of a session that did not come about. */
-static void plb__exchange_tell_tls(plb_exchange *x)
+PLB__RARE void plb__exchange_tell_tls(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
@@ -12008,7 +12119,7 @@ PLB_API plb_status plb_exchange_start(plb_exchange *x, const plb_exchange_ops *o
     x->tls_name = tls_name;
     PLB__IF_EXCHANGE(plb__exchange_begin(x, ops), (void)ops);
     if (PLB__IF_EXCHANGE(!x->resumed, true)) {
-        status = plb__exchange_connect(x, target);
+        status = plb__exchange_connect(x, &target->addr, plb__name_of(target));
         if (status == PLB_AGAIN)
             return PLB_OK;
     }
@@ -12428,10 +12539,11 @@ static void plb__http_check_close(void *state)
 
 /* RFC 9110 section 7.2: the host, with the port unless it is the scheme's own (section 4.2.3); a zone says something to
    this machine only (RFC 6874 section 4). */
-static void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check, const plb_backend *backend)
+PLB__RARE void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check,
+                                        const plb_backend *backend)
 {
     plb__text text = plb__text_in(probe->authority, sizeof probe->authority);
-    uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, backend);
+    uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, &backend->addr);
     bool is_unix = plb__addr_is_path(&backend->addr);
     if (probe->target.host != NULL)
         return;
@@ -12486,6 +12598,11 @@ static plb_status plb__http_start(const plb__http_check *check, plb__http_probe 
 }
 
 /* ---- HTTP/1.1 ---- */
+
+typedef struct plb__http1_check {
+    plb__http_check http;
+    plb_http1_header headers[PLB__HTTP_HEADERS]; /* of the answer that is being judged: a stack may be too small */
+} plb__http1_check;
 
 typedef struct plb__http1_probe {
     plb__http_probe http;
@@ -12560,11 +12677,10 @@ static plb_status plb__http1_probe_final(plb__http1_probe *probe, const plb_http
 /* PLB_AGAIN: *used is 0: more bytes are needed; else a head was taken, and what comes next is another one or a body. */
 static plb_status plb__http1_probe_head(plb__http1_probe *probe, const char *bytes, size_t size, size_t *used)
 {
-    plb_http1_header headers[PLB__HTTP_HEADERS];
     plb_http1_head head;
     plb_status status;
     memset(&head, 0, sizeof head);
-    head.headers = headers;
+    head.headers = ((plb__http1_check *)(uintptr_t)plb__http_check_of(&probe->http))->headers;
     head.header_capacity = PLB__HTTP_HEADERS;
     head.scanned = probe->scanned;
     *used = 0;
@@ -12654,7 +12770,7 @@ static plb_status plb__http1_check_start(void *state, void *probe, const plb_bac
 }
 
 static const plb_check_ops plb__http_check_ops = {"http",
-                                                  sizeof(plb__http_check),
+                                                  sizeof(plb__http1_check),
                                                   sizeof(plb__http1_probe),
                                                   plb__http_check_open,
                                                   plb__http_check_close,
@@ -13278,10 +13394,16 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
    One request at a time over HTTP/2: a page, or gRPC's health service. */
 
 #ifndef PLB_NO_HTTP2
+#define PLB__HTTP2_EXTRA     32 /* headers of the program's in a request */
+#define PLB__HTTP2_AUTHORITY 320
+
 typedef struct plb__http2_probe plb__http2_probe;
 
 typedef struct plb__http2_check {
     plb__http_check http;
+    plb_http2_header
+        headers[4 + PLB__HTTP2_EXTRA + 1]; /* of the request that is being made: a stack may be too small */
+    char authority[PLB__HTTP2_AUTHORITY];  /* its, too */
     plb_status (*request)(plb__http2_probe *probe, plb_text authority);
     plb_status (*event)(plb__http2_probe *probe, const plb_http2_event *event); /* PLB_AGAIN: the next one */
     char *service;                                                              /* gRPC: the request's body */
@@ -13313,9 +13435,10 @@ typedef struct plb__http2_fields_probe {
     plb__http2_fields fields;
 } plb__http2_fields_probe;
 
-static const plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
+/* The check's state, which exchanges may only read, and probes write too. */
+static plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
 {
-    return (const plb__http2_check *)(const void *)probe->http.exchange.check;
+    return (plb__http2_check *)(uintptr_t)probe->http.exchange.check;
 }
 
 /* Bytes that the exchange has sent of the codec's output are the codec's no more; what is left is taken back, for the
@@ -13348,7 +13471,7 @@ static void plb__http2_probe_sent(plb_exchange *x)
 }
 
 /* Over TLS the two sides must have agreed. */
-static bool plb__http2_is_spoken(plb_exchange *x)
+PLB__RARE bool plb__http2_is_spoken(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
@@ -13357,13 +13480,11 @@ static bool plb__http2_is_spoken(plb_exchange *x)
     return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && plb__same_text(info.alpn, "h2");
 }
 
-#define PLB__HTTP2_AUTHORITY 320
-
 static plb_status plb__http2_probe_connected(plb_exchange *x)
 {
     plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
-    char authority[PLB__HTTP2_AUTHORITY];
-    plb__text text = plb__text_in(authority, sizeof authority);
+    plb__http2_check *check = plb__http2_check_of(probe);
+    plb__text text = plb__text_in(check->authority, sizeof check->authority);
     plb_text host;
     plb_status status;
     plb__http_await(&probe->http);
@@ -13376,15 +13497,15 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
         plb_http2_open(&probe->connection, probe->memory, sizeof probe->memory);
     plb__put(&text, probe->http.target.host);
     plb__put(&text, probe->http.authority);
-    host.data = authority;
+    host.data = check->authority;
     host.size = text.length;
-    status = text.length < sizeof authority ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
+    status = text.length < sizeof check->authority ? check->request(probe, host) : PLB_ERR_ARGUMENT;
     if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
         return PLB_ERR_RESET;
     if (status != PLB_OK)
         return status;
     plb__http2_offer(probe);
-    x->keep = plb__http2_check_of(probe)->http.desc.reuse_connection;
+    x->keep = check->http.desc.reuse_connection;
     return PLB_AGAIN;
 }
 
@@ -13490,8 +13611,6 @@ static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_
 
 /* ---- a page ---- */
 
-#define PLB__HTTP2_EXTRA 32 /* headers of the program's */
-
 static void plb__http2_put_header(plb_http2_header *headers, size_t *count, const char *name, const char *value)
 {
     headers[*count].name.data = name;
@@ -13520,20 +13639,21 @@ static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http
     return PLB_OK;
 }
 
-static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 *connection, const char *path,
+static plb_status plb__http2_page_queue(plb__http2_check *check, plb_http2 *connection, const char *path,
                                         plb_text authority)
 {
-    plb_http2_header headers[4 + PLB__HTTP2_EXTRA + 1];
+    plb_http2_header *headers = check->headers;
     plb_text no_body;
     plb_status status;
     size_t count = 0;
     memset(&no_body, 0, sizeof no_body);
-    plb__http2_put_header(headers, &count, ":method", check->desc.method);
-    plb__http2_put_header(headers, &count, ":scheme", plb__exchange_tls(&check->exchange) != NULL ? "https" : "http");
+    plb__http2_put_header(headers, &count, ":method", check->http.desc.method);
+    plb__http2_put_header(headers, &count, ":scheme",
+                          plb__exchange_tls(&check->http.exchange) != NULL ? "https" : "http");
     plb__http2_put_header(headers, &count, ":path", path);
     plb__http2_put_header(headers, &count, ":authority", "");
     headers[count - 1].value = authority;
-    status = plb__http2_page_headers(check, headers, &count);
+    status = plb__http2_page_headers(&check->http, headers, &count);
     return status == PLB_OK ? plb_http2_request(connection, headers, count, no_body) : status;
 }
 
@@ -13546,7 +13666,7 @@ static plb__http2_fields *plb__http2_fields_of(plb__http2_probe *probe)
 
 static plb_status plb__http2_page_request(plb__http2_probe *probe, plb_text authority)
 {
-    const plb__http_check *check = &plb__http2_check_of(probe)->http;
+    plb__http2_check *check = plb__http2_check_of(probe);
     return plb__http2_page_queue(check, &probe->connection, probe->http.target.path, authority);
 }
 
@@ -13607,16 +13727,19 @@ static void plb__http2_lower_names(plb__http_check *check)
 }
 
 /* A request on trial, so that what HTTP/2 cannot carry fails plb_create and not each probe. */
-static plb_status plb__http2_page_try(const plb__http_check *check)
+static plb_status plb__http2_page_try(plb__http2_check *check)
 {
-    char memory[PLB_HTTP2_MEMORY];
-    plb_http2 connection;
+    const plb_allocator *a = &check->http.exchange.env->allocator;
+    plb_http2 *connection = (plb_http2 *)plb__new(a, sizeof *connection + PLB_HTTP2_MEMORY);
     plb_text authority;
     plb_status status;
-    authority.data = check->desc.host != NULL ? check->desc.host : "a";
+    if (connection == NULL)
+        return PLB_ERR_MEMORY;
+    authority.data = check->http.desc.host != NULL ? check->http.desc.host : "a";
     authority.size = strlen(authority.data);
-    plb_http2_open(&connection, memory, sizeof memory);
-    status = plb__http2_page_queue(check, &connection, check->desc.path, authority);
+    plb_http2_open(connection, connection + 1, PLB_HTTP2_MEMORY);
+    status = plb__http2_page_queue(check, connection, check->http.desc.path, authority);
+    plb__delete(a, connection, sizeof *connection + PLB_HTTP2_MEMORY);
     return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
 }
 
@@ -13629,7 +13752,7 @@ static plb_status plb__http2_fields_open(void *state, const void *desc, const pl
     check->request = plb__http2_page_request;
     check->event = plb__http2_page_event;
     plb__http2_lower_names(&check->http);
-    return plb__http2_page_try(&check->http);
+    return plb__http2_page_try(check);
 }
 
 /* Where probes were given no room for headers. */
@@ -13914,7 +14037,7 @@ static void plb__outlier_eject(plb_balancer *lb, plb__record *record, plb_ejecti
 #define PLB__REASON_MAX 120
 
 /* A thread left word. New failures are counted from here on, and may leave word again. */
-static void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
+PLB__RARE void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
 {
     plb__record *record = (plb__record *)(void *)mail;
     plb_ejection why = (plb_ejection)PLB__LOAD(&record->told);
@@ -14297,6 +14420,17 @@ static void plb__check_resolve(plb_check *check, uint32_t every_ms)
     check->every_ms = plb__or(check->every_ms, every_ms);
 }
 
+#ifndef PLB_NO_LOG
+/* Room for the lines of the log, where somebody listens. */
+static plb_status plb__line_take(plb_balancer *lb)
+{
+    if (lb->desc.log == NULL)
+        return PLB_OK;
+    lb->line = (plb__line *)plb__new(&lb->env.allocator, sizeof *lb->line);
+    return lb->line != NULL ? PLB_OK : PLB_ERR_MEMORY;
+}
+#endif
+
 #ifndef PLB_NO_METRICS
 /* Copies the name. */
 static plb_status plb__name_take(plb_balancer *lb, const char *name)
@@ -14389,18 +14523,19 @@ static plb_status plb__open(plb_balancer *lb, const char *kind, const char *name
                             void **state)
 {
     plb_status status = PLB_OK;
-    plb__line line;
+    plb__text *line;
     *state = plb__new(&lb->env.allocator, state_size > 0 ? state_size : 1);
     if (*state == NULL)
         return PLB_ERR_MEMORY;
     if (open != NULL)
         status = open(*state, desc, &lb->env);
-    if (status != PLB_OK && plb__log_begin(lb, &line, PLB_LOG_ERROR, kind)) {
-        plb__put_char(&line.text, ' ');
-        plb__put(&line.text, name);
-        plb__put(&line.text, " cannot start: ");
-        plb__put(&line.text, plb__words_of(status));
-        plb__log_end(lb, &line);
+    line = status != PLB_OK ? plb__log_begin(lb, PLB_LOG_ERROR, kind) : NULL;
+    if (line != NULL) {
+        plb__put_char(line, ' ');
+        plb__put(line, name);
+        plb__put(line, " cannot start: ");
+        plb__put(line, plb__words_of(status));
+        plb__log_end(lb);
     }
     return status;
 }
@@ -14503,6 +14638,8 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     plb__seed_readers(lb);
     PLB__IF_CHECK_LIST(lb->jitter = lb->seed, (void)0);
     status = PLB__IF_METRICS(plb__name_take(lb, desc->name), PLB_OK);
+    if (status == PLB_OK)
+        status = PLB__IF_LOG(plb__line_take(lb), PLB_OK);
     if (status == PLB_OK)
         status = plb__checks_take(lb, desc);
     if (status == PLB_OK)
@@ -14647,6 +14784,7 @@ PLB_API void plb_destroy(plb_balancer *lb)
     PLB__IF_HANDLES(plb__handles_free(lb), (void)0);
     plb__free_tickets(lb);
     PLB__IF_EXCHANGE(plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE), (void)0);
+    PLB__IF_LOG(plb__delete(&allocator, lb->line, sizeof *lb->line), (void)0);
     plb__delete(&allocator, lb->schedule, lb->schedule_capacity * sizeof *lb->schedule);
     plb__delete(&allocator, lb->checks, lb->check_count * sizeof *lb->checks);
     PLB__IF_METRICS(plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name)), (void)0);

@@ -2,8 +2,8 @@
 
    WHAT IT IS
    Everything that plb_port asks of a platform, for Linux, the BSDs, macOS and the like: TCP and Unix streams over IPv4,
-   IPv6 and paths, a monotonic clock, random bytes, host names by getaddrinfo. The loop waits with epoll on Linux and
-   with poll elsewhere.
+   IPv6 and paths, UDP datagrams, a monotonic clock, random bytes, host names by getaddrinfo. The loop waits with epoll
+   on Linux and with poll elsewhere.
 
    QUICK START
        #define PINGORA_LB_IMPLEMENTATION
@@ -49,15 +49,16 @@
 
    MEMORY
    Comes from the allocator of the descriptor, and only in the stepping thread. On a 64-bit machine: 2 KiB for the port,
-   40 bytes a stream and 208 more for a listener; a table entry of 16 bytes a stream (24 with poll), which grows to the
-   most streams there ever were at once; 120 bytes and the host name per resolution. The helper thread's shared state
+   40 bytes a stream or datagram socket and 208 more for a listener; a table entry of 16 bytes for each (24 with poll),
+   which grows to the most there ever were at once; 120 bytes and the host name per resolution. The helper thread's shared state
    is one calloc, since it can outlive the port: a getaddrinfo that hangs while the port is destroyed is left to end by
    itself.
 
    WHEN THINGS RUN SHORT
    Without descriptors (or memory) accept returns PLB_AGAIN, and its callback comes when a stream of this port closed or
    after 100 ms; connect returns PLB_ERR_LIMIT, as it does when the local ports are used up. A Unix socket whose backlog
-   is full is tried again each 10 ms, within the caller's deadline, as TCP would do by itself.
+   is full is tried again each 10 ms, within the caller's deadline, as TCP would do by itself. A datagram that finds
+   neither room nor memory in the system is not sent, and send says so.
 
    GOOD TO KNOW
    - SIGPIPE is never raised.
@@ -67,6 +68,9 @@
      with the end of the stream if it closes; alone after it otherwise.
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
      cares sends shutdown first and reads to the end.
+   - A datagram socket that was opened with a remote address is a connected one: the system drops what others send to
+     it, and tells of ICMP errors (RFC 1122 section 4.1.3.3), each once, by receive or send. Datagrams may be
+     fragmented. IPv6 sockets are IPv6 only, broadcasts are not sent.
    - An aborted Unix stream looks to its peer like an ended one; the system knows no reset there.
    - fork: create a port after it. A child must not touch its parent's port, not even to destroy it (that would take
      down the paths of Unix listeners); exec closes all descriptors. */
@@ -254,6 +258,9 @@ struct plb_stream {
     bool at_end : 1;   /* nothing but the end can be left to read */
     bool prompt : 1;   /* TCP_NODELAY is set, or there is no such thing */
     bool ack_owed : 1; /* the handshake's last segment waits for the callback */
+    bool datagrams : 1;
+    bool has_remote : 1; /* datagrams: there is one place to send to and to hear from */
+    uint8_t family;      /* datagrams: a plb_family */
 #ifdef PLB__PX_EPOLL
     bool hung_up : 1;   /* nothing more will come, so that the last edge was told */
     uint8_t registered; /* directions that epoll tells the edges of */
@@ -274,6 +281,7 @@ struct plb_posix {
     plb_clock clock;
     plb_random random;
     plb_names names;
+    plb_dgram dgram;
     plb_barrier barrier; /* issue is NULL where the system has none */
 
     plb__px_slot *slots;
@@ -352,9 +360,9 @@ extern int accept4(int, struct sockaddr *, socklen_t *, int);
 #endif
 #endif
 
-static int plb__px_open_socket(int family)
+static int plb__px_open_socket(int family, int type)
 {
-    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    return socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 }
 
 static int plb__px_accept_socket(int listener)
@@ -372,9 +380,9 @@ static int plb__px_without_signal(int fd)
     return fd;
 }
 
-static int plb__px_open_socket(int family)
+static int plb__px_open_socket(int family, int type)
 {
-    return plb__px_without_signal(plb__px_prepare(socket(family, SOCK_STREAM, 0)));
+    return plb__px_without_signal(plb__px_prepare(socket(family, type, 0)));
 }
 
 static int plb__px_accept_socket(int listener)
@@ -719,7 +727,8 @@ static void plb__px_dispatch_one(plb_posix *px, const struct epoll_event *event)
     if (failed || (event->events & EPOLLOUT) != 0)
         ready |= PLB__PX_WRITE;
     stream->ready = (uint8_t)(stream->ready | ready);
-    stream->hung_up = stream->hung_up || failed || (event->events & EPOLLRDHUP) != 0;
+    if (!stream->datagrams && (failed || (event->events & EPOLLRDHUP) != 0)) /* errors of datagrams pass */
+        stream->hung_up = true;
     plb__px_event(px, stream, ready, failed);
 }
 
@@ -1079,6 +1088,17 @@ static void plb__px_retry_connect(void *user)
         plb__px_connected(extra->px, extra->stream, status);
 }
 
+static plb_status plb__px_bind(int fd, const plb_addr *addr, const plb__px_sockaddr *name)
+{
+    if (bind(fd, &name->u.any, name->size) == 0)
+        return PLB_OK;
+    if (errno == EADDRNOTAVAIL) /* not an address of this machine, or not any more */
+        return PLB_ERR_ADDRESS;
+    if (errno == EADDRINUSE && addr->port == 0 && addr->family != PLB_FAMILY_UNIX)
+        return PLB_ERR_LIMIT;
+    return plb__px_status(errno);
+}
+
 static plb_status plb__px_bind_source(int fd, const plb_addr *source)
 {
     plb__px_sockaddr from;
@@ -1092,17 +1112,13 @@ static plb_status plb__px_bind_source(int fd, const plb_addr *source)
     else if (source->family != PLB_FAMILY_UNIX) /* the port is chosen by connect, which may share it among peers */
         plb__px_set(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
 #endif
-    if (bind(fd, &from.u.any, from.size) == 0)
-        return PLB_OK;
-    if (errno == EADDRNOTAVAIL) /* not an address of this machine, or not any more */
-        return PLB_ERR_ADDRESS;
-    return errno == EADDRINUSE && source->port == 0 ? PLB_ERR_LIMIT : plb__px_status(errno);
+    return plb__px_bind(fd, source, &from);
 }
 
-static plb_status plb__px_open_stream(plb_stream *stream, const plb_addr *addr)
+static plb_status plb__px_open_stream(plb_stream *stream, const plb_addr *addr, int type)
 {
     static const int families[] = {AF_UNSPEC, AF_INET, AF_INET6, AF_UNIX}; /* by plb_family */
-    stream->fd = plb__px_open_socket(families[addr->family]);
+    stream->fd = plb__px_open_socket(families[addr->family], type);
     stream->prompt = addr->family == PLB_FAMILY_UNIX;
     return stream->fd >= 0 ? PLB_OK : plb__px_status(errno);
 }
@@ -1133,7 +1149,7 @@ static plb_status plb__px_connect(void *self, const plb_peer *peer, plb_handler 
     stream = plb__px_stream_new(px, handler);
     if (stream == NULL)
         return PLB_ERR_MEMORY;
-    status = plb__px_open_stream(stream, &peer->addr);
+    status = plb__px_open_stream(stream, &peer->addr, SOCK_STREAM);
     if (status == PLB_OK && peer->addr.family != PLB_FAMILY_UNIX)
         plb__px_owe_ack(stream);
     if (status == PLB_OK)
@@ -1268,7 +1284,9 @@ static plb_status plb__px_info(void *self, plb_stream *stream, plb_stream_info *
     memset(out, 0, sizeof *out);
     if (!plb__px_name_of(stream->fd, getsockname, &out->local))
         return PLB_ERR_IO;
-    return stream->listener || plb__px_name_of(stream->fd, getpeername, &out->remote) ? PLB_OK : PLB_ERR_IO;
+    if (plb__px_name_of(stream->fd, getpeername, &out->remote) || stream->listener || stream->datagrams)
+        return PLB_OK;
+    return PLB_ERR_IO;
 }
 
 /* ==== STREAMS: listeners ========================================================================================== */
@@ -1359,7 +1377,7 @@ static bool plb__px_is_stale(const plb__px_sockaddr *name)
     int fd;
     if (lstat(name->u.path.sun_path, &file) != 0 || !S_ISSOCK(file.st_mode))
         return false;
-    fd = plb__px_open_socket(AF_UNIX);
+    fd = plb__px_open_socket(AF_UNIX, SOCK_STREAM);
     if (fd < 0)
         return false;
     refused = connect(fd, &name->u.any, name->size) != 0 && errno == ECONNREFUSED;
@@ -1407,9 +1425,7 @@ static plb_status plb__px_bind_listener(plb_stream *listener, const plb_listen_d
     if (desc->reuse_port && !plb__px_set(listener->fd, SOL_SOCKET, SO_REUSEPORT, 1))
         return PLB_ERR_UNSUPPORTED;
 #endif
-    if (bind(listener->fd, &name->u.any, name->size) == 0)
-        return PLB_OK;
-    return errno == EADDRNOTAVAIL ? PLB_ERR_ADDRESS : plb__px_status(errno);
+    return plb__px_bind(listener->fd, &desc->addr, name);
 }
 
 /* The options are the listener's, for streams that it accepts inherit them. */
@@ -1421,7 +1437,7 @@ static plb_status plb__px_open_listener(plb_posix *px, plb_stream *listener, con
     listener->listener = true;
     if (!plb__px_add_extra(px, listener, &desc->addr, plb__px_resume))
         return PLB_ERR_MEMORY;
-    status = plb__px_open_stream(listener, &desc->addr);
+    status = plb__px_open_stream(listener, &desc->addr, SOCK_STREAM);
     if (status == PLB_OK)
         status = plb__px_bind_listener(listener, desc, name);
     if (status == PLB_OK && listen(listener->fd, backlog) != 0)
@@ -1481,6 +1497,185 @@ static void plb__px_event(plb_posix *px, plb_stream *stream, unsigned ready, boo
     stream = plb__px_find(px, slot, generation); /* the callback may have closed it */
     if (stream != NULL && (ready & PLB__PX_WRITE) != 0)
         plb__px_call(stream, PLB_EVENT_WRITE, PLB_OK);
+}
+
+/* ==== DATAGRAMS =================================================================================================== */
+
+/* What other errors there are tell that no way leads there: routes, or ICMP. */
+static plb_status plb__px_dgram_status(int error)
+{
+    switch (error) {
+    case ECONNREFUSED:
+    case ECONNRESET:
+        return PLB_ERR_REFUSED;
+    case EAGAIN: /* connect: no local port is left */
+    case ENOBUFS:
+        return PLB_ERR_LIMIT;
+    case ENOMEM:
+        return PLB_ERR_MEMORY;
+    case EACCES:
+    case EPERM:
+        return PLB_ERR_ACCESS;
+    case EBADF:
+    case EFAULT:
+    case ENOTSOCK:
+        return PLB_ERR_IO;
+    default:
+        return PLB_ERR_UNREACHABLE;
+    }
+}
+
+/* A router that wants smaller packets is told of like an error; that is the system's business, and known to it once it
+   was told. */
+static bool plb__px_try_again(int error, int *tries)
+{
+    return error == EINTR || (error == EMSGSIZE && (*tries)++ == 0);
+}
+
+/* A socket hears everybody until it is connected: what came by then goes. It is finite, the system's buffer is. */
+static plb_status plb__px_discard_strangers(int fd)
+{
+    char byte;
+    int rounds;
+    for (rounds = 0; rounds < 65536; rounds++) {
+        if (recv(fd, &byte, 1, 0) < 0 && plb__px_would_block(errno))
+            return PLB_OK;
+    }
+    return PLB_ERR_LIMIT;
+}
+
+static plb_status plb__px_connect_socket(plb_stream *socket, const plb__px_sockaddr *remote)
+{
+    socket->has_remote = true;
+    if (connect(socket->fd, &remote->u.any, remote->size) != 0)
+        return plb__px_dgram_status(errno);
+    return plb__px_discard_strangers(socket->fd);
+}
+
+static plb_status plb__px_dgram_arguments(const plb_addr *local, const plb_addr *remote)
+{
+    const plb_addr *either = local != NULL ? local : remote;
+    if (either == NULL || (remote != NULL && remote->family != either->family))
+        return PLB_ERR_ARGUMENT;
+    if (either->family != PLB_FAMILY_IPV4 && either->family != PLB_FAMILY_IPV6)
+        return PLB_ERR_UNSUPPORTED;
+    return remote == NULL || remote->port != 0 ? PLB_OK : PLB_ERR_ARGUMENT;
+}
+
+static plb_status plb__px_open_dgram(plb_stream *socket, const plb_addr *local, const plb_addr *remote)
+{
+    const plb_addr *either = local != NULL ? local : remote;
+    plb__px_sockaddr name;
+    plb_status status;
+    socket->datagrams = true;
+    socket->family = either->family;
+    status = plb__px_open_stream(socket, either, SOCK_DGRAM);
+    if (status == PLB_OK && either->family == PLB_FAMILY_IPV6 && !plb__px_set(socket->fd, IPPROTO_IPV6, IPV6_V6ONLY, 1))
+        status = PLB_ERR_IO;
+    if (status == PLB_OK && local != NULL && plb__px_to_system(local, &name))
+        status = plb__px_bind(socket->fd, local, &name);
+    if (status == PLB_OK && remote != NULL && plb__px_to_system(remote, &name))
+        status = plb__px_connect_socket(socket, &name);
+    return status;
+}
+
+static plb_status plb__px_dgram_open(void *self, const plb_addr *local, const plb_addr *remote, plb_handler handler,
+                                     plb_stream **out)
+{
+    plb_posix *px = (plb_posix *)self;
+    plb_stream *socket;
+    plb_status status = plb__px_dgram_arguments(local, remote);
+    *out = NULL;
+    if (status != PLB_OK)
+        return status;
+    socket = plb__px_stream_new(px, handler);
+    if (socket == NULL)
+        return PLB_ERR_MEMORY;
+    status = plb__px_open_dgram(socket, local, remote);
+    if (status == PLB_OK)
+        *out = socket;
+    else
+        plb__px_stream_delete(px, socket);
+    return status;
+}
+
+/* Where a datagram goes; no name for the remote address of a socket that has one. */
+static plb_status plb__px_dgram_target(const plb_stream *socket, const plb_addr *to, plb__px_sockaddr *name)
+{
+    memset(name, 0, sizeof *name);
+    if ((to != NULL) == socket->has_remote)
+        return PLB_ERR_ARGUMENT;
+    if (to == NULL)
+        return PLB_OK;
+    if (to->family != socket->family || !plb__px_to_system(to, name))
+        return PLB_ERR_UNSUPPORTED;
+    return to->port != 0 ? PLB_OK : PLB_ERR_ARGUMENT;
+}
+
+static plb_status plb__px_dgram_send(void *self, plb_stream *socket, const plb_addr *to, const void *data, size_t size)
+{
+    plb__px_sockaddr name;
+    plb_status status = plb__px_dgram_target(socket, to, &name);
+    ssize_t sent;
+    int tries = 0;
+    (void)self;
+    if (status != PLB_OK)
+        return status;
+    do
+        sent = sendto(socket->fd, data, size, PLB__PX_NO_SIGNAL, to != NULL ? &name.u.any : NULL, name.size);
+    while (sent < 0 && plb__px_try_again(errno, &tries));
+    if (sent >= 0)
+        return PLB_OK;
+    return errno == EMSGSIZE ? PLB_ERR_ARGUMENT : plb__px_dgram_status(errno);
+}
+
+/* One datagram, as recvmsg tells of it; true in `cut` where it was longer. */
+static ssize_t plb__px_take_datagram(int fd, void *buffer, size_t capacity, plb__px_sockaddr *name, bool *cut)
+{
+    struct iovec part;
+    struct msghdr message;
+    ssize_t count;
+    part.iov_base = buffer;
+    part.iov_len = capacity;
+    memset(name, 0, sizeof *name);
+    memset(&message, 0, sizeof message);
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_name = &name->u;
+    message.msg_namelen = (socklen_t)sizeof name->u;
+    count = recvmsg(fd, &message, 0);
+    *cut = count >= 0 && (message.msg_flags & MSG_TRUNC) != 0;
+    return count;
+}
+
+static plb_status plb__px_dgram_receive(void *self, plb_stream *socket, void *buffer, size_t capacity, size_t *got,
+                                        plb_addr *from)
+{
+    plb__px_sockaddr name;
+    ssize_t count;
+    bool cut;
+    int tries = 0;
+    *got = 0;
+    if (plb__px_is_idle(socket, PLB__PX_READ))
+        return plb__px_arm((plb_posix *)self, socket, PLB__PX_READ);
+    do
+        count = plb__px_take_datagram(socket->fd, buffer, capacity, &name, &cut);
+    while (count < 0 && plb__px_try_again(errno, &tries));
+    if (count < 0 && plb__px_would_block(errno)) {
+        plb__px_exhausted(socket, PLB__PX_READ);
+        return plb__px_arm((plb_posix *)self, socket, PLB__PX_READ);
+    }
+    if (count < 0)
+        return plb__px_dgram_status(errno);
+    *got = cut ? capacity + 1 : (size_t)count;
+    if (from != NULL)
+        plb__px_from_system(&name, from);
+    return PLB_OK;
+}
+
+static void plb__px_dgram_close(void *self, plb_stream *socket)
+{
+    plb__px_close(self, socket, PLB_CLOSE_GRACEFUL);
 }
 
 /* ==== NAMES: the helper ===========================================================================================
@@ -1983,7 +2178,7 @@ PLB_API void plb_posix_join_thread(plb_posix *px)
 
 static void plb__px_fill_tables(plb_posix *px)
 {
-    px->io.self = px->clock.self = px->random.self = px->names.self = px;
+    px->io.self = px->clock.self = px->random.self = px->names.self = px->dgram.self = px;
     px->io.connect = plb__px_connect;
     px->io.read = plb__px_read;
     px->io.write = plb__px_write;
@@ -1999,6 +2194,11 @@ static void plb__px_fill_tables(plb_posix *px)
     px->random.fill = plb__px_fill_random;
     px->names.resolve = plb__px_resolve;
     px->names.cancel = plb__px_cancel;
+    px->dgram.open = plb__px_dgram_open;
+    px->dgram.send = plb__px_dgram_send;
+    px->dgram.receive = plb__px_dgram_receive;
+    px->dgram.info = plb__px_info;
+    px->dgram.close = plb__px_dgram_close;
     plb__px_open_barrier(&px->barrier);
 }
 
@@ -2055,7 +2255,7 @@ PLB_API plb_port plb_posix_port(plb_posix *px)
     port.random = &px->random;
     port.names = &px->names;
     port.barrier = px->barrier.issue != NULL ? &px->barrier : NULL;
-    port.dgram = NULL;
+    port.dgram = &px->dgram;
     return port;
 }
 

@@ -19,13 +19,15 @@ typedef struct end {
     plb_status connected;
     struct end *victim; /* to be closed by the next callback, after this end */
     bool close_self;
+    bool datagrams; /* opened by plb_dgram */
 } end;
 
 static io_fixture *fixture;
 static const plb_io *io;
-static end ends[ENDS]; /* of the test that runs; those that are open at its end are closed */
+static const plb_dgram *dgram; /* NULL: the port has none */
+static end ends[ENDS];         /* of the test that runs; those that are open at its end are closed */
 static size_t end_count;
-static bool inside; /* a plb_io call */
+static bool inside; /* a plb_io or plb_dgram call */
 static unsigned calls_inside, calls_after_close;
 
 static uint8_t sent[BULK], received[BULK];
@@ -35,7 +37,9 @@ static void drop(end *e, plb_close_how how)
     plb_stream *stream = e->stream;
     e->stream = NULL;
     inside = true;
-    if (stream != NULL)
+    if (stream != NULL && e->datagrams)
+        dgram->close(dgram->self, stream);
+    else if (stream != NULL)
         io->close(io->self, stream, how);
     inside = false;
 }
@@ -81,6 +85,7 @@ static void setup(void *user)
     if (fixture == NULL)
         abort();
     io = fixture->port.io;
+    dgram = fixture->port.dgram;
     end_count = 0;
     for (i = 0; i < BULK; i++)
         sent[i] = (uint8_t)(i * 31 + i / 251);
@@ -314,7 +319,8 @@ static bool has_family(plb_family family)
     return fixture->listen_addr(fixture->self, family, &addr);
 }
 
-/* Writes until nothing more is taken; returns how much was, or 0 if it never ends. */
+/* Writes until nothing more is taken; returns how much was, or 0 if it never ends. The last write armed a callback,
+   which counts from here: some may have come meanwhile, where the other end takes bytes in its own time. */
 static size_t fill_up(end *e)
 {
     size_t total = 0, taken;
@@ -323,7 +329,7 @@ static size_t fill_up(end *e)
         plb_status status = write_now(e, sent + total % BULK, BULK - total % BULK, &taken);
         if (status == PLB_AGAIN) {
             quiet++;
-            step(5); /* there may be room on the way still */
+            step(fixture->settle_ms != 0 ? fixture->settle_ms : 5); /* there may be room on the way still */
         } else if (status == PLB_OK) {
             quiet = 0;
             total += taken;
@@ -331,6 +337,7 @@ static size_t fill_up(end *e)
             return 0;
         }
     }
+    e->writes = 0;
     return quiet == 3 ? total : 0;
 }
 
@@ -933,6 +940,399 @@ TEST an_accept_callback_may_close_the_listener(void)
     PASS();
 }
 
+/* ==== DATAGRAMS =================================================================================================== */
+
+static plb_status open_socket(end *e, const plb_addr *local, const plb_addr *remote)
+{
+    plb_status status;
+    e->datagrams = true;
+    inside = true;
+    status = dgram->open(dgram->self, local, remote, handler_of(e), &e->stream);
+    inside = false;
+    return status;
+}
+
+static bool local_of(end *e, plb_addr *out)
+{
+    plb_stream_info info;
+    if (dgram->info(dgram->self, e->stream, &info) != PLB_OK)
+        return false;
+    *out = info.local;
+    return true;
+}
+
+/* At a port that the system chooses, for everybody; NULL if that fails. `addr` is where. */
+static end *open_somewhere(plb_family family, plb_addr *addr)
+{
+    end *e = new_end();
+    if (!fixture->listen_addr(fixture->self, family, addr) || open_socket(e, addr, NULL) != PLB_OK ||
+        !local_of(e, addr))
+        return NULL;
+    return e;
+}
+
+static plb_status send_now(end *e, const plb_addr *to, const void *data, size_t size)
+{
+    plb_status status;
+    inside = true;
+    status = dgram->send(dgram->self, e->stream, to, data, size);
+    inside = false;
+    return status;
+}
+
+static plb_status receive_now(end *e, void *buffer, size_t capacity, size_t *got, plb_addr *from)
+{
+    plb_status status;
+    inside = true;
+    status = dgram->receive(dgram->self, e->stream, buffer, capacity, got, from);
+    inside = false;
+    return status;
+}
+
+static plb_status receive_wait(end *e, void *buffer, size_t capacity, size_t *got, plb_addr *from)
+{
+    plb_status status = PLB_AGAIN;
+    int i;
+    for (i = 0; i < STEPS && (status = receive_now(e, buffer, capacity, got, from)) == PLB_AGAIN; i++)
+        step(10);
+    return status;
+}
+
+/* Is the next datagram this text? */
+static bool hears(end *e, const char *text, plb_addr *from)
+{
+    char bytes[64];
+    size_t got;
+    return receive_wait(e, bytes, sizeof bytes, &got, from) == PLB_OK && got == strlen(text) &&
+           memcmp(bytes, text, got) == 0;
+}
+
+/* Does nothing come? */
+static bool hears_nothing(end *e)
+{
+    char bytes[64];
+    size_t got;
+    stay_quiet();
+    return receive_now(e, bytes, sizeof bytes, &got, NULL) == PLB_AGAIN;
+}
+
+static plb_status send_text(end *e, const plb_addr *to, const char *text)
+{
+    return send_now(e, to, text, strlen(text));
+}
+
+TEST a_socket_knows_its_addresses(plb_family family)
+{
+    plb_addr asked, addr;
+    plb_stream_info info;
+    end *e = new_end(), *connected = new_end();
+    ASSERT(fixture->listen_addr(fixture->self, family, &asked));
+    ASSERT_EQ(PLB_OK, open_socket(e, &asked, NULL));
+    ASSERT_EQ(PLB_OK, dgram->info(dgram->self, e->stream, &info));
+    addr = info.local;
+    ASSERT(addr.port != 0);
+    asked.port = addr.port;
+    ASSERT_EQ(0, plb_addr_compare(&asked, &addr));
+    ASSERT_EQ(PLB_FAMILY_NONE, info.remote.family);
+    ASSERT_EQ(PLB_OK, open_socket(connected, NULL, &addr));
+    ASSERT_EQ(PLB_OK, dgram->info(dgram->self, connected->stream, &info));
+    ASSERT_EQ(family, info.local.family);
+    ASSERT(info.local.port != 0);
+    ASSERT_EQ(0, plb_addr_compare(&addr, &info.remote));
+    PASS();
+}
+
+TEST two_sockets_talk(plb_family family)
+{
+    plb_addr a_addr, b_addr, from;
+    end *a = open_somewhere(family, &a_addr), *b = open_somewhere(family, &b_addr);
+    ASSERT(a != NULL && b != NULL);
+    ASSERT_EQ(PLB_OK, send_text(a, &b_addr, "ping"));
+    ASSERT(hears(b, "ping", &from));
+    ASSERT_EQ(0, plb_addr_compare(&a_addr, &from));
+    ASSERT_EQ(PLB_OK, send_text(b, &from, "pong"));
+    ASSERT(hears(a, "pong", &from));
+    ASSERT_EQ(0, plb_addr_compare(&b_addr, &from));
+    PASS();
+}
+
+TEST a_socket_on_any_address_hears_what_comes_to_each(plb_family family)
+{
+    plb_addr any, addr, from;
+    end *e = new_end(), *sender = open_somewhere(family, &addr);
+    ASSERT(sender != NULL);
+    memset(&any, 0, sizeof any);
+    any.family = addr.family;
+    ASSERT_EQ(PLB_OK, open_socket(e, &any, NULL));
+    ASSERT(local_of(e, &any));
+    ASSERT(any.port != 0);
+    from = addr;
+    from.port = any.port;
+    ASSERT_EQ(PLB_OK, send_text(sender, &from, "hello"));
+    ASSERT(hears(e, "hello", &from));
+    ASSERT_EQ(0, plb_addr_compare(&addr, &from));
+    PASS();
+}
+
+/* With a local address of one's own, or with the system's choice. */
+TEST a_socket_with_a_remote_knows_nobody_else(bool with_local)
+{
+    plb_addr server_addr, stranger_addr, addr, from;
+    end *server = open_somewhere(PLB_FAMILY_IPV4, &server_addr), *e = new_end();
+    end *stranger = open_somewhere(PLB_FAMILY_IPV4, &stranger_addr);
+    ASSERT(server != NULL && stranger != NULL);
+    fixture->listen_addr(fixture->self, PLB_FAMILY_IPV4, &addr);
+    ASSERT_EQ(PLB_OK, open_socket(e, with_local ? &addr : NULL, &server_addr));
+    ASSERT_EQ(PLB_OK, send_text(e, NULL, "who is there"));
+    ASSERT(hears(server, "who is there", &addr));
+    send_text(stranger, &addr, "me");
+    ASSERT(hears_nothing(e));
+    ASSERT_EQ(0, e->reads);
+    ASSERT_EQ(PLB_OK, send_text(server, &addr, "nobody"));
+    ASSERT(hears(e, "nobody", &from));
+    ASSERT_EQ(0, plb_addr_compare(&server_addr, &from));
+    ASSERT_EQ(PLB_ERR_ARGUMENT, send_text(e, &stranger_addr, "you"));
+    ASSERT(hears_nothing(stranger));
+    PASS();
+}
+
+TEST datagrams_keep_their_borders(void)
+{
+    plb_addr addr, from;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &addr), *sender = open_somewhere(PLB_FAMILY_IPV4, &from);
+    size_t got = 9;
+    ASSERT(e != NULL && sender != NULL);
+    ASSERT_EQ(PLB_OK, send_text(sender, &addr, "one"));
+    ASSERT_EQ(PLB_OK, send_now(sender, &addr, NULL, 0));
+    ASSERT_EQ(PLB_OK, send_text(sender, &addr, "three"));
+    ASSERT_EQ(PLB_OK, send_now(sender, &addr, sent, 1400));
+    ASSERT(hears(e, "one", NULL));
+    ASSERT(hears(e, "", &from));
+    ASSERT(hears(e, "three", NULL));
+    ASSERT_EQ(PLB_OK, receive_wait(e, received, 1400, &got, NULL));
+    ASSERT_EQ_FMT((size_t)1400, got, "%zu");
+    ASSERT_MEM_EQ(sent, received, 1400);
+    ASSERT(hears_nothing(e));
+    PASS();
+}
+
+TEST a_datagram_longer_than_the_buffer_is_cut(void)
+{
+    plb_addr addr, from;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &addr), *sender = open_somewhere(PLB_FAMILY_IPV4, &from);
+    size_t got;
+    ASSERT(e != NULL && sender != NULL);
+    ASSERT_EQ(PLB_OK, send_now(sender, &addr, sent + 1, 100));
+    ASSERT_EQ(PLB_OK, send_text(sender, &addr, "next"));
+    ASSERT_EQ(PLB_OK, receive_wait(e, received, 10, &got, NULL));
+    ASSERT(got > 10);
+    ASSERT_MEM_EQ(sent + 1, received, 10);
+    ASSERT_EQ(0, received[10]);
+    ASSERT(hears(e, "next", NULL));
+    PASS();
+}
+
+TEST a_datagram_too_big_is_refused_and_hurts_nothing(void)
+{
+    plb_addr addr;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &addr);
+    ASSERT(e != NULL);
+    ASSERT_EQ(PLB_ERR_ARGUMENT, send_now(e, &addr, sent, 65536));
+    ASSERT_EQ(PLB_OK, send_text(e, &addr, "to myself"));
+    ASSERT(hears(e, "to myself", NULL));
+    PASS();
+}
+
+TEST receive_arms_one_callback(void)
+{
+    plb_addr addr;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &addr);
+    char bytes[16];
+    size_t got = 9;
+    ASSERT(e != NULL);
+    ASSERT_EQ(PLB_AGAIN, receive_now(e, bytes, sizeof bytes, &got, NULL));
+    ASSERT_EQ(PLB_AGAIN, receive_now(e, bytes, sizeof bytes, &got, NULL));
+    ASSERT_EQ(PLB_OK, send_text(e, &addr, "a"));
+    ASSERT(reaches(&e->reads, 1));
+    ASSERT_EQ(PLB_OK, send_text(e, &addr, "b"));
+    stay_quiet();
+    ASSERT_EQ_FMT(1u, e->reads, "%u");
+    ASSERT(hears(e, "a", NULL) && hears(e, "b", NULL));
+    ASSERT_EQ(PLB_AGAIN, receive_now(e, bytes, sizeof bytes, &got, NULL));
+    ASSERT_EQ(PLB_OK, send_text(e, &addr, "c"));
+    ASSERT(reaches(&e->reads, 2));
+    ASSERT_EQ(0, e->writes + e->connects + e->accepts);
+    PASS();
+}
+
+TEST a_socket_that_was_not_asked_is_silent(void)
+{
+    plb_addr addr;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &addr);
+    ASSERT(e != NULL);
+    ASSERT_EQ(PLB_OK, send_text(e, &addr, "a"));
+    ASSERT_EQ(PLB_OK, send_text(e, &addr, "b"));
+    stay_quiet();
+    ASSERT_EQ(0, e->reads);
+    ASSERT(hears(e, "a", NULL));
+    stay_quiet();
+    ASSERT_EQ(0, e->reads);
+    ASSERT(hears(e, "b", NULL));
+    PASS();
+}
+
+TEST closing_a_socket_cancels_what_is_armed(void)
+{
+    plb_addr addr, from;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &addr), *sender = open_somewhere(PLB_FAMILY_IPV4, &from);
+    char byte;
+    size_t got;
+    ASSERT(e != NULL && sender != NULL);
+    ASSERT_EQ(PLB_AGAIN, receive_now(e, &byte, 1, &got, NULL));
+    ASSERT_EQ(PLB_OK, send_text(sender, &addr, "x"));
+    drop(e, PLB_CLOSE_GRACEFUL);
+    stay_quiet();
+    ASSERT_EQ(0, e->reads);
+    PASS();
+}
+
+TEST a_callback_may_close_its_socket(void)
+{
+    plb_addr addr, from;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &addr), *sender = open_somewhere(PLB_FAMILY_IPV4, &from);
+    char byte;
+    size_t got;
+    ASSERT(e != NULL && sender != NULL);
+    ASSERT_EQ(PLB_AGAIN, receive_now(e, &byte, 1, &got, NULL));
+    e->close_self = true;
+    ASSERT_EQ(PLB_OK, send_text(sender, &addr, "x"));
+    ASSERT_EQ(PLB_OK, send_text(sender, &addr, "x"));
+    ASSERT(reaches(&e->reads, 1));
+    ASSERT(e->stream == NULL);
+    stay_quiet();
+    ASSERT_EQ_FMT(1u, e->reads, "%u");
+    PASS();
+}
+
+/* Two sockets have something to tell in one step; whichever is first closes the other. */
+TEST a_callback_may_close_another_socket(void)
+{
+    plb_addr a_addr, b_addr;
+    end *a = open_somewhere(PLB_FAMILY_IPV4, &a_addr), *b = open_somewhere(PLB_FAMILY_IPV4, &b_addr);
+    char byte;
+    size_t got;
+    ASSERT(a != NULL && b != NULL);
+    ASSERT_EQ(PLB_AGAIN, receive_now(a, &byte, 1, &got, NULL));
+    ASSERT_EQ(PLB_AGAIN, receive_now(b, &byte, 1, &got, NULL));
+    a->victim = b;
+    b->victim = a;
+    ASSERT_EQ(PLB_OK, send_text(b, &a_addr, "x"));
+    ASSERT_EQ(PLB_OK, send_text(a, &b_addr, "x"));
+    stay_quiet();
+    ASSERT_EQ_FMT(1u, a->reads + b->reads, "%u");
+    PASS();
+}
+
+TEST an_address_has_one_socket_at_a_time(plb_family family)
+{
+    plb_addr addr;
+    end *first = open_somewhere(family, &addr), *second = new_end();
+    ASSERT(first != NULL);
+    ASSERT_EQ(PLB_ERR_IN_USE, open_socket(second, &addr, NULL));
+    ASSERT(second->stream == NULL);
+    drop(first, PLB_CLOSE_GRACEFUL);
+    ASSERT_EQ(PLB_OK, open_socket(second, &addr, NULL));
+    PASS();
+}
+
+/* Whether or not the platform tells. `armed`: a callback was promised before. */
+TEST a_refusal_passes(bool armed)
+{
+    plb_addr addr;
+    end *server = open_somewhere(PLB_FAMILY_IPV4, &addr), *e = new_end();
+    char bytes[16];
+    size_t got;
+    ASSERT(server != NULL);
+    drop(server, PLB_CLOSE_GRACEFUL);
+    ASSERT_EQ(PLB_OK, open_socket(e, NULL, &addr));
+    if (armed)
+        ASSERT_EQ(PLB_AGAIN, receive_now(e, bytes, sizeof bytes, &got, NULL));
+    ASSERT_EQ(PLB_OK, send_text(e, NULL, "anybody?"));
+    if (fixture->tells_refusal) {
+        ASSERT(!armed || reaches(&e->reads, 1));
+        ASSERT_EQ(PLB_ERR_REFUSED, receive_wait(e, bytes, sizeof bytes, &got, NULL));
+    }
+    ASSERT(hears_nothing(e)); /* it is told once */
+    ASSERT_EQ(PLB_OK, open_socket(server, &addr, NULL));
+    ASSERT_EQ(PLB_OK, send_text(e, NULL, "again"));
+    ASSERT(hears(server, "again", &addr));
+    ASSERT_EQ(PLB_OK, send_text(server, &addr, "here"));
+    ASSERT(hears(e, "here", NULL));
+    PASS();
+}
+
+TEST what_makes_no_sense_is_named(void)
+{
+    plb_addr mine, addr, other, none;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &mine), *bad = new_end();
+    ASSERT(e != NULL);
+    addr = mine;
+    ASSERT_EQ(PLB_OK, plb_addr_parse(&other, "[::1]:7", PLB_ZSTRING));
+    ASSERT_EQ(PLB_ERR_ARGUMENT, open_socket(bad, NULL, NULL));
+    ASSERT_EQ(PLB_ERR_ARGUMENT, open_socket(bad, &other, &addr));
+    ASSERT_EQ(PLB_ERR_ARGUMENT, send_text(e, NULL, "x"));
+    ASSERT_EQ(PLB_ERR_UNSUPPORTED, send_text(e, &other, "x"));
+    addr.port = 0;
+    ASSERT_EQ(PLB_ERR_ARGUMENT, open_socket(bad, NULL, &addr));
+    ASSERT_EQ(PLB_ERR_ARGUMENT, send_text(e, &addr, "x"));
+    ASSERT_EQ(PLB_OK, plb_addr_parse(&other, "unix:/tmp/none", PLB_ZSTRING));
+    ASSERT_EQ(PLB_ERR_UNSUPPORTED, open_socket(bad, &other, NULL));
+    ASSERT_EQ(PLB_ERR_UNSUPPORTED, open_socket(bad, NULL, &other));
+    memset(&none, 0, sizeof none);
+    ASSERT_EQ(PLB_ERR_UNSUPPORTED, open_socket(bad, &none, NULL));
+    ASSERT(bad->stream == NULL);
+    ASSERT(send_text(e, &mine, "still here") == PLB_OK && hears(e, "still here", NULL));
+    PASS();
+}
+
+TEST sockets_can_be_opened_again_and_again(void)
+{
+    plb_addr addr, other;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &addr), *client = new_end();
+    int i;
+    ASSERT(e != NULL);
+    for (i = 0; i < 200; i++) {
+        ASSERT_EQ(PLB_OK, open_socket(client, NULL, &addr));
+        ASSERT_EQ(PLB_OK, send_text(client, NULL, "hello"));
+        ASSERT(hears(e, "hello", &other));
+        drop(client, PLB_CLOSE_GRACEFUL);
+    }
+    PASS();
+}
+
+/* Where sockets are limited: the one too many is refused, and hurts nobody. */
+TEST a_port_without_sockets_left_says_so_and_recovers(void)
+{
+    plb_addr addr, other;
+    end *e = open_somewhere(PLB_FAMILY_IPV4, &addr), *last = NULL, *before = NULL;
+    plb_status status = PLB_OK;
+    ASSERT(e != NULL);
+    while (status == PLB_OK && end_count < ENDS) {
+        before = last;
+        last = new_end();
+        status = open_socket(last, NULL, &addr);
+    }
+    ASSERT(status == PLB_ERR_LIMIT || status == PLB_ERR_MEMORY);
+    ASSERT(last->stream == NULL && before != NULL);
+    ASSERT_EQ(PLB_OK, send_text(e, &addr, "still here"));
+    ASSERT(hears(e, "still here", NULL));
+    drop(before, PLB_CLOSE_GRACEFUL);
+    ASSERT_EQ(PLB_OK, open_socket(last, NULL, &addr));
+    ASSERT_EQ(PLB_OK, send_text(last, NULL, "I too"));
+    ASSERT(hears(e, "I too", &other));
+    PASS();
+}
+
 /* ==== WAKE, CLOCK, RANDOM ========================================================================================= */
 
 static uint64_t now_ms(void)
@@ -1158,13 +1558,62 @@ SUITE(callbacks)
     RUN_TEST(an_accept_callback_may_close_the_listener);
 }
 
-/* Can the port under test be filled up by this suite? */
-static bool has_few_streams(void)
+/* What the port under test has; where these suites can fill it up, `streams` and `sockets` are how many. */
+typedef struct abilities {
+    bool datagrams, families[4]; /* by plb_family */
+    uint32_t streams, sockets;
+} abilities;
+
+static abilities of_the_port(void)
 {
+    abilities has;
     io_fixture *f = io_fixture_open();
-    bool few = f != NULL && f->streams > 0 && f->streams <= MANY;
+    plb_addr addr;
+    int family;
+    memset(&has, 0, sizeof has);
+    if (f == NULL)
+        abort();
+    for (family = PLB_FAMILY_IPV4; family <= PLB_FAMILY_UNIX; family++)
+        has.families[family] = f->listen_addr(f->self, (plb_family)family, &addr);
+    has.datagrams = f->port.dgram != NULL;
+    has.streams = f->streams <= MANY ? f->streams : 0;
+    has.sockets = f->datagram_sockets <= MANY ? f->datagram_sockets : 0;
     io_fixture_close(f);
-    return few;
+    return has;
+}
+
+SUITE(datagrams)
+{
+    abilities has = of_the_port();
+    size_t i;
+    SET_SETUP(setup, NULL);
+    SET_TEARDOWN(teardown, NULL);
+    if (!has.datagrams)
+        return;
+    for (i = 0; i < 2; i++) {
+        if (!has.families[families[i]])
+            continue;
+        RUN_TEST1(a_socket_knows_its_addresses, families[i]);
+        RUN_TEST1(two_sockets_talk, families[i]);
+        RUN_TEST1(a_socket_on_any_address_hears_what_comes_to_each, families[i]);
+        RUN_TEST1(an_address_has_one_socket_at_a_time, families[i]);
+    }
+    RUN_TEST1(a_socket_with_a_remote_knows_nobody_else, false);
+    RUN_TEST1(a_socket_with_a_remote_knows_nobody_else, true);
+    RUN_TEST(datagrams_keep_their_borders);
+    RUN_TEST(a_datagram_longer_than_the_buffer_is_cut);
+    RUN_TEST(a_datagram_too_big_is_refused_and_hurts_nothing);
+    RUN_TEST(receive_arms_one_callback);
+    RUN_TEST(a_socket_that_was_not_asked_is_silent);
+    RUN_TEST(closing_a_socket_cancels_what_is_armed);
+    RUN_TEST(a_callback_may_close_its_socket);
+    RUN_TEST(a_callback_may_close_another_socket);
+    RUN_TEST1(a_refusal_passes, false);
+    RUN_TEST1(a_refusal_passes, true);
+    RUN_TEST(what_makes_no_sense_is_named);
+    RUN_TEST(sockets_can_be_opened_again_and_again);
+    if (has.sockets > 0)
+        RUN_TEST(a_port_without_sockets_left_says_so_and_recovers);
 }
 
 SUITE(the_rest)
@@ -1176,7 +1625,7 @@ SUITE(the_rest)
     RUN_TEST(the_clock_does_not_step_back);
     RUN_TEST(random_bytes_differ);
     RUN_TEST(many_streams_live_side_by_side);
-    if (has_few_streams())
+    if (of_the_port().streams > 0)
         RUN_TEST(a_port_that_is_full_says_so_and_recovers);
     RUN_TEST(streams_can_be_opened_again_and_again);
     RUN_TEST(no_callback_came_from_inside_a_call_or_after_close);
@@ -1191,6 +1640,7 @@ int main(int argc, char **argv)
     RUN_SUITE(moving_bytes);
     RUN_SUITE(ending);
     RUN_SUITE(callbacks);
+    RUN_SUITE(datagrams);
     RUN_SUITE(the_rest);
     GREATEST_MAIN_END();
 }

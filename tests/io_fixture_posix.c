@@ -157,6 +157,7 @@ io_fixture *io_fixture_open(void)
     fixture->base.listen_addr = listen_addr;
     fixture->base.refused_addr = refused_addr;
     fixture->base.silent_addr = silent_addr;
+    fixture->base.tells_refusal = true;
     fixture->base.wake_soon = wake_soon;
     return &fixture->base;
 }

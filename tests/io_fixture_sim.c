@@ -63,6 +63,8 @@ io_fixture *io_fixture_open(void)
     fixture->base.refused_addr = refused_addr;
     fixture->base.silent_addr = silent_addr;
     fixture->base.streams = STREAMS;
+    fixture->base.datagram_sockets = STREAMS;
+    fixture->base.tells_refusal = true;
     fixture->base.wake_soon = wake_soon;
     return &fixture->base;
 }

@@ -37,11 +37,15 @@
    The network     Every address is a host of this one network, made when it is first mentioned. Whoever listens there,
                    through plb_io or by sim_serve, is reached. What is sent arrives `latency_ms` later and in order;
                    the room it took comes back to the sender the same time after the reader has read it.
-   The far end     sim_serve and sim_dial play the other end of a connection with a callback. What they do is not
-                   counted, never fails, and is not among the streams of the program under test.
+   Datagrams       Travel between the sockets of plb_dgram and hosts that sim_serve_datagrams plays, as the host says
+                   that was sent to, or that is played: after its latency, and some of them lost, doubled or late. Those
+                   that find buffer_bytes of others in a socket are lost. Ports are apart from those of listeners.
+   The far end     sim_serve and sim_dial play the other end of a connection with a callback, sim_serve_datagrams and
+                   sim_datagram that of datagrams. What they do is not counted, never fails, and is not among the
+                   streams of the program under test.
    Faults          Per host: see sim_fault. For the program: fail_io_at makes the n-th call fail, so that a loop over
-                   n = 1, 2, 3, ... until nothing fails any more visits every error path. max_streams, max_read and
-                   max_write make things scarce. sim_alloc does the same for memory.
+                   n = 1, 2, 3, ... until nothing fails any more visits every error path. max_streams (sockets are
+                   among them), max_read and max_write make things scarce. sim_alloc does the same for memory.
    Trace           With SIM_TRACE set in the environment every call and event is told on stderr.
    Memory          Of malloc. A closed stream is remembered until sim_destroy (some 500 bytes), so that its use after
                    close is seen.
@@ -58,7 +62,8 @@ typedef struct sim_conn sim_conn;
 /* ==== HOSTS ======================================================================================================= */
 
 /* What is wrong with a host. May be changed at any time: it holds for what arrives from then on. The connections that
-   there are go on, except where it says so. */
+   there are go on, except where it says so. SIM_REFUSE and SIM_UNREACHABLE meet datagrams too, and a sender hears of it
+   if it has a remote address; in SIM_HANG and SIM_SILENT datagrams are lost. */
 typedef enum sim_fault {
     SIM_FINE = 0,
     SIM_REFUSE,      /* connections are refused, as they are when nobody listens */
@@ -74,6 +79,10 @@ typedef enum sim_fault {
    are consumed now. May call everything on any conn. */
 typedef size_t (*sim_script)(void *user, sim_conn *conn, const char *bytes, size_t count);
 
+/* Plays a host that datagrams are sent to: called with each that comes to it at `at`. May call everything. */
+typedef void (*sim_datagram_script)(void *user, sim *s, const plb_addr *at, const plb_addr *from, const char *bytes,
+                                    size_t count);
+
 /* An address of the network, and how the way to it is. New ones are copies of sim.defaults. */
 typedef struct sim_host {
     plb_addr addr;
@@ -83,12 +92,19 @@ typedef struct sim_host {
     uint32_t bytes_per_ms; /* default 0: any amount at once */
     uint32_t buffer_bytes; /* on their way or unread, per direction and connection; default 65536; for new ones */
 
-    uint32_t connects; /* attempts that arrived here. Counters may be reset */
-    uint32_t open;     /* connections whose connecting side has not closed them yet */
+    uint32_t loss_percent;   /* of a hundred datagrams, so many are lost, */
+    uint32_t double_percent; /* so many come twice, */
+    uint32_t jitter_ms;      /* and each comes up to so much later: they overtake one another */
+
+    uint32_t connects;  /* attempts that arrived here. Counters may be reset */
+    uint32_t open;      /* connections whose connecting side has not closed them yet */
+    uint32_t datagrams; /* that came here, doubled ones twice; what became of them does not matter */
 
     bool served; /* private, like the rest */
     sim_script script;
     void *script_user;
+    sim_datagram_script datagram_script;
+    void *datagram_user;
     struct sim_host *next;
 } sim_host_t;
 
@@ -99,7 +115,7 @@ typedef struct sim_bytes {
     size_t start, size, capacity;
 } sim_bytes;
 
-/* One end of a connection, or a listener. Tests may read what is not private. */
+/* One end of a connection, a listener, or a socket of datagrams. Tests may read what is not private. */
 struct sim_conn {
     sim *s;
     uint32_t number; /* 1, 2, 3, ... in order of creation; the trace calls it #number */
@@ -133,6 +149,12 @@ struct sim_conn {
 
     sim_conn *next_listener, *first_waiting, *next_waiting; /* a listener's queue */
     uint32_t waiting, backlog;
+
+    bool datagrams; /* a socket */
+    sim_conn *next_socket;
+    struct sim__datagram *first_datagram; /* what has come */
+    size_t datagram_bytes;
+    plb_status trouble; /* what an earlier datagram met, if it was not told yet */
 };
 
 /* ==== NAMES ======================================================================================================= */
@@ -155,7 +177,7 @@ typedef struct sim_name {
 struct sim {
     /* The way of things; may be changed at any time. */
     sim_host_t defaults;  /* what hosts are made from */
-    uint32_t max_streams; /* of the program under test, listeners included; 0: no limit */
+    uint32_t max_streams; /* of the program under test, listeners and sockets included; 0: no limit */
     uint32_t max_read;    /* bytes that one read, and */
     uint32_t max_write;   /* one write, moves at most; 1: one byte at a time; 0: no limit */
     bool random_sizes;    /* each read and write moves a random part of what it could */
@@ -171,7 +193,8 @@ struct sim {
 
     /* What happened; may be read at any time. */
     uint64_t now_ms;                /* virtual time since the start; not what the clock reads, and never steps back */
-    uint64_t io_calls;              /* connect, read, write, shutdown, info, listen, accept, resolve; may be reset */
+    uint64_t io_calls;              /* connect, read, write, shutdown, info, listen, accept, resolve, open, send,
+                                       receive; may be reset */
     uint32_t streams, streams_peak; /* of the program under test */
     uint32_t wakes;                 /* calls of wake */
 
@@ -179,6 +202,7 @@ struct sim {
     plb_clock clock;
     plb_random random;
     plb_names names;
+    plb_dgram dgram;
     uint64_t random_state;
     bool trace, stepping, woken;
     uint32_t standstill;
@@ -189,7 +213,7 @@ struct sim {
 
     sim_conn **conns; /* all there ever were: a handle that was closed is still known */
     size_t conn_count, conn_capacity;
-    sim_conn *listeners;
+    sim_conn *listeners, *sockets;
     struct plb_query **queries; /* likewise */
     size_t query_count, query_capacity;
     sim_host_t *hosts[256];
@@ -204,7 +228,7 @@ struct sim {
 sim *sim_create(uint64_t seed);
 /* Ends it, and returns how many streams, queries and tasks the program under test left in it; stderr names them. */
 size_t sim_destroy(sim *s);
-/* What to lend to the code under test; io, clock, random and names, all of them `s`'s own. */
+/* What to lend to the code under test; io, clock, random, names and dgram, all of them `s`'s own. */
 plb_port sim_port(sim *s);
 /* Reads an address as plb_addr_parse does, port 0 too; what is none ends the test. */
 plb_addr sim_addr(const char *text);
@@ -246,6 +270,10 @@ void sim_close(sim_conn *conn);
 void sim_reset(sim_conn *conn);
 /* Leaves what comes in the network, until it has no room for more; or takes it in again. */
 void sim_pause(sim_conn *conn, bool paused);
+/* Answers datagrams to an address with a script; NULL: no longer. */
+void sim_serve_datagrams(sim *s, const plb_addr *addr, sim_datagram_script script, void *user);
+/* Sends a datagram from outside of the program under test; `from` may be anybody. */
+void sim_datagram(sim *s, const plb_addr *from, const plb_addr *to, const void *bytes, size_t count);
 /* The newest connection that was made to an address, this end of it being the host's; NULL: there was none. */
 sim_conn *sim_newest(sim *s, const plb_addr *addr);
 
@@ -399,17 +427,29 @@ typedef enum sim__event_kind {
     SIM__END,       /* the end of the stream arrives */
     SIM__BROKEN,    /* a reset arrives */
     SIM__ROOM,      /* the sender learns that the reader has made room */
+    /* what travels between sockets */
+    SIM__DATAGRAM,
+    SIM__TROUBLE, /* the sender learns what a datagram met */
     /* what happens in one place */
     SIM__ACCEPT, /* a listener may have something to accept */
     SIM__ANSWER, /* a name was resolved, or not */
     SIM__WAKE
 } sim__event_kind;
 
+typedef struct sim__datagram {
+    sim_conn *sender; /* a socket of the program, or NULL */
+    sim_host_t *host; /* whose way it takes */
+    plb_addr from, to;
+    size_t size; /* of what stands behind this struct, NUL-terminated */
+    struct sim__datagram *next;
+} sim__datagram;
+
 typedef struct sim__event {
     uint64_t at, sequence; /* the order of things: by time, then by when they were set off */
     sim__event_kind kind;
     sim_conn *conn;
     plb_query *query;
+    sim__datagram *datagram;
     plb_status status;
     size_t count;
     const char *constant; /* where the sender keeps these bytes, if it promised not to change them */
@@ -553,15 +593,30 @@ static sim_conn *sim__listener_at(const sim *s, const plb_addr *addr)
     return NULL;
 }
 
+static sim_conn *sim__socket_at(const sim *s, const plb_addr *addr)
+{
+    sim_conn *socket;
+    for (socket = s->sockets; socket; socket = socket->next_socket)
+        if (plb_addr_compare(&socket->local, addr) == 0)
+            return socket;
+    return NULL;
+}
+
+static plb_addr sim__any_of(const plb_addr *addr)
+{
+    plb_addr any = *addr;
+    memset(&any.u, 0, sizeof any.u);
+    any.scope = 0;
+    return any;
+}
+
 /* Who listens for connections to an address: on it, or on all addresses of the family. Listeners that share an address
    take turns. */
 static sim_conn *sim__listener_for(sim *s, const plb_addr *addr)
 {
     sim_conn *listener = sim__listener_at(s, addr), **link;
     if (!listener && addr->family != PLB_FAMILY_UNIX) {
-        plb_addr any = *addr;
-        memset(&any.u, 0, sizeof any.u);
-        any.scope = 0;
+        plb_addr any = sim__any_of(addr);
         listener = sim__listener_at(s, &any);
     }
     if (listener && listener->reuse_port) {
@@ -584,11 +639,11 @@ static void sim__choose_port(sim *s, plb_addr *addr)
     do {
         s->next_port = s->next_port < 49152 || s->next_port == 65535 ? 49152 : (uint16_t)(s->next_port + 1);
         addr->port = s->next_port;
-    } while (sim__listener_at(s, addr));
+    } while (sim__listener_at(s, addr) || sim__socket_at(s, addr));
 }
 
-/* Where connections come from that name no source. */
-static plb_addr sim__local_for(sim *s, const plb_addr *remote)
+/* Where things come from that name no source; no port yet. */
+static plb_addr sim__this_machine(const plb_addr *remote)
 {
     plb_addr local;
     memset(&local, 0, sizeof local);
@@ -600,6 +655,12 @@ static plb_addr sim__local_for(sim *s, const plb_addr *remote)
         else
             local.u.v6[15] = 1;
     }
+    return local;
+}
+
+static plb_addr sim__local_for(sim *s, const plb_addr *remote)
+{
+    plb_addr local = sim__this_machine(remote);
     sim__choose_port(s, &local);
     return local;
 }
@@ -750,8 +811,21 @@ static plb_status sim__fail(sim_conn *conn, plb_status status)
     return status;
 }
 
+static sim__datagram *sim__next_datagram(sim_conn *socket)
+{
+    sim__datagram *datagram = socket->first_datagram;
+    if (!datagram)
+        return NULL;
+    socket->first_datagram = datagram->next;
+    socket->datagram_bytes -= datagram->size;
+    return datagram;
+}
+
 static void sim__gone(sim_conn *conn)
 {
+    sim__datagram *datagram;
+    while ((datagram = sim__next_datagram(conn)) != NULL)
+        free(datagram);
     conn->closed = true;
     conn->armed = 0;
     sim__bytes_free(&conn->line);
@@ -1030,6 +1104,8 @@ static void sim__on_accept(sim_conn *listener)
 }
 
 static void sim__on_answer(plb_query *query);
+static void sim__on_datagram(sim *s, sim__datagram *datagram);
+static void sim__on_trouble(sim_conn *socket, plb_status status);
 
 static void sim__happen(sim *s, const sim__event *event)
 {
@@ -1051,6 +1127,12 @@ static void sim__happen(sim *s, const sim__event *event)
         break;
     case SIM__ROOM:
         sim__on_room(event->conn, event->count);
+        break;
+    case SIM__DATAGRAM:
+        sim__on_datagram(s, event->datagram);
+        break;
+    case SIM__TROUBLE:
+        sim__on_trouble(event->conn, event->status);
         break;
     case SIM__ACCEPT:
         sim__on_accept(event->conn);
@@ -1089,6 +1171,16 @@ static const sim__call sim__listen_call = {
     {PLB_ERR_IN_USE, PLB_ERR_ACCESS, PLB_ERR_MEMORY, PLB_ERR_ADDRESS, PLB_ERR_UNSUPPORTED, PLB_ERR_IO, PLB_OK}};
 static const sim__call sim__accept_call = {"accept", PLB_ERR_IO, {PLB_ERR_MEMORY, PLB_OK}};
 static const sim__call sim__resolve_call = {"resolve", PLB_ERR_LIMIT, {PLB_ERR_MEMORY, PLB_ERR_IO, PLB_OK}};
+static const sim__call sim__open_call = {"open",
+                                         PLB_ERR_LIMIT,
+                                         {PLB_ERR_MEMORY, PLB_ERR_ADDRESS, PLB_ERR_IN_USE, PLB_ERR_ACCESS,
+                                          PLB_ERR_UNREACHABLE, PLB_ERR_UNSUPPORTED, PLB_ERR_IO, PLB_OK}};
+static const sim__call sim__send_call = {
+    "send", PLB_ERR_LIMIT, {PLB_ERR_MEMORY, PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE, PLB_ERR_ACCESS, PLB_ERR_IO, PLB_OK}};
+static const sim__call sim__receive_call = {
+    "receive",
+    PLB_ERR_IO,
+    {PLB_ERR_MEMORY, PLB_ERR_LIMIT, PLB_ERR_REFUSED, PLB_ERR_UNREACHABLE, PLB_ERR_ACCESS, PLB_OK}};
 
 /* Is n within the calls that are to fail? */
 static bool sim__is_chosen(uint64_t n, uint64_t at, uint64_t count)
@@ -1125,9 +1217,17 @@ static sim_conn *sim__known(void *self, plb_stream *stream, const char *call)
     return conn;
 }
 
-static sim_conn *sim__listener(void *self, plb_stream *stream, const char *call)
+static sim_conn *sim__stream(void *self, plb_stream *stream, const char *call)
 {
     sim_conn *conn = sim__known(self, stream, call);
+    if (conn->datagrams)
+        sim__misuse("%s on #%u, which is a socket of datagrams", call, (unsigned)conn->number);
+    return conn;
+}
+
+static sim_conn *sim__listener(void *self, plb_stream *stream, const char *call)
+{
+    sim_conn *conn = sim__stream(self, stream, call);
     if (!conn->listener)
         sim__misuse("%s on #%u, which is not a listener", call, (unsigned)conn->number);
     return conn;
@@ -1135,7 +1235,7 @@ static sim_conn *sim__listener(void *self, plb_stream *stream, const char *call)
 
 static sim_conn *sim__connection(void *self, plb_stream *stream, const char *call)
 {
-    sim_conn *conn = sim__known(self, stream, call);
+    sim_conn *conn = sim__stream(self, stream, call);
     if (conn->listener)
         sim__misuse("%s on #%u, which is a listener", call, (unsigned)conn->number);
     if (!conn->peer || conn->status == PLB_AGAIN)
@@ -1320,26 +1420,32 @@ static void sim__close_listener(sim_conn *listener)
     sim__gone(listener);
 }
 
-static void sim__io_close(void *self, plb_stream *stream, plb_close_how how)
+/* There is room for a stream again. */
+static void sim__offer_room(sim *s)
 {
-    sim_conn *conn = sim__known(self, stream, "close"), *listener;
-    sim *s = conn->s;
-    sim__trace(s, conn, how == PLB_CLOSE_GRACEFUL ? "close" : "close by abort");
-    if (how != PLB_CLOSE_GRACEFUL && how != PLB_CLOSE_ABORT)
-        sim__misuse("close in a way there is not on #%u", (unsigned)conn->number);
+    sim_conn *listener;
     s->streams--;
-    if (conn->listener)
-        sim__close_listener(conn);
-    else
-        sim__close(conn, how);
     for (listener = s->listeners; listener; listener = listener->next_listener)
         if (listener->armed && listener->waiting > 0)
             sim__schedule(s, sim__event_of(SIM__ACCEPT, listener), s->now_ms);
 }
 
-static plb_status sim__io_info(void *self, plb_stream *stream, plb_stream_info *out)
+static void sim__io_close(void *self, plb_stream *stream, plb_close_how how)
 {
-    sim_conn *conn = sim__known(self, stream, "info");
+    sim_conn *conn = sim__stream(self, stream, "close");
+    sim *s = conn->s;
+    sim__trace(s, conn, how == PLB_CLOSE_GRACEFUL ? "close" : "close by abort");
+    if (how != PLB_CLOSE_GRACEFUL && how != PLB_CLOSE_ABORT)
+        sim__misuse("close in a way there is not on #%u", (unsigned)conn->number);
+    if (conn->listener)
+        sim__close_listener(conn);
+    else
+        sim__close(conn, how);
+    sim__offer_room(s);
+}
+
+static plb_status sim__info_of(sim_conn *conn, plb_stream_info *out)
+{
     plb_status failure = sim__count(conn->s, &sim__info_call);
     memset(out, 0, sizeof *out);
     if (failure != PLB_OK)
@@ -1347,6 +1453,11 @@ static plb_status sim__io_info(void *self, plb_stream *stream, plb_stream_info *
     out->local = conn->local;
     out->remote = conn->remote;
     return PLB_OK;
+}
+
+static plb_status sim__io_info(void *self, plb_stream *stream, plb_stream_info *out)
+{
+    return sim__info_of(sim__stream(self, stream, "info"), out);
 }
 
 static plb_status sim__io_listen(void *self, const plb_listen_desc *desc, plb_handler handler, plb_stream **out)
@@ -1403,6 +1514,266 @@ static void sim__io_wake(void *self)
     sim *s = (sim *)self;
     s->woken = true;
     s->wakes++;
+}
+
+/* ==== DATAGRAMS =================================================================================================== */
+
+#define SIM__DATAGRAM_MAX 65507 /* RFC 768 over RFC 791: 65535 less both heads */
+
+static bool sim__chance(sim *s, uint32_t percent)
+{
+    return percent > 0 && sim__random(s) % 100 < percent;
+}
+
+static void sim__post_copy(sim *s, const sim__datagram *head, const void *bytes)
+{
+    sim__event event = sim__event_of(SIM__DATAGRAM, NULL);
+    const sim_host_t *host = head->host;
+    uint64_t late_ms = host->jitter_ms > 0 ? sim__random(s) % (host->jitter_ms + UINT64_C(1)) : 0;
+    char *copy = (char *)sim__realloc(NULL, sizeof *head + head->size + 1);
+    memcpy(copy, head, sizeof *head);
+    if (head->size > 0)
+        memcpy(copy + sizeof *head, bytes, head->size);
+    copy[sizeof *head + head->size] = '\0';
+    event.datagram = (sim__datagram *)(void *)copy;
+    sim__schedule(s, event, s->now_ms + host->latency_ms + late_ms);
+}
+
+/* Sends a datagram on its way, once, twice or not at all. */
+static void sim__post(sim *s, const sim__datagram *head, const void *bytes)
+{
+    if (sim__chance(s, head->host->loss_percent)) {
+        sim__trace(s, head->sender, "a datagram of %lu bytes gets lost", (unsigned long)head->size);
+        return;
+    }
+    sim__post_copy(s, head, bytes);
+    if (sim__chance(s, head->host->double_percent))
+        sim__post_copy(s, head, bytes);
+}
+
+void sim_serve_datagrams(sim *s, const plb_addr *addr, sim_datagram_script script, void *user)
+{
+    sim_host_t *host = sim_host(s, addr);
+    host->datagram_script = script;
+    host->datagram_user = user;
+}
+
+void sim_datagram(sim *s, const plb_addr *from, const plb_addr *to, const void *bytes, size_t count)
+{
+    sim__datagram head;
+    memset(&head, 0, sizeof head);
+    head.host = sim_host(s, from);
+    head.from = *from;
+    head.to = *to;
+    head.size = count;
+    sim__post(s, &head, bytes);
+}
+
+/* The socket that hears it: one that has the sender as its remote address before one that hears everybody. */
+static sim_conn *sim__socket_for(sim *s, const sim__datagram *datagram)
+{
+    plb_addr any = sim__any_of(&datagram->to);
+    sim_conn *socket, *found = NULL;
+    for (socket = s->sockets; socket; socket = socket->next_socket) {
+        bool here = plb_addr_compare(&socket->local, &datagram->to) == 0 || plb_addr_compare(&socket->local, &any) == 0;
+        bool for_one = socket->remote.family != PLB_FAMILY_NONE;
+        if (!here || (for_one && plb_addr_compare(&socket->remote, &datagram->from) != 0))
+            continue;
+        if (for_one)
+            return socket;
+        found = socket;
+    }
+    return found;
+}
+
+/* True: the socket has it now. */
+static bool sim__queue(sim_conn *socket, sim__datagram *datagram)
+{
+    sim__datagram **last = &socket->first_datagram;
+    sim__trace(socket->s, socket, "a datagram of %lu bytes arrives", (unsigned long)datagram->size);
+    if (socket->datagram_bytes + datagram->size > socket->s->defaults.buffer_bytes)
+        return false;
+    while (*last)
+        last = &(*last)->next;
+    *last = datagram;
+    socket->datagram_bytes += datagram->size;
+    sim__fire(socket, PLB_EVENT_READ, PLB_OK);
+    return true;
+}
+
+/* What becomes of a datagram that has come to where it was sent. PLB_AGAIN: a socket has it. */
+static plb_status sim__meet(sim *s, sim__datagram *datagram)
+{
+    sim_host_t *host = sim_host(s, &datagram->to);
+    sim_conn *socket = sim__socket_for(s, datagram);
+    sim_fault fault = datagram->host->fault;
+    host->datagrams++;
+    if (fault == SIM_HANG || fault == SIM_SILENT)
+        return PLB_OK;
+    if (fault == SIM_UNREACHABLE)
+        return PLB_ERR_UNREACHABLE;
+    if (fault == SIM_REFUSE || (!socket && !host->datagram_script))
+        return PLB_ERR_REFUSED;
+    if (socket)
+        return sim__queue(socket, datagram) ? PLB_AGAIN : PLB_OK;
+    host->datagram_script(host->datagram_user, s, &datagram->to, &datagram->from, (const char *)(datagram + 1),
+                          datagram->size);
+    return PLB_OK;
+}
+
+static void sim__on_datagram(sim *s, sim__datagram *datagram)
+{
+    sim__event trouble = sim__event_of(SIM__TROUBLE, datagram->sender);
+    uint64_t back_ms = datagram->host->latency_ms;
+    trouble.status = sim__meet(s, datagram);
+    if (trouble.status == PLB_AGAIN)
+        return;
+    if (trouble.status != PLB_OK && trouble.conn)
+        sim__schedule(s, trouble, s->now_ms + back_ms);
+    free(datagram);
+}
+
+static void sim__on_trouble(sim_conn *socket, plb_status status)
+{
+    if (socket->closed || socket->remote.family == PLB_FAMILY_NONE)
+        return;
+    socket->trouble = status;
+    sim__fire(socket, PLB_EVENT_READ, PLB_OK);
+}
+
+static sim_conn *sim__socket(void *self, plb_stream *stream, const char *call)
+{
+    sim_conn *conn = sim__known(self, stream, call);
+    if (!conn->datagrams)
+        sim__misuse("%s on #%u, which is no socket of datagrams", call, (unsigned)conn->number);
+    return conn;
+}
+
+static plb_status sim__open_arguments(const sim *s, const plb_addr *local, const plb_addr *remote)
+{
+    const plb_addr *either = local ? local : remote;
+    if (!either || (remote && remote->family != either->family))
+        return PLB_ERR_ARGUMENT;
+    if ((either->family != PLB_FAMILY_IPV4 && either->family != PLB_FAMILY_IPV6) || (s->lacks & (1u << either->family)))
+        return PLB_ERR_UNSUPPORTED;
+    if (remote && remote->port == 0)
+        return PLB_ERR_ARGUMENT;
+    return sim__may_own_more(s) ? PLB_OK : PLB_ERR_LIMIT;
+}
+
+static plb_status sim__dgram_open(void *self, const plb_addr *local, const plb_addr *remote, plb_handler handler,
+                                  plb_stream **out)
+{
+    sim *s = (sim *)self;
+    plb_addr here, nowhere;
+    sim_conn *socket;
+    char text[PLB_ADDR_TEXT_MAX];
+    plb_status status = sim__count(s, &sim__open_call);
+    if (!handler.fn)
+        sim__misuse("open without a handler");
+    *out = NULL;
+    if (status == PLB_OK)
+        status = sim__open_arguments(s, local, remote);
+    if (status != PLB_OK)
+        return status;
+    memset(&nowhere, 0, sizeof nowhere);
+    here = local ? *local : sim__this_machine(remote);
+    sim__choose_port(s, &here);
+    if (sim__socket_at(s, &here) || sim_host(s, &here)->datagram_script)
+        return PLB_ERR_IN_USE;
+    socket = sim__conn_new(s, NULL, &here, remote ? remote : &nowhere);
+    socket->status = PLB_OK;
+    socket->datagrams = true;
+    socket->next_socket = s->sockets;
+    s->sockets = socket;
+    sim__trace(s, socket, "is a socket of datagrams on %s", sim__text(&here, text));
+    *out = sim__own(socket, handler);
+    return PLB_OK;
+}
+
+/* What stands in the way of sending, or receiving: a failure, or what an earlier datagram met. */
+static plb_status sim__obstacle(sim_conn *socket, plb_status failure)
+{
+    plb_status trouble = socket->trouble;
+    if (failure == PLB_ERR_IO)
+        socket->status = PLB_ERR_IO;
+    if (failure != PLB_OK || socket->status != PLB_OK)
+        return failure != PLB_OK ? failure : socket->status;
+    socket->trouble = PLB_OK;
+    return trouble;
+}
+
+static plb_status sim__dgram_send(void *self, plb_stream *stream, const plb_addr *to, const void *data, size_t size)
+{
+    sim_conn *socket = sim__socket(self, stream, "send");
+    sim *s = socket->s;
+    sim__datagram head;
+    plb_status status = sim__count(s, &sim__send_call);
+    bool for_one = socket->remote.family != PLB_FAMILY_NONE;
+    plb_addr any = sim__any_of(&socket->local);
+    if (!data && size > 0)
+        sim__misuse("send of nothing on #%u", (unsigned)socket->number);
+    if ((to != NULL) == for_one)
+        return PLB_ERR_ARGUMENT;
+    if (to && to->family != socket->local.family)
+        return PLB_ERR_UNSUPPORTED;
+    if ((to && to->port == 0) || size > SIM__DATAGRAM_MAX)
+        return PLB_ERR_ARGUMENT;
+    status = sim__obstacle(socket, status);
+    if (status != PLB_OK)
+        return status;
+    memset(&head, 0, sizeof head);
+    head.sender = socket;
+    head.to = to ? *to : socket->remote;
+    head.host = sim_host(s, &head.to);
+    head.from = socket->local;
+    if (plb_addr_compare(&socket->local, &any) == 0) {
+        head.from = sim__this_machine(&head.to);
+        head.from.port = socket->local.port;
+    }
+    head.size = size;
+    sim__trace(s, socket, "send: %lu bytes", (unsigned long)size);
+    sim__post(s, &head, data);
+    return PLB_OK;
+}
+
+static plb_status sim__dgram_receive(void *self, plb_stream *stream, void *buffer, size_t capacity, size_t *got,
+                                     plb_addr *from)
+{
+    sim_conn *socket = sim__socket(self, stream, "receive");
+    plb_status status = sim__obstacle(socket, sim__count(socket->s, &sim__receive_call));
+    sim__datagram *datagram;
+    if (!buffer || capacity == 0 || !got)
+        sim__misuse("receive of 0 bytes on #%u", (unsigned)socket->number);
+    *got = 0;
+    if (status != PLB_OK)
+        return status;
+    datagram = sim__next_datagram(socket);
+    if (!datagram)
+        return sim__arm(socket, PLB_EVENT_READ);
+    memcpy(buffer, datagram + 1, sim__min(datagram->size, capacity));
+    *got = datagram->size;
+    if (from)
+        *from = datagram->from;
+    sim__trace(socket->s, socket, "receive: %lu bytes", (unsigned long)*got);
+    free(datagram);
+    return PLB_OK;
+}
+
+static plb_status sim__dgram_info(void *self, plb_stream *stream, plb_stream_info *out)
+{
+    return sim__info_of(sim__socket(self, stream, "info"), out);
+}
+
+static void sim__dgram_close(void *self, plb_stream *stream)
+{
+    sim_conn *socket = sim__socket(self, stream, "close"), **link = &socket->s->sockets;
+    sim__trace(socket->s, socket, "close");
+    while (*link != socket)
+        link = &(*link)->next_socket;
+    *link = socket->next_socket;
+    sim__gone(socket);
+    sim__offer_room(socket->s);
 }
 
 /* ==== CLOCK AND RANDOM ============================================================================================ */
@@ -1554,7 +1925,7 @@ sim *sim_create(uint64_t seed)
     s->random_state = seed;
     s->trace = getenv("SIM_TRACE") != NULL;
     s->tasks_due = UINT64_MAX;
-    s->io.self = s->clock.self = s->random.self = s->names.self = s;
+    s->io.self = s->clock.self = s->random.self = s->names.self = s->dgram.self = s;
     s->io.connect = sim__io_connect;
     s->io.read = sim__io_read;
     s->io.write = sim__io_write;
@@ -1570,6 +1941,11 @@ sim *sim_create(uint64_t seed)
     s->random.fill = sim__fill;
     s->names.resolve = sim__resolve;
     s->names.cancel = sim__cancel;
+    s->dgram.open = sim__dgram_open;
+    s->dgram.send = sim__dgram_send;
+    s->dgram.receive = sim__dgram_receive;
+    s->dgram.info = sim__dgram_info;
+    s->dgram.close = sim__dgram_close;
     return s;
 }
 
@@ -1581,7 +1957,7 @@ plb_port sim_port(sim *s)
     port.random = &s->random;
     port.names = &s->names;
     port.barrier = NULL;
-    port.dgram = NULL;
+    port.dgram = &s->dgram;
     return port;
 }
 
@@ -1595,8 +1971,12 @@ static size_t sim__count_leaks(const sim *s)
         if (!conn->owned || conn->closed)
             continue;
         leaks++;
-        fprintf(stderr, "sim: %s #%u was not closed: %s\n", conn->listener ? "listener" : "connection",
-                (unsigned)conn->number, sim__text(conn->listener ? &conn->local : &conn->remote, text));
+        fprintf(stderr, "sim: %s #%u was not closed: %s\n",
+                conn->datagrams  ? "socket"
+                : conn->listener ? "listener"
+                                 : "connection",
+                (unsigned)conn->number,
+                sim__text(conn->datagrams || conn->listener ? &conn->local : &conn->remote, text));
     }
     for (i = 0; i < s->query_count; i++) {
         const sim__query *query = (const sim__query *)(const void *)s->queries[i];
@@ -1643,6 +2023,8 @@ static void sim__free_network(sim *s)
             free(host);
         }
     }
+    for (i = 0; i < s->event_count; i++)
+        free(s->events[i].datagram);
     free(s->events);
     free(s->held);
 }

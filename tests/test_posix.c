@@ -1,13 +1,23 @@
-/* What is the POSIX port's own: scarce descriptors, threads, signals, loops of a program's own, names, Unix paths. What
-   it has in common with other ports is in io_conformance.c. With PLB_POSIX_POLL: its other back end. */
+/* What is the POSIX port's own: scarce descriptors, threads, signals, loops of a program's own, names, Unix paths, what
+   the system says of datagrams. What it has in common with other ports is in io_conformance.c. With PLB_POSIX_POLL: its
+   other back end. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 
-/* What the helper thread needs of the system, in the tests' hands. */
+/* What datagrams, and the helper thread, need of the system, in the tests' hands. */
+static int test_bind(int fd, const struct sockaddr *name, socklen_t size);
+static ssize_t test_sendto(int fd, const void *data, size_t size, int flags, const struct sockaddr *to,
+                           socklen_t to_size);
+static ssize_t test_recvmsg(int fd, struct msghdr *message, int flags);
+#define bind    test_bind
+#define sendto  test_sendto
+#define recvmsg test_recvmsg
+
 static int test_getaddrinfo(const char *host, const char *service, const struct addrinfo *hints, struct addrinfo **out);
 static void *test_calloc(size_t count, size_t size);
 #ifndef PLB_NO_THREADS
@@ -24,6 +34,9 @@ static int test_pthread_create(pthread_t *thread, const pthread_attr_t *attr, vo
 
 #undef pthread_create
 #undef calloc
+#undef bind
+#undef sendto
+#undef recvmsg
 
 #include <greatest.h>
 #include <signal.h>
@@ -36,6 +49,7 @@ static int test_pthread_create(pthread_t *thread, const pthread_attr_t *attr, vo
 
 static plb_posix *px; /* of the test that runs */
 static const plb_io *io;
+static const plb_dgram *dgram;
 static char directory[32];
 
 typedef struct end {
@@ -76,6 +90,7 @@ static void set_up(void *user)
     if (mkdtemp(directory) == NULL || plb_posix_create(NULL, &px) != PLB_OK)
         abort();
     io = plb_posix_port(px).io;
+    dgram = plb_posix_port(px).dgram;
 }
 
 static void tear_down(void *user)
@@ -462,6 +477,238 @@ TEST listeners_may_share_a_port_when_all_agree(void)
     ASSERT_EQ(PLB_OK, io->info(io->self, first.stream, &info));
     desc.addr = info.local;
     ASSERT_EQ(PLB_OK, io->listen(io->self, &desc, handler_of(&second), &second.stream));
+    PASS();
+}
+
+/* ==== DATAGRAMS =================================================================================================== */
+
+/* How the next calls of the system fail, and what comes between bind and connect. */
+static struct {
+    int error;
+    unsigned failures; /* calls that still fail so */
+    int stranger;      /* a socket that sends to whatever is bound; 0: none */
+} mischief;
+
+static bool is_made_to_fail(void)
+{
+    if (mischief.failures == 0)
+        return false;
+    mischief.failures--;
+    errno = mischief.error;
+    return true;
+}
+
+static int test_bind(int fd, const struct sockaddr *name, socklen_t size)
+{
+    struct sockaddr_storage bound;
+    socklen_t bound_size = sizeof bound;
+    int result = bind(fd, name, size);
+    if (result == 0 && mischief.stranger > 0 && getsockname(fd, (struct sockaddr *)&bound, &bound_size) == 0 &&
+        sendto(mischief.stranger, "forged", 6, 0, (struct sockaddr *)&bound, bound_size) != 6)
+        abort();
+    return result;
+}
+
+static ssize_t test_sendto(int fd, const void *data, size_t size, int flags, const struct sockaddr *to,
+                           socklen_t to_size)
+{
+    return is_made_to_fail() ? -1 : sendto(fd, data, size, flags, to, to_size);
+}
+
+static ssize_t test_recvmsg(int fd, struct msghdr *message, int flags)
+{
+    return is_made_to_fail() ? -1 : recvmsg(fd, message, flags);
+}
+
+static void fail_next(int error, unsigned times)
+{
+    mischief.error = error;
+    mischief.failures = times;
+}
+
+static plb_status open_socket(end *e, const plb_addr *local, const plb_addr *remote)
+{
+    return dgram->open(dgram->self, local, remote, handler_of(e), &e->stream);
+}
+
+/* On a port of the loopback that the system chooses; returns where. */
+static plb_addr open_somewhere(end *e)
+{
+    plb_stream_info info;
+    plb_addr addr = addr_of("127.0.0.1:1");
+    addr.port = 0;
+    if (open_socket(e, &addr, NULL) != PLB_OK || dgram->info(dgram->self, e->stream, &info) != PLB_OK)
+        abort();
+    return info.local;
+}
+
+static plb_status send_text(end *e, const plb_addr *to, const char *text)
+{
+    return dgram->send(dgram->self, e->stream, to, text, strlen(text));
+}
+
+static plb_status receive_byte(end *e)
+{
+    char byte;
+    size_t got;
+    return dgram->receive(dgram->self, e->stream, &byte, 1, &got, NULL);
+}
+
+/* What the system may say to a datagram, and what that means to who sends and who receives. */
+static const struct {
+    int error;
+    plb_status sending, receiving;
+} datagram_errors[] = {{EAGAIN, PLB_ERR_LIMIT, PLB_AGAIN},
+                       {ENOBUFS, PLB_ERR_LIMIT, PLB_ERR_LIMIT},
+                       {ENOMEM, PLB_ERR_MEMORY, PLB_ERR_MEMORY},
+                       {EACCES, PLB_ERR_ACCESS, PLB_ERR_ACCESS},
+                       {EPERM, PLB_ERR_ACCESS, PLB_ERR_ACCESS},
+                       {ECONNREFUSED, PLB_ERR_REFUSED, PLB_ERR_REFUSED},
+                       {EHOSTUNREACH, PLB_ERR_UNREACHABLE, PLB_ERR_UNREACHABLE},
+                       {ENETUNREACH, PLB_ERR_UNREACHABLE, PLB_ERR_UNREACHABLE},
+                       {ENOPROTOOPT, PLB_ERR_UNREACHABLE, PLB_ERR_UNREACHABLE}, /* ICMP: protocol unreachable */
+                       {EBADF, PLB_ERR_IO, PLB_ERR_IO}};
+
+TEST what_the_system_says_to_a_datagram_has_a_name(void)
+{
+    end e;
+    plb_addr addr = open_somewhere(&e);
+    size_t i;
+    for (i = 0; i < sizeof datagram_errors / sizeof datagram_errors[0]; i++) {
+        fail_next(datagram_errors[i].error, 1);
+        ASSERT_EQ(datagram_errors[i].sending, send_text(&e, &addr, "x"));
+        ASSERT_EQ(PLB_OK, send_text(&e, &addr, "x")); /* nothing has changed for the socket */
+        plb_posix_step(px, 10);
+        fail_next(datagram_errors[i].error, 1);
+        ASSERT_EQ(datagram_errors[i].receiving, receive_byte(&e));
+        plb_posix_step(px, 10);
+        ASSERT_EQ(PLB_OK, receive_byte(&e));
+        ASSERT_EQ(PLB_AGAIN, receive_byte(&e));
+    }
+    PASS();
+}
+
+/* A signal, and a router that asks for smaller packets, change nothing. */
+TEST what_passes_by_itself_is_not_told(void)
+{
+    end e;
+    plb_addr addr = open_somewhere(&e);
+    static const int errors[] = {EINTR, EMSGSIZE};
+    int i;
+    for (i = 0; i < 2; i++) {
+        fail_next(errors[i], 1);
+        ASSERT_EQ(PLB_OK, send_text(&e, &addr, "x"));
+        ASSERT_EQ(0, mischief.failures);
+        fail_next(errors[i], 1);
+        ASSERT_EQ(PLB_OK, receive_byte(&e));
+        ASSERT_EQ(0, mischief.failures);
+    }
+    fail_next(EMSGSIZE, 2); /* the second time it is this datagram that is too big; what is received never is */
+    ASSERT_EQ(PLB_ERR_ARGUMENT, send_text(&e, &addr, "x"));
+    fail_next(EMSGSIZE, 2);
+    ASSERT_EQ(PLB_ERR_UNREACHABLE, receive_byte(&e));
+    PASS();
+}
+
+TEST a_datagram_from_before_the_remote_was_known_is_dropped(void)
+{
+    end server, e;
+    plb_addr addr = open_somewhere(&server), local = addr;
+    local.port = 0;
+    mischief.stranger = socket(AF_INET, SOCK_DGRAM, 0);
+    ASSERT(mischief.stranger > 0);
+    ASSERT_EQ(PLB_OK, open_socket(&e, &local, &addr));
+    close(mischief.stranger);
+    mischief.stranger = 0;
+    ASSERT_EQ(PLB_AGAIN, receive_byte(&e));
+    plb_posix_step(px, 20);
+    ASSERT_EQ(0, e.reads);
+    PASS();
+}
+
+TEST places_that_no_datagram_gets_to_are_named(void)
+{
+    end e;
+    plb_addr ours = addr_of("127.0.0.1:1"), theirs = addr_of("192.0.2.1:9"), all = addr_of("127.255.255.255:9");
+    ours.port = 0;
+    ASSERT_EQ(PLB_ERR_ADDRESS, open_socket(&e, &theirs, NULL));
+    ASSERT(e.stream == NULL);
+    ASSERT_EQ(PLB_ERR_UNREACHABLE, open_socket(&e, &ours, &theirs)); /* the loopback leads nowhere */
+    ASSERT_EQ(PLB_ERR_ACCESS, open_socket(&e, NULL, &all));
+    ASSERT(e.stream == NULL);
+    open_somewhere(&e);
+    ASSERT_EQ(PLB_ERR_UNREACHABLE, send_text(&e, &theirs, "x"));
+    ASSERT_EQ(PLB_ERR_ACCESS, send_text(&e, &all, "x"));
+    PASS();
+}
+
+TEST an_ipv6_socket_leaves_ipv4_alone(void)
+{
+    end four, six;
+    plb_stream_info info;
+    plb_addr addr = addr_of("0.0.0.0:1");
+    addr.port = 0;
+    ASSERT_EQ(PLB_OK, open_socket(&four, &addr, NULL));
+    ASSERT_EQ(PLB_OK, dgram->info(dgram->self, four.stream, &info));
+    addr = addr_of("[::]:1");
+    addr.port = info.local.port;
+    ASSERT_EQ(PLB_OK, open_socket(&six, &addr, NULL));
+    PASS();
+}
+
+TEST without_descriptors_open_names_the_limit(void)
+{
+    end e;
+    plb_addr addr = addr_of("127.0.0.1:9");
+    plb_status status;
+    close_the_tap();
+    status = open_socket(&e, NULL, &addr);
+    open_the_tap();
+    ASSERT_EQ(PLB_ERR_LIMIT, status);
+    ASSERT(e.stream == NULL);
+    ASSERT_EQ(PLB_OK, open_socket(&e, NULL, &addr));
+    ASSERT(fcntl(e.stream->fd, F_GETFL) & O_NONBLOCK);
+    ASSERT(fcntl(e.stream->fd, F_GETFD) & FD_CLOEXEC);
+    PASS();
+}
+
+/* An error that passes leaves the socket as it was: it neither spins, nor costs calls that find nothing. */
+TEST a_refusal_leaves_nothing_behind(void)
+{
+    end server, e;
+    plb_addr addr = open_somewhere(&server);
+    uint64_t before;
+    dgram->close(dgram->self, server.stream);
+    ASSERT_EQ(PLB_OK, open_socket(&e, NULL, &addr));
+    ASSERT_EQ(PLB_AGAIN, receive_byte(&e));
+    ASSERT_EQ(PLB_OK, send_text(&e, NULL, "x"));
+    ASSERT(reaches(&e.reads, 1));
+    before = now_ms();
+    plb_posix_step(px, 60); /* nobody asks */
+    ASSERT(now_ms() - before >= 50);
+    ASSERT_EQ(PLB_ERR_REFUSED, receive_byte(&e));
+    ASSERT_EQ(PLB_AGAIN, receive_byte(&e));
+    before = now_ms();
+    plb_posix_step(px, 60); /* nothing comes */
+    ASSERT(now_ms() - before >= 50);
+    ASSERT_EQ(1, e.reads);
+#ifdef PLB__PX_EPOLL
+    fail_next(EBADF, 1);
+    ASSERT_EQ(PLB_AGAIN, receive_byte(&e));
+    ASSERT_EQ(1, mischief.failures); /* the system was not asked */
+    fail_next(0, 0);
+#endif
+    PASS();
+}
+
+TEST a_destroyed_port_closes_its_sockets(void)
+{
+    end e;
+    plb_addr addr = open_somewhere(&e);
+    plb_posix_destroy(px);
+    ASSERT_EQ(PLB_OK, plb_posix_create(NULL, &px));
+    dgram = plb_posix_port(px).dgram;
+    ASSERT_EQ(PLB_OK, open_socket(&e, &addr, NULL));
     PASS();
 }
 
@@ -1162,7 +1409,7 @@ static void budget_dealloc(void *user, void *ptr, size_t size)
 /* Everything once; any call may fail for want of memory, and say so. */
 static bool run_through(void)
 {
-    end listener, path, clients[10], server;
+    end listener, path, clients[10], server, sockets[4];
     plb_addr addr = addr_of("127.0.0.1:1"), unix_addr = path_of("m");
     plb_stream_info info;
     answer a = {0};
@@ -1183,6 +1430,11 @@ static bool run_through(void)
     for (i = 0; i < 6; i++) {
         if (accept_wait(&listener, &server) != PLB_OK) /* it only pauses */
             return false;
+    }
+    for (i = 0; i < 4; i++) {
+        status = open_socket(&sockets[i], &addr, NULL);
+        if (status != PLB_OK)
+            return status == PLB_ERR_MEMORY && sockets[i].stream == NULL;
     }
     status = ask(&a, "a.test", 5000);
     if (status != PLB_AGAIN)
@@ -1205,6 +1457,7 @@ TEST every_allocation_may_fail(void)
         desc.allocator.user = &b;
         if (plb_posix_create(&desc, &px) == PLB_OK) {
             io = plb_posix_port(px).io;
+            dgram = plb_posix_port(px).dgram;
             survived = run_through();
             plb_posix_destroy(px);
         }
@@ -1242,6 +1495,20 @@ SUITE(descriptors)
     RUN_TEST(addresses_that_are_not_ours_are_named);
     RUN_TEST(an_ipv6_listener_leaves_ipv4_alone);
     RUN_TEST(listeners_may_share_a_port_when_all_agree);
+}
+
+SUITE(datagrams)
+{
+    SET_SETUP(set_up, NULL);
+    SET_TEARDOWN(tear_down, NULL);
+    RUN_TEST(what_the_system_says_to_a_datagram_has_a_name);
+    RUN_TEST(what_passes_by_itself_is_not_told);
+    RUN_TEST(a_datagram_from_before_the_remote_was_known_is_dropped);
+    RUN_TEST(places_that_no_datagram_gets_to_are_named);
+    RUN_TEST(an_ipv6_socket_leaves_ipv4_alone);
+    RUN_TEST(without_descriptors_open_names_the_limit);
+    RUN_TEST(a_refusal_leaves_nothing_behind);
+    RUN_TEST(a_destroyed_port_closes_its_sockets);
 }
 
 SUITE(unix_paths)
@@ -1305,6 +1572,7 @@ int main(int argc, char **argv)
 {
     GREATEST_MAIN_BEGIN();
     RUN_SUITE(descriptors);
+    RUN_SUITE(datagrams);
     RUN_SUITE(unix_paths);
     RUN_SUITE(loops);
     RUN_SUITE(threads);

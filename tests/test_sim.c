@@ -12,6 +12,7 @@
 
 static sim *s; /* of the test that runs */
 static const plb_io *io;
+static const plb_dgram *dgram;
 static size_t left_open; /* by the tests up to now */
 
 static void setup(void *user)
@@ -19,6 +20,7 @@ static void setup(void *user)
     (void)user;
     s = sim_create(1);
     io = sim_port(s).io;
+    dgram = sim_port(s).dgram;
 }
 
 /* Tests that mean to leave something open destroy `s` themselves. */
@@ -808,6 +810,366 @@ TEST a_read_that_was_made_to_fail_breaks_the_connection_for_both(void)
     PASS();
 }
 
+/* ==== DATAGRAMS =================================================================================================== */
+
+static plb_status open_socket(const char *local, const char *remote, end *e)
+{
+    plb_addr here, there;
+    if (local)
+        here = sim_addr(local);
+    if (remote)
+        there = sim_addr(remote);
+    return dgram->open(s, local ? &here : NULL, remote ? &there : NULL, handler_of(e), &e->stream);
+}
+
+static plb_status post(const end *e, const char *to, const char *text)
+{
+    plb_addr addr;
+    if (to)
+        addr = sim_addr(to);
+    return dgram->send(s, e->stream, to ? &addr : NULL, text, strlen(text));
+}
+
+static plb_status hear(const end *e, char *text, size_t capacity, plb_addr *from)
+{
+    size_t got = 0;
+    plb_status status = dgram->receive(s, e->stream, text, capacity - 1, &got, from);
+    text[status == PLB_OK && got < capacity ? got : 0] = '\0';
+    return status;
+}
+
+/* How many datagrams are there? */
+static unsigned hear_all(const end *e)
+{
+    char text[16];
+    unsigned count = 0;
+    while (hear(e, text, sizeof text, NULL) == PLB_OK)
+        count++;
+    return count;
+}
+
+static plb_addr address_of(const end *e)
+{
+    plb_stream_info info;
+    if (dgram->info(s, e->stream, &info) != PLB_OK)
+        abort();
+    return info.local;
+}
+
+static void shut(const end *e)
+{
+    dgram->close(s, e->stream);
+}
+
+TEST a_datagram_arrives_after_the_latency(void)
+{
+    end server, client;
+    char text[16];
+    plb_addr from, addr = sim_addr("10.0.0.1:53"), here;
+    ASSERT_EQ(PLB_OK, open_socket("10.0.0.1:53", NULL, &server));
+    ASSERT_EQ(PLB_OK, open_socket(NULL, "10.0.0.1:53", &client));
+    here = address_of(&client);
+    sim_host(s, &addr)->latency_ms = 7;
+    ASSERT_EQ(PLB_AGAIN, hear(&server, text, sizeof text, NULL));
+    ASSERT_EQ(PLB_OK, post(&client, NULL, "query"));
+    sim_run_for(s, 6);
+    ASSERT_EQ(0, server.reads);
+    sim_run_for(s, 1);
+    ASSERT_EQ(1, server.reads);
+    ASSERT_EQ(PLB_OK, hear(&server, text, sizeof text, &from));
+    ASSERT_STR_EQ("query", text);
+    ASSERT_EQ(0, plb_addr_compare(&here, &from));
+    shut(&client);
+    shut(&server);
+    PASS();
+}
+
+TEST a_socket_on_any_address_speaks_for_this_machine(void)
+{
+    end server, client;
+    char text[16];
+    plb_addr from, expected = sim_addr("127.0.0.1:5353");
+    ASSERT_EQ(PLB_OK, open_socket("0.0.0.0:5353", NULL, &server));
+    ASSERT_EQ(PLB_OK, open_socket("10.0.0.9:7", NULL, &client));
+    ASSERT_EQ(PLB_OK, post(&client, "10.0.0.3:5353", "hello"));
+    sim_run_for(s, 10);
+    ASSERT_EQ(PLB_OK, hear(&server, text, sizeof text, &from));
+    ASSERT_EQ(PLB_OK, dgram->send(s, server.stream, &from, "you", 3));
+    sim_run_for(s, 10);
+    ASSERT_EQ(PLB_OK, hear(&client, text, sizeof text, &from));
+    ASSERT_EQ(0, plb_addr_compare(&expected, &from));
+    shut(&client);
+    shut(&server);
+    PASS();
+}
+
+TEST datagrams_get_lost_and_come_twice_as_often_as_told(void)
+{
+    static const struct {
+        uint32_t loss, twice;
+        unsigned least, most; /* of 1000 */
+    } rows[] = {{0, 0, 1000, 1000}, {100, 0, 0, 0}, {0, 100, 2000, 2000}, {30, 0, 600, 800}, {0, 30, 1200, 1400}};
+    end server, client;
+    plb_addr addr = sim_addr("10.0.0.1:53");
+    unsigned i, n, came;
+    ASSERT_EQ(PLB_OK, open_socket("10.0.0.1:53", NULL, &server));
+    ASSERT_EQ(PLB_OK, open_socket(NULL, "10.0.0.1:53", &client));
+    for (i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        sim_host(s, &addr)->loss_percent = rows[i].loss;
+        sim_host(s, &addr)->double_percent = rows[i].twice;
+        for (n = 0; n < 1000; n++)
+            ASSERT_EQ(PLB_OK, post(&client, NULL, "x"));
+        sim_run_for(s, 10);
+        came = hear_all(&server);
+        ASSERT(came >= rows[i].least && came <= rows[i].most);
+    }
+    shut(&client);
+    shut(&server);
+    PASS();
+}
+
+TEST jitter_lets_datagrams_overtake_one_another(void)
+{
+    end server, client;
+    char text[4], order[11] = "";
+    plb_addr addr = sim_addr("10.0.0.1:53");
+    int i;
+    ASSERT_EQ(PLB_OK, open_socket("10.0.0.1:53", NULL, &server));
+    ASSERT_EQ(PLB_OK, open_socket(NULL, "10.0.0.1:53", &client));
+    sim_host(s, &addr)->jitter_ms = 20;
+    for (i = 0; i < 10; i++) {
+        text[0] = (char)('0' + i);
+        text[1] = '\0';
+        ASSERT_EQ(PLB_OK, post(&client, NULL, text));
+    }
+    sim_run_for(s, 21);
+    for (i = 0; i < 10; i++) {
+        ASSERT_EQ(PLB_OK, hear(&server, text, sizeof text, NULL));
+        order[i] = text[0];
+    }
+    ASSERT(strcmp(order, "0123456789") != 0);
+    shut(&client);
+    shut(&server);
+    PASS();
+}
+
+/* With a remote address what became of a datagram is told once, and the socket goes on; without one it is not told. */
+TEST a_fault_decides_what_becomes_of_datagrams(void)
+{
+    static const struct {
+        sim_fault fault;
+        plb_status told;
+    } rows[] = {{SIM_REFUSE, PLB_ERR_REFUSED},
+                {SIM_UNREACHABLE, PLB_ERR_UNREACHABLE},
+                {SIM_HANG, PLB_AGAIN},
+                {SIM_SILENT, PLB_AGAIN}};
+    end server, client, other;
+    char text[16];
+    plb_addr addr = sim_addr("10.0.0.1:53");
+    size_t i;
+    ASSERT_EQ(PLB_OK, open_socket("10.0.0.1:53", NULL, &server));
+    ASSERT_EQ(PLB_OK, open_socket(NULL, "10.0.0.1:53", &client));
+    ASSERT_EQ(PLB_OK, open_socket("10.0.0.2:7", NULL, &other));
+    for (i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        sim_host(s, &addr)->fault = rows[i].fault;
+        ASSERT_EQ(PLB_OK, post(&client, NULL, "x"));
+        ASSERT_EQ(PLB_OK, post(&other, "10.0.0.1:53", "x"));
+        sim_run_for(s, 10);
+        ASSERT_EQ(0, hear_all(&server));
+        ASSERT_EQ(PLB_AGAIN, hear(&other, text, sizeof text, NULL));
+        ASSERT_EQ(rows[i].told, hear(&client, text, sizeof text, NULL));
+        ASSERT_EQ(PLB_AGAIN, hear(&client, text, sizeof text, NULL));
+    }
+    ASSERT_EQ(0, other.reads);
+    sim_host(s, &addr)->fault = SIM_FINE;
+    sim_run_for(s, 10);
+    ASSERT_EQ(0, hear_all(&server)); /* a hang does not keep them */
+    ASSERT_EQ(PLB_OK, post(&client, NULL, "x"));
+    sim_run_for(s, 10);
+    ASSERT_EQ(1, hear_all(&server));
+    shut(&other);
+    shut(&client);
+    shut(&server);
+    PASS();
+}
+
+/* Whoever calls first hears of it: here the one who sends. */
+TEST what_nobody_hears_is_refused(void)
+{
+    end client;
+    char text[16];
+    ASSERT_EQ(PLB_OK, open_socket(NULL, "10.0.0.1:53", &client));
+    ASSERT_EQ(PLB_AGAIN, hear(&client, text, sizeof text, NULL));
+    ASSERT_EQ(PLB_OK, post(&client, NULL, "x"));
+    sim_run_for(s, 1);
+    ASSERT_EQ(0, client.reads);
+    sim_run_for(s, 1);
+    ASSERT_EQ(1, client.reads);
+    ASSERT_EQ(PLB_ERR_REFUSED, post(&client, NULL, "x"));
+    ASSERT_EQ(PLB_OK, post(&client, NULL, "x"));
+    shut(&client);
+    sim_run_for(s, 10);
+    PASS();
+}
+
+/* Answers with what it was told, backwards. */
+static void answer_backwards(void *user, sim *network, const plb_addr *at, const plb_addr *from, const char *bytes,
+                             size_t count)
+{
+    char answer[16];
+    size_t i;
+    for (i = 0; i < count; i++)
+        answer[i] = bytes[count - 1 - i];
+    ++*(unsigned *)user;
+    sim_datagram(network, at, from, answer, count);
+}
+
+TEST a_host_of_datagrams_can_be_played(void)
+{
+    end client, rival;
+    char text[16];
+    unsigned calls = 0;
+    plb_addr from, addr = sim_addr("10.0.0.1:53");
+    sim_serve_datagrams(s, &addr, answer_backwards, &calls);
+    sim_host(s, &addr)->latency_ms = 20;
+    ASSERT_EQ(PLB_ERR_IN_USE, open_socket("10.0.0.1:53", NULL, &rival));
+    ASSERT_EQ(PLB_OK, open_socket(NULL, "10.0.0.1:53", &client));
+    ASSERT_EQ(PLB_OK, post(&client, NULL, "abc"));
+    sim_run_for(s, 39); /* there and back, both as the host says */
+    ASSERT_EQ(PLB_AGAIN, hear(&client, text, sizeof text, NULL));
+    sim_run_for(s, 1);
+    ASSERT_EQ(PLB_OK, hear(&client, text, sizeof text, &from));
+    ASSERT_STR_EQ("cba", text);
+    ASSERT_EQ(0, plb_addr_compare(&addr, &from));
+    ASSERT_EQ(1, calls);
+    ASSERT_COUNT(1, sim_host(s, &addr)->datagrams);
+    sim_serve_datagrams(s, &addr, NULL, NULL);
+    ASSERT_EQ(PLB_OK, post(&client, NULL, "abc"));
+    sim_run_for(s, 40);
+    ASSERT_EQ(PLB_ERR_REFUSED, hear(&client, text, sizeof text, NULL));
+    shut(&client);
+    PASS();
+}
+
+TEST a_forgery_reaches_only_who_hears_everybody(void)
+{
+    end client, open;
+    plb_addr forger = sim_addr("10.6.6.6:53"), to;
+    ASSERT_EQ(PLB_OK, open_socket(NULL, "10.0.0.1:53", &client));
+    ASSERT_EQ(PLB_OK, open_socket("10.0.0.2:0", NULL, &open));
+    to = address_of(&client);
+    sim_datagram(s, &forger, &to, "forged", 6);
+    to = address_of(&open);
+    sim_datagram(s, &forger, &to, "forged", 6);
+    sim_run_for(s, 10);
+    ASSERT_EQ(0, hear_all(&client));
+    ASSERT_EQ(1, hear_all(&open));
+    shut(&open);
+    shut(&client);
+    PASS();
+}
+
+TEST what_a_socket_has_no_room_for_is_lost(void)
+{
+    end e;
+    char bytes[1000] = {0}, text[4];
+    plb_addr to;
+    unsigned i;
+    s->defaults.buffer_bytes = 3500;
+    ASSERT_EQ(PLB_OK, open_socket("127.0.0.1:0", NULL, &e));
+    to = address_of(&e);
+    for (i = 0; i < 5; i++)
+        ASSERT_EQ(PLB_OK, dgram->send(s, e.stream, &to, bytes, sizeof bytes));
+    sim_run_for(s, 10);
+    ASSERT_EQ(PLB_OK, hear(&e, text, sizeof text, NULL)); /* cut, but it made room for a whole one */
+    ASSERT_EQ(PLB_OK, dgram->send(s, e.stream, &to, bytes, sizeof bytes));
+    sim_run_for(s, 10);
+    ASSERT_EQ(3, hear_all(&e));
+    ASSERT_EQ(PLB_OK, dgram->send(s, e.stream, &to, bytes, sizeof bytes));
+    shut(&e); /* with one on its way, which nobody gets */
+    PASS();
+}
+
+/* One of each call, as far as it gets. Returns false once a call failed. */
+static bool visit_every_datagram_call(void)
+{
+    end e;
+    plb_stream_info info;
+    char text[8];
+    bool fine;
+    if (open_socket(NULL, "10.0.0.1:53", &e) != PLB_OK)
+        return false;
+    fine = post(&e, NULL, "x") == PLB_OK && hear(&e, text, sizeof text, NULL) == PLB_AGAIN &&
+           dgram->info(s, e.stream, &info) == PLB_OK;
+    shut(&e);
+    return fine;
+}
+
+TEST the_nth_call_of_datagrams_fails_for_every_n(void)
+{
+    uint64_t n;
+    for (n = 1; n < 100; n++) {
+        s->io_calls = 0;
+        s->fail_io_at = n;
+        if (visit_every_datagram_call())
+            break;
+        ASSERT_COUNT(0, s->streams);
+    }
+    ASSERT_COUNT(5, n);
+    PASS();
+}
+
+TEST a_receive_that_was_made_to_fail_breaks_the_socket_or_passes(void)
+{
+    end e;
+    char text[8];
+    ASSERT_EQ(PLB_OK, open_socket("10.0.0.1:53", NULL, &e));
+    s->fail_io_at = s->io_calls + 1;
+    s->fail_io_status = PLB_ERR_MEMORY;
+    ASSERT_EQ(PLB_ERR_MEMORY, hear(&e, text, sizeof text, NULL));
+    ASSERT_EQ(PLB_AGAIN, hear(&e, text, sizeof text, NULL));
+    s->fail_io_at = s->io_calls + 1;
+    s->fail_io_status = PLB_OK;
+    ASSERT_EQ(PLB_ERR_IO, hear(&e, text, sizeof text, NULL));
+    ASSERT_EQ(PLB_ERR_IO, hear(&e, text, sizeof text, NULL));
+    ASSERT_EQ(PLB_ERR_IO, post(&e, "10.0.0.2:53", "x"));
+    shut(&e);
+    PASS();
+}
+
+TEST sockets_are_among_the_streams(void)
+{
+    end listener, socket, client, server;
+    s->max_streams = 3;
+    ASSERT_EQ(PLB_OK, listen_at("10.0.0.1:53", 0, false, &listener));
+    ASSERT_EQ(PLB_OK, open_socket("10.0.0.1:53", NULL, &socket)); /* ports of their own */
+    ASSERT_EQ(PLB_AGAIN, dial_text("10.0.0.1:53", &client));
+    ASSERT_EQ(PLB_ERR_LIMIT, open_socket(NULL, "10.0.0.1:53", &server));
+    ASSERT(server.stream == NULL);
+    sim_run_for(s, 10);
+    ASSERT_EQ(PLB_AGAIN, take(&listener, &server));
+    ASSERT_COUNT(3, s->streams);
+    shut(&socket);
+    sim_run_for(s, 10);
+    ASSERT_EQ(1, listener.accepts);
+    ASSERT_EQ(PLB_OK, take(&listener, &server));
+    drop(&server);
+    drop(&client);
+    drop(&listener);
+    PASS();
+}
+
+TEST a_family_of_datagrams_can_be_missing(void)
+{
+    end e;
+    s->lacks = 1u << PLB_FAMILY_IPV6;
+    ASSERT_EQ(PLB_ERR_UNSUPPORTED, open_socket("[::1]:0", NULL, &e));
+    ASSERT_EQ(PLB_ERR_UNSUPPORTED, open_socket(NULL, "[::1]:53", &e));
+    ASSERT_EQ(PLB_OK, open_socket("127.0.0.1:0", NULL, &e));
+    shut(&e);
+    PASS();
+}
+
 /* ==== PLAYED ENDS ================================================================================================= */
 
 /* Answers each line with itself; closes when the other has ended. */
@@ -1269,6 +1631,38 @@ static void offend_foreign_stream(void)
     io->close(s, NULL, PLB_CLOSE_ABORT);
 }
 
+static end offended_socket;
+
+static void offend_read_a_socket(void)
+{
+    open_socket("10.0.0.1:53", NULL, &offended_socket);
+    get(&offended_socket, changing, 2);
+}
+
+static void offend_close_a_socket_as_a_stream(void)
+{
+    open_socket("10.0.0.1:53", NULL, &offended_socket);
+    drop(&offended_socket);
+}
+
+static void offend_receive_from_a_connection(void)
+{
+    hear(&offended.client, changing, 2, NULL);
+}
+
+static void offend_receive_nothing(void)
+{
+    open_socket("10.0.0.1:53", NULL, &offended_socket);
+    hear(&offended_socket, changing, 1, NULL);
+}
+
+static void offend_send_after_close(void)
+{
+    open_socket("10.0.0.1:53", NULL, &offended_socket);
+    shut(&offended_socket);
+    post(&offended_socket, "10.0.0.2:53", "x");
+}
+
 static void offend_spin(void)
 {
     static counted_task task;
@@ -1305,9 +1699,15 @@ static void offend_step_in_a_step(void)
 static void drop_everything(void)
 {
     size_t i;
-    for (i = 0; i < s->conn_count; i++)
-        if (s->conns[i]->owned && !s->conns[i]->closed)
-            io->close(s, (plb_stream *)(void *)s->conns[i], PLB_CLOSE_ABORT);
+    for (i = 0; i < s->conn_count; i++) {
+        plb_stream *stream = (plb_stream *)(void *)s->conns[i];
+        if (!s->conns[i]->owned || s->conns[i]->closed)
+            continue;
+        if (s->conns[i]->datagrams)
+            dgram->close(s, stream);
+        else
+            io->close(s, stream, PLB_CLOSE_ABORT);
+    }
     while (s->tasks)
         sim_remove_task(s, s->tasks);
     s->stepping = false;
@@ -1467,6 +1867,25 @@ SUITE(faults)
     RUN_TEST(a_read_that_was_made_to_fail_breaks_the_connection_for_both);
 }
 
+SUITE(datagrams)
+{
+    SET_SETUP(setup, NULL);
+    SET_TEARDOWN(teardown, NULL);
+    RUN_TEST(a_datagram_arrives_after_the_latency);
+    RUN_TEST(a_socket_on_any_address_speaks_for_this_machine);
+    RUN_TEST(datagrams_get_lost_and_come_twice_as_often_as_told);
+    RUN_TEST(jitter_lets_datagrams_overtake_one_another);
+    RUN_TEST(a_fault_decides_what_becomes_of_datagrams);
+    RUN_TEST(what_nobody_hears_is_refused);
+    RUN_TEST(a_host_of_datagrams_can_be_played);
+    RUN_TEST(a_forgery_reaches_only_who_hears_everybody);
+    RUN_TEST(what_a_socket_has_no_room_for_is_lost);
+    RUN_TEST(the_nth_call_of_datagrams_fails_for_every_n);
+    RUN_TEST(a_receive_that_was_made_to_fail_breaks_the_socket_or_passes);
+    RUN_TEST(sockets_are_among_the_streams);
+    RUN_TEST(a_family_of_datagrams_can_be_missing);
+}
+
 SUITE(played_ends)
 {
     SET_SETUP(setup, NULL);
@@ -1510,6 +1929,11 @@ SUITE(misuse)
     RUN_TESTp(misuse_is_named, offend_change_constant_bytes, "bytes written to #2 as PLB_CHUNK_CONSTANT have changed");
     RUN_TESTp(misuse_is_named, offend_watch_for_accept, "watch for neither reading nor writing on #2");
     RUN_TESTp(misuse_is_named, offend_foreign_stream, "close with something that is not a stream of this port");
+    RUN_TESTp(misuse_is_named, offend_read_a_socket, "read on #4, which is a socket of datagrams");
+    RUN_TESTp(misuse_is_named, offend_close_a_socket_as_a_stream, "close on #4, which is a socket of datagrams");
+    RUN_TESTp(misuse_is_named, offend_receive_from_a_connection, "receive on #2, which is no socket of datagrams");
+    RUN_TESTp(misuse_is_named, offend_receive_nothing, "receive of 0 bytes on #4");
+    RUN_TESTp(misuse_is_named, offend_send_after_close, "send after close on #4");
     RUN_TESTp(misuse_is_named, offend_spin,
               "time stands still: a task asks for a delay of 0 again and again, or two ends never stop talking");
     RUN_TESTp(misuse_is_named, offend_cancel_twice, "cancel of a query that is over, or never was");
@@ -1534,6 +1958,7 @@ int main(int argc, char **argv)
     RUN_SUITE(streams);
     RUN_SUITE(listeners);
     RUN_SUITE(faults);
+    RUN_SUITE(datagrams);
     RUN_SUITE(played_ends);
     RUN_SUITE(clock_tasks_names);
     RUN_SUITE(misuse);
