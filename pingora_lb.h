@@ -4782,78 +4782,78 @@ struct plb_balancer {
     uintptr_t current; /* the published plb__set */
     void *strategy_state;
     const plb_strategy_ops *strategy;
-    plb_port port;
+    plb_env env;
     uintptr_t watches; /* 1: outlier detection is on */
 #ifndef PLB_NO_THREADS
-    char pad[2 * PLB__CACHE_LINE - 4 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
+    char pad[2 * PLB__CACHE_LINE - 4 * sizeof(void *) - sizeof(plb_env)]; /* so that no reader straddles two lines */
 #endif
     plb__cell cells[PLB__CELLS];
     /* other threads now and then */
     uintptr_t newest;    /* the plb__set that is published, or about to be */
     uint32_t spilled[2]; /* readers beyond those, on either side */
     uint32_t side;       /* where the next one counts itself */
-    uintptr_t spills;    /* seeds given to those, and to handles */
-    uintptr_t handles;
-    uint64_t seed;
     uintptr_t mailbox;
     uintptr_t wanted; /* PLB__WANT_... */
+#if !defined(PLB_NO_THREADS) || !defined(PLB_NO_HANDLES)
+    uintptr_t spills; /* seeds given to those, and to handles */
+    uintptr_t handles;
+#endif
+    uint64_t seed;
     /* the polling thread */
-    plb_balancer_desc desc; /* defaults filled in; what it points at may be gone */
-    plb_env env;
-    plb_task task;
     plb_timers timers;
-#ifndef PLB_NO_TICK
-    plb_timer tick_timer; /* the strategy's */
-#endif
-#ifndef PLB_NO_SHARES
-    plb_timer ramp_timer; /* of slow starts */
-#endif
-    plb__slot *departed;
-    uint32_t next_number; /* of slots */
+    plb__check *checks;
+    uint32_t check_count;
+    uint32_t scheduled, schedule_capacity;
+    uint64_t *schedule; /* heap of plb__task_key */
+    uint32_t probes;    /* in flight */
+    uint32_t unknown;   /* checks of the current set's backends without a result */
+    uint64_t epoch_ms;  /* what the schedule counts from */
     plb__op *running;
     plb__mail *completions, **completions_end; /* of those, in order */
     plb__ticket *free_tickets;
     plb__tickets *tickets;
-#ifndef PLB_NO_EXCHANGE
-    void *scratch; /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
-#endif
+    plb__slot *departed;
+    uint32_t next_number; /* of slots */
+    bool first_checks_over;
 #ifndef PLB_NO_LOG
     struct plb__line *line; /* that is being written; NULL: nobody listens */
 #endif
 #ifndef PLB_NO_UPDATES
     /* discovery */
-    void *discovery_state;
-    plb__op *discovery; /* running */
     bool update_due, first_update_over;
-#ifndef PLB_NO_CHANGES
-    plb__mail *changes, **changes_end; /* queued plb__change */
-    bool changes_stalled;              /* there was no memory for the first of them */
-#endif
-    plb_timer update_timer;
-    plb_update_info update;
+    plb__op *discovery; /* running */
+    void *discovery_state;
     plb__set *retired[2];
     uint32_t left[2];       /* sides of `spilled` that were seen empty since it retired, a bit each */
     uint32_t *free_numbers; /* of slots; holds numbers_capacity */
     uint32_t free_number_count, numbers_capacity;
+    plb_timer update_timer;
+    plb_update_info update;
 #endif
-    /* checks */
-    plb__check *checks;
-    uint32_t check_count;
-    uint64_t *schedule; /* heap of plb__task_key */
-    uint32_t scheduled, schedule_capacity;
-    uint32_t probes;   /* in flight */
-    uint32_t unknown;  /* checks of the current set's backends without a result */
-    uint64_t epoch_ms; /* what the schedule counts from */
-#ifndef PLB_NO_CHECK_LIST
-    uint64_t jitter; /* random numbers */
+#ifndef PLB_NO_CHANGES
+    plb__mail *changes, **changes_end; /* queued plb__change */
+    bool changes_stalled;              /* there was no memory for the first of them */
 #endif
-    bool first_checks_over;
 #ifndef PLB_NO_OUTLIER
     struct plb__record *ejected; /* of the current set */
     uint32_t ejected_count;
     uint32_t watched; /* slots in the current set */
     plb_timer interval_timer, return_timer;
 #endif
+#ifndef PLB_NO_EXCHANGE
+    void *scratch; /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
+#endif
+#ifndef PLB_NO_CHECK_LIST
+    uint64_t jitter; /* random numbers */
+#endif
+#ifndef PLB_NO_TICK
+    plb_timer tick_timer; /* the strategy's */
+#endif
+#ifndef PLB_NO_SHARES
+    plb_timer ramp_timer; /* of slow starts */
+#endif
+    plb_task task;
+    plb_balancer_desc desc; /* defaults filled in; what it points at may be gone */
 };
 
 /* The discovery that runs, or NULL. */
@@ -4872,13 +4872,13 @@ PLB__INLINE bool plb__watches(const plb_balancer *lb)
 
 static void plb__wake(plb_balancer *lb)
 {
-    if (lb->port.io != NULL && lb->port.io->wake != NULL)
-        lb->port.io->wake(lb->port.io->self);
+    if (lb->env.port.io != NULL && lb->env.port.io->wake != NULL)
+        lb->env.port.io->wake(lb->env.port.io->self);
 }
 
 static uint64_t plb__now_us(const plb_balancer *lb)
 {
-    const plb_clock *clock = lb->port.clock;
+    const plb_clock *clock = lb->env.port.clock;
     if (clock == NULL)
         return 0;
     return clock->now_us != NULL ? clock->now_us(clock->self) : clock->now_ms(clock->self) * 1000;
@@ -5044,7 +5044,7 @@ PLB__INLINE plb__set *plb__announce(plb_balancer *lb, const uintptr_t *where, pl
     uintptr_t set = PLB__LOAD_ACQUIRE(where), seen;
     do {
         seen = set;
-        if (PLB__LIKELY(lb->port.barrier != NULL))
+        if (PLB__LIKELY(lb->env.port.barrier != NULL))
             PLB__STORE_RELAXED(&reader->set, seen);
         else
             PLB__STORE(&reader->set, seen);
@@ -9456,7 +9456,7 @@ static void plb__op_delete(plb_balancer *lb, plb__op *op, size_t probe_size)
 
 static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *user), uint32_t delay_ms)
 {
-    if (lb->port.clock == NULL)
+    if (lb->env.port.clock == NULL)
         return;
     op->deadline.fn = fn;
     op->deadline.user = op;
@@ -10251,8 +10251,8 @@ static void plb__succeed(plb_balancer *lb, plb__set *set)
     plb__set *old = (plb__set *)lb->current;
     uint32_t i;
     PLB__STORE(&lb->current, (uintptr_t)set);
-    if (lb->port.barrier != NULL)
-        lb->port.barrier->issue(lb->port.barrier->self);
+    if (lb->env.port.barrier != NULL)
+        lb->env.port.barrier->issue(lb->env.port.barrier->self);
     if (old != NULL) {
         i = lb->retired[0] != NULL;
         lb->retired[i] = old;
@@ -10390,7 +10390,7 @@ PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const 
 static void plb__update_retry(plb_balancer *lb)
 {
     uint32_t regular = lb->desc.update_every_ms;
-    if (lb->port.clock != NULL && (regular == 0 || regular > PLB__RETRY_MS))
+    if (lb->env.port.clock != NULL && (regular == 0 || regular > PLB__RETRY_MS))
         plb_timer_set(&lb->timers, &lb->update_timer, PLB__RETRY_MS);
 }
 
@@ -10549,7 +10549,7 @@ static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_
         if (what == PLB_CHANGE_REMOVE)
             plb__backend_ignore(&backend);
         status =
-            plb__backend_check(&backend, PLB__IF_NAMES(lb->port.names != NULL, false) || what == PLB_CHANGE_REMOVE);
+            plb__backend_check(&backend, PLB__IF_NAMES(lb->env.port.names != NULL, false) || what == PLB_CHANGE_REMOVE);
         if (status != PLB_OK)
             return status;
         if (plb__is_name(&backend) && backend.ext != NULL && what != PLB_CHANGE_REMOVE)
@@ -11615,7 +11615,7 @@ static void plb__probe_impossible(plb_balancer *lb, plb__slot *slot, uint32_t ch
     plb__log_backend(lb, PLB_LOG_WARN, "could not probe", &backend, why);
     if (PLB__IF_CHECK_LIST(vital->again, false))
         plb__vital_due(lb, slot, check, lb->timers.now_ms);
-    else if (lb->port.clock != NULL)
+    else if (lb->env.port.clock != NULL)
         plb__vital_due(lb, slot, check, lb->timers.now_ms + PLB__RETRY_MS);
     else
         vital->stage = PLB__VITAL_DONE;
@@ -11656,7 +11656,7 @@ static void plb__probe_again(plb_balancer *lb, const plb__result *r)
     bool again = PLB__IF_CHECK_LIST(r->vital->again, false);
     if (again || due_ms < lb->timers.now_ms)
         due_ms = lb->timers.now_ms;
-    if (again || (interval > 0 && lb->port.clock != NULL))
+    if (again || (interval > 0 && lb->env.port.clock != NULL))
         plb__vital_due(lb, r->slot, r->op->check, due_ms);
     PLB__IF_CHECK_LIST(r->vital->again = false, (void)0);
 }
@@ -11723,9 +11723,9 @@ static void plb__probe_timeout(void *user)
 PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms)
 {
     plb__op *op = plb__op_running(token);
-    if (op == NULL || op->lb->port.clock == NULL)
+    if (op == NULL || op->lb->env.port.clock == NULL)
         return;
-    plb_timers_update(&op->lb->timers, op->lb->port.clock); /* the port's callbacks come long after the last poll */
+    plb_timers_update(&op->lb->timers, op->lb->env.port.clock); /* the port's callbacks come long after the last poll */
     plb__op_deadline(op->lb, op, plb__probe_timeout, delay_ms);
 }
 
@@ -14359,7 +14359,7 @@ static void plb__outlier_resolve(plb_outlier_desc *outlier)
 
 static plb_status plb__outlier_check(const plb_balancer *lb)
 {
-    if (lb->port.clock == NULL && lb->desc.outlier.on) {
+    if (lb->env.port.clock == NULL && lb->desc.outlier.on) {
         plb__log(lb, PLB_LOG_ERROR, "outlier detection needs port.clock", PLB_OK);
         return PLB_ERR_UNSUPPORTED;
     }
@@ -14554,8 +14554,8 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
 {
     uint32_t delay;
     uintptr_t wanted = plb__exchange(&lb->wanted, 0);
-    if (lb->port.clock != NULL) {
-        plb_timers_update(&lb->timers, lb->port.clock);
+    if (lb->env.port.clock != NULL) {
+        plb_timers_update(&lb->timers, lb->env.port.clock);
         plb__timers_run_some(&lb->timers, PLB__ENDS_PER_POLL);
     }
     if ((wanted & PLB__WANT_READ) != 0)
@@ -14677,7 +14677,7 @@ static plb_status plb__check_check(const plb_balancer *lb, const plb_check *chec
         plb__log(lb, PLB_LOG_ERROR, "jitter_percent is above 100", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (lb->port.clock == NULL && timed) {
+    if (lb->env.port.clock == NULL && timed) {
         plb__log(lb, PLB_LOG_ERROR, "intervals of checks need port.clock", PLB_OK);
         return PLB_ERR_UNSUPPORTED;
     }
@@ -14695,7 +14695,7 @@ static plb_status plb__desc_check(const plb_balancer *lb)
         plb__log(lb, PLB_LOG_ERROR, "start_unhealthy needs a check, or no backend would ever be ready", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (lb->port.clock == NULL && timed) {
+    if (lb->env.port.clock == NULL && timed) {
         plb__log(lb, PLB_LOG_ERROR, "update_every_ms, check_every_ms and slow_start_ms need port.clock", PLB_OK);
         return PLB_ERR_UNSUPPORTED;
     }
@@ -14781,7 +14781,7 @@ static void plb__strategy_tick(void *user)
     plb_balancer *lb = (plb_balancer *)user;
     plb__set *set = (plb__set *)lb->current;
     uint32_t t;
-    if (lb->strategy->tick == NULL || lb->port.clock == NULL)
+    if (lb->strategy->tick == NULL || lb->env.port.clock == NULL)
         return;
     plb_timer_set(&lb->timers, &lb->tick_timer, lb->strategy->tick_ms);
     for (t = 0; set != NULL && t < plb__set_tiers(set); t++)
@@ -14794,8 +14794,8 @@ static void plb__strategy_tick(void *user)
 static void plb__seed_readers(plb_balancer *lb)
 {
     uint32_t i;
-    if (lb->port.random != NULL)
-        lb->port.random->fill(lb->port.random->self, &lb->seed, sizeof lb->seed);
+    if (lb->env.port.random != NULL)
+        lb->env.port.random->fill(lb->env.port.random->self, &lb->seed, sizeof lb->seed);
     for (i = 0; i < sizeof lb->cells / sizeof *lb->cells; i++)
         lb->cells[i].reader.random = PLB__IF_DRAW(plb__mix(lb->seed + i), lb->seed + i);
 #ifdef PLB_NO_THREADS
@@ -14813,7 +14813,6 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
         return PLB_ERR_MEMORY;
     lb->desc = *desc;
     plb__desc_resolve(&lb->desc);
-    lb->port = desc->port;
     lb->strategy = lb->desc.strategy.ops;
     lb->watches = PLB__IF_OUTLIER(desc->outlier.on, 0);
     lb->env.port = desc->port;
@@ -14825,8 +14824,8 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
     lb->completions_end = &lb->completions;
     PLB__IF_TICK(plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb), (void)0);
     PLB__IF_SHARES(plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb), (void)0);
-    if (lb->port.clock != NULL)
-        plb_timers_update(&lb->timers, lb->port.clock);
+    if (lb->env.port.clock != NULL)
+        plb_timers_update(&lb->timers, lb->env.port.clock);
     lb->epoch_ms = lb->timers.now_ms;
     plb__seed_readers(lb);
     PLB__IF_CHECK_LIST(lb->jitter = lb->seed, (void)0);
