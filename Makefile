@@ -237,7 +237,7 @@ CORTEX_CC      := arm-none-eabi-gcc
 CORTEX_FLAGS   := -mthumb -Os -std=c99 $(WARN) -Werror -ffunction-sections -fdata-sections -Iexamples/cortex_m
 CORTEX_LINK    := -nostartfiles -nostdlib -Wl,--gc-sections -T examples/cortex_m/link.ld
 CORTEX_HEADERS := pingora_lb.h $(wildcard examples/cortex_m/*.h tests/ports/cortex_m*.h)
-CORTEX_RUN     := timeout 60 qemu-system-arm -M mps2-an385 -cpu cortex-m3 -nographic -semihosting -kernel
+CORTEX_RUN     := timeout 60 qemu-system-arm -M mps2-an385 -nographic -semihosting -kernel
 
 define cortex_rules
 build/cortex_m/$(1):
@@ -259,6 +259,7 @@ build/cortex_m/$(1)/%.elf: build/cortex_m/$(1)/%.o \
 .PRECIOUS: build/cortex_m/$(1)/%.o
 endef
 $(foreach cpu,m0 m3 m4,$(eval $(call cortex_rules,$(cpu))))
+build/cortex_m/m0/main.elf: CORTEX_MORE := -Wl,--defsym=ram_size=16K # a micro:bit
 build/cortex_m/m3/cortex_m.elf build/cortex_m/m3/cortex_m_stack.elf: CORTEX_MORE := -Wl,--defsym=ram_size=512K
 
 cortex_m: build/cortex_m/m3/main.elf
