@@ -25,9 +25,10 @@ printf '#define %s\n#include "%s"\n' PINGORA_LB_IMPLEMENTATION pingora_lb.h \
     PLB_PROXY_IMPLEMENTATION ports/plb_proxy.h >"$scratch/core"
 printf '#define %s\n#include "%s"\n' PLB_WIN32_IMPLEMENTATION ports/plb_win32.h | cat "$scratch/core" - >"$scratch/port"
 
+variants=("" -DPLB_NO_THREADS -DPLB_STATIC)
 warnings() { # file, compiler, options: no warning, whatever is left out
     local flags="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror -fsyntax-only" define
-    for define in "" -DPLB_NO_THREADS -DPLB_STATIC; do
+    for define in "${variants[@]}"; do
         # shellcheck disable=SC2086 # lists of words
         timeout 120 "$2" $flags ${*:3} $define -I. "$scratch/$1" || return 1
     done
@@ -41,6 +42,7 @@ arm64="--target=aarch64-pc-windows-msvc $msvc"
 
 rule "C99 has nothing to say against plb_win32.h" warnings port x86_64-w64-mingw32-gcc -x c -std=c99
 rule "nor has C++11" warnings port x86_64-w64-mingw32-g++ -x c++ -std=c++11
+variants=("")
 # shellcheck disable=SC2086 # lists of words, from here on
 rule "nor Microsoft's C11" warnings port clang -x c -std=c11 $x64
 rule "nor its C++14" warnings port clang -x c++ -std=c++14 $x64
