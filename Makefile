@@ -44,12 +44,13 @@ TLS_UNITS := mbedtls conformance_mbedtls
 
 # ---- tests: every unit plainly, under address and undefined, under thread; then builds, fuzz corpora, real peers ----
 
-# A name that ends in _poll, _spill, _shared, _crc1 or _crc8 is the same source built another way. Tests of what is
+# A name that ends in _poll, _spill, _shared, _crc1, _crc8 or _small is the same source built another way. Tests of what is
 # public are linked with an implementation that is built once for each kind; those that look inside, or are built
 # another way, have one of their own, and the linker then takes nothing from the archive.
 UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
          conformance_posix_poll threads_spill stress_spill stress_shared \
-         ring_crc1 ring_crc8 conformance_mbedtls
+         ring_crc1 ring_crc8 conformance_mbedtls \
+         pick_small ring_small load_small hashing_small vectors_small http1_small
 ifneq ($(MBEDTLS),yes)
 UNITS := $(filter-out $(TLS_UNITS),$(UNITS))
 endif
@@ -66,6 +67,8 @@ build/unit/%_spill.plain build/unit/%_spill.asan build/unit/%_spill.tsan: VARIAN
 build/unit/%_shared.plain build/unit/%_shared.asan build/unit/%_shared.tsan: VARIANT = -DPLB_NO_THREAD_LOCAL -DPINGORA_LB_IMPLEMENTATION
 build/unit/%_crc1.plain build/unit/%_crc1.asan build/unit/%_crc1.tsan: VARIANT = -DPLB_CRC_TABLES=1
 build/unit/%_crc8.plain build/unit/%_crc8.asan build/unit/%_crc8.tsan: VARIANT = -DPLB_CRC_TABLES=8
+build/unit/%_small.plain build/unit/%_small.asan build/unit/%_small.tsan: VARIANT = -Os $(OWN_CORE)
+$(foreach kind,plain asan tsan,build/unit/vectors_small.$(kind) build/unit/http1_small.$(kind)): OWN_CORE = -DPINGORA_LB_IMPLEMENTATION
 
 $(foreach kind,plain asan tsan,$(TLS_UNITS:%=build/unit/%.$(kind))): LIBS = $(TLS_LIBS)
 
@@ -99,6 +102,9 @@ build/unit/%_crc1.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build
 build/unit/%_crc8.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/%_small.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
@@ -113,8 +119,8 @@ build/fuzz/%: tests/fuzz/fuzz_%.c build/fuzz/core.a $(HEADERS) $(wildcard tests/
 	@echo "build $@"
 	@$(FUZZ_BUILD) $< build/fuzz/core.a -o $@
 
-# The ring has no threads of its own: its variants need no thread sanitizer.
-TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
+# The ring has no threads of its own: its variants need no thread sanitizer. Small code has little of its own.
+TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan %_small.asan %_small.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
 
 test-needs:
 	@sh tests/needs.sh
@@ -202,7 +208,7 @@ LWIP_INCLUDE ?= /usr/include/lwip
 
 # The calls of lwIP that tests/ports/lwip.c has fail, and a DNS client of its own, which Debian's lwIP lacks.
 LWIP_WRAPPED := tcp_new_ip_type tcp_bind tcp_listen_with_backlog_and_err tcp_connect tcp_write tcp_output tcp_shutdown \
-                tcp_close udp_new_ip_type udp_bind udp_connect udp_sendto pbuf_alloc
+                tcp_close udp_new_ip_type udp_bind udp_connect udp_sendto pbuf_alloc sys_arch_sem_wait
 LWIP_FAKES   := -DLWIP_DNS=1 $(LWIP_WRAPPED:%=-Wl,--wrap=%)
 LWIP_BUILD    = $(GCC) $(FLAGS_$(subst .,,$(suffix $@))) -D_GNU_SOURCE -isystem $(LWIP_INCLUDE) $(TEST_BUILD) -llwip
 
@@ -231,7 +237,7 @@ CORTEX_CC      := arm-none-eabi-gcc
 CORTEX_FLAGS   := -mthumb -Os -std=c99 $(WARN) -Werror -ffunction-sections -fdata-sections -Iexamples/cortex_m
 CORTEX_LINK    := -nostartfiles -nostdlib -Wl,--gc-sections -T examples/cortex_m/link.ld
 CORTEX_HEADERS := pingora_lb.h $(wildcard examples/cortex_m/*.h tests/ports/cortex_m*.h)
-CORTEX_RUN     := timeout 60 qemu-system-arm -M mps2-an385 -cpu cortex-m3 -nographic -semihosting -kernel
+CORTEX_RUN     := timeout 60 qemu-system-arm -M mps2-an385 -nographic -semihosting -kernel
 
 define cortex_rules
 build/cortex_m/$(1):
@@ -253,6 +259,7 @@ build/cortex_m/$(1)/%.elf: build/cortex_m/$(1)/%.o \
 .PRECIOUS: build/cortex_m/$(1)/%.o
 endef
 $(foreach cpu,m0 m3 m4,$(eval $(call cortex_rules,$(cpu))))
+build/cortex_m/m0/main.elf: CORTEX_MORE := -Wl,--defsym=ram_size=16K # a micro:bit
 build/cortex_m/m3/cortex_m.elf build/cortex_m/m3/cortex_m_stack.elf: CORTEX_MORE := -Wl,--defsym=ram_size=512K
 
 cortex_m: build/cortex_m/m3/main.elf

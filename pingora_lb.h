@@ -35,6 +35,7 @@
 
    CONTENTS
    Sections begin with "==== NAME". Interface:
+     WHAT IS LEFT OUT    which parts go with which
      COMPILER            linkage, atomics, wide multiplication: all that depends on the compiler
      VERSION             of the interface and of what was linked
      STATUS              the names of everything that can go wrong
@@ -87,11 +88,14 @@
                               instructions
    PLB_READERS                threads that get a cache line of their own to read by; as many lines more are for the
                               threads that got none, and readers beyond those share one counter (16)
-   PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 4 bytes of stack each (128)
+   PLB_SEEN_MAX               distinct backends that one walk remembers exactly, 2 bytes of stack each (128); half as
+                              many in a tier of more than 65 536
    PLB_EXCHANGE_SIZE          bytes of the buffer through which probes read; the longest head of an answer (8192)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
+   A compiler that is asked for small code (-Os) is given less: what is there for speed alone is left out, such as the
+   amending of Ketama's rings. What is picked is the same.
 
    FAITHFUL, THEN BETTER
    Sets are ordered, walked and limited exactly as by pingora-load-balancing 0.8, `max_iterations` included; the
@@ -206,9 +210,8 @@
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
    the log                     344 bytes, where there is one
-   an HTTP or gRPC check       2.4 KiB and its texts
-   stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside, with PLB_SEEN_MAX
-                               at 64; more of those is 4 bytes each
+   an HTTP check               2.6 KiB and its texts; HTTP/2, gRPC: 2.1 KiB
+   stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
    many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
    it, what was there before goes on, and the balancer tries again after a second.
@@ -301,6 +304,109 @@
 #include <stdint.h>
 #include <string.h>
 
+/* ==== WHAT IS LEFT OUT ===============================================================================================
+   A part that is left out takes with it what needs it: the list in DEFINES, and this is where it is carried out. */
+
+#ifdef PLB_NO_UPDATES
+#ifndef PLB_NO_CHANGES
+#define PLB_NO_CHANGES
+#endif
+#ifndef PLB_NO_NAMES
+#define PLB_NO_NAMES
+#endif
+#ifndef PLB_NO_METRICS
+#define PLB_NO_METRICS
+#endif
+#endif
+#ifdef PLB_NO_PROBE_INFO
+#ifndef PLB_NO_METRICS
+#define PLB_NO_METRICS
+#endif
+#endif
+#ifdef PLB_NO_WALK
+#ifndef PLB_NO_SHARES
+#define PLB_NO_SHARES
+#endif
+#endif
+#ifdef PLB_NO_WEIGHTS
+#ifndef PLB_NO_DRAW
+#define PLB_NO_DRAW
+#endif
+#ifndef PLB_NO_LEAST
+#define PLB_NO_LEAST
+#endif
+#ifndef PLB_NO_RENDEZVOUS
+#define PLB_NO_RENDEZVOUS
+#endif
+#endif
+#ifdef PLB_NO_DRAW
+#ifndef PLB_NO_SHARES
+#define PLB_NO_SHARES
+#endif
+#ifndef PLB_NO_RANDOM
+#define PLB_NO_RANDOM
+#endif
+#ifndef PLB_NO_FNV
+#define PLB_NO_FNV
+#endif
+#ifndef PLB_NO_KETAMA
+#define PLB_NO_KETAMA
+#endif
+#ifndef PLB_NO_SMOOTH
+#define PLB_NO_SMOOTH
+#endif
+#ifndef PLB_NO_IP_HASH
+#define PLB_NO_IP_HASH
+#endif
+#ifndef PLB_NO_CHOICES
+#define PLB_NO_CHOICES
+#endif
+#ifndef PLB_NO_MAGLEV
+#define PLB_NO_MAGLEV
+#endif
+#endif
+#ifdef PLB_NO_SHARES
+#ifndef PLB_NO_AGENT
+#define PLB_NO_AGENT
+#endif
+#endif
+#ifdef PLB_NO_KETAMA
+#ifndef PLB_NO_BOUNDED
+#define PLB_NO_BOUNDED
+#endif
+#endif
+#ifdef PLB_NO_TICK
+#ifndef PLB_NO_EWMA
+#define PLB_NO_EWMA
+#endif
+#endif
+#ifdef PLB_NO_CHOICES
+#ifndef PLB_NO_EWMA
+#define PLB_NO_EWMA
+#endif
+#endif
+#ifdef PLB_NO_EXCHANGE
+#ifndef PLB_NO_HTTP1
+#define PLB_NO_HTTP1
+#endif
+#ifndef PLB_NO_EXPECT
+#define PLB_NO_EXPECT
+#endif
+#ifndef PLB_NO_AGENT
+#define PLB_NO_AGENT
+#endif
+#endif
+#ifdef PLB_NO_HTTP1
+#ifndef PLB_NO_HTTP2
+#define PLB_NO_HTTP2
+#endif
+#endif
+#ifdef PLB_NO_HTTP2
+#ifndef PLB_NO_GRPC
+#define PLB_NO_GRPC
+#endif
+#endif
+
 /* ==== COMPILER =======================================================================================================
    The only section that asks which compiler this is: linkage, atomics, wide multiplication. */
 
@@ -360,8 +466,10 @@ typedef enum plb_status {
     PLB_STATUS_COUNT
 } plb_status;
 
+#ifndef PLB_NO_LOG
 /* One English sentence, static, never NULL, for any value. Any thread. */
 PLB_API const char *plb_status_text(plb_status status);
+#endif
 
 /* Is the failure this side's own (memory, descriptors, a call that was wrong or called off) rather than the peer's?
    A probe that ends so says nothing about its backend. Any thread. */
@@ -404,14 +512,22 @@ typedef enum plb_family {
 #define PLB_ADDR_TEXT_MAX 120 /* room for any address as text, NUL included */
 
 typedef struct plb_addr {
-    uint8_t family;   /* a plb_family */
+    uint8_t family; /* a plb_family */
+#ifndef PLB_NO_UNIX
     uint8_t path_len; /* Unix: bytes of path */
-    uint16_t port;    /* 1 to 65535, in the processor's own byte order; 0 for Unix */
-    uint32_t scope;   /* IPv6: the zone index of a link-local address, else 0 */
+#endif
+    uint16_t port; /* 1 to 65535, in the processor's own byte order; 0 for Unix */
+#ifndef PLB_NO_IPV6
+    uint32_t scope; /* IPv6: the zone index of a link-local address, else 0 */
+#endif
     union {
-        uint8_t v4[4];  /* network order */
+        uint8_t v4[4]; /* network order */
+#ifndef PLB_NO_IPV6
         uint8_t v6[16]; /* network order */
+#endif
+#ifndef PLB_NO_UNIX
         char path[PLB_PATH_MAX + 1];
+#endif
     } u;
 } plb_addr;
 
@@ -578,6 +694,7 @@ typedef struct plb_random {
     void (*fill)(void *self, void *bytes, size_t count);
 } plb_random;
 
+#ifndef PLB_NO_NAMES
 typedef struct plb_query plb_query; /* a resolution on its way; the port's own */
 
 /* The answer, from the port's step, once: PLB_OK and 1 or more addresses with the port that was asked for, or
@@ -594,6 +711,7 @@ typedef struct plb_names {
                           plb_query **out);
     void (*cancel)(void *self, plb_query *query); /* fn will not be called any more */
 } plb_names;
+#endif
 
 /* Datagrams (UDP). Rules and thread as for plb_io, whose plb_stream and plb_handler serve here too, but such a socket
    is given to these functions only. Datagrams may get lost, doubled or out of order, and those that wait too long for
@@ -644,7 +762,9 @@ typedef struct plb_port {
     const plb_io *io;
     const plb_clock *clock;
     const plb_random *random;
+#ifndef PLB_NO_NAMES
     const plb_names *names;
+#endif
     const plb_barrier *barrier;
     const plb_dgram *dgram;
 } plb_port;
@@ -695,9 +815,11 @@ PLB_API uint32_t plb_timers_delay(const plb_timers *timers);
 
 typedef struct plb_balancer plb_balancer;
 
-#define PLB_WEIGHT_MAX   65535u
+#define PLB_WEIGHT_MAX 65535u
+#ifndef PLB_NO_TIERS
 #define PLB_BACKUP       65536u /* as a priority: a backup, used only while no other backend is ready */
 #define PLB_PRIORITY_MAX 131071u
+#endif
 
 typedef enum plb_enablement {
     PLB_ENABLEMENT_KEEP = 0, /* a discovery says nothing of it */
@@ -706,19 +828,29 @@ typedef enum plb_enablement {
 } plb_enablement;
 
 typedef struct plb_backend {
-    plb_addr addr;      /* PLB_FAMILY_NONE with a port: `name` is still to be resolved (static discovery does) */
-    uint32_t weight;    /* its share, 0 to 65535. It means what it says: 0 is draining, never picked. Usually 1 */
+    plb_addr addr; /* PLB_FAMILY_NONE with a port: `name` is still to be resolved (static discovery does) */
+#ifndef PLB_NO_WEIGHTS
+    uint32_t weight; /* its share, 0 to 65535. It means what it says: 0 is draining, never picked. Usually 1 */
+#endif
+#ifndef PLB_NO_LIMITS
     uint32_t max_conns; /* requests in flight (plb_begin to plb_end) past which it is not ready; 0: no limit */
-    uint32_t priority;  /* its tier: those of a greater number are used only while none of a smaller one is ready. 0 to
-                           65535, as in DNS SRV (RFC 2782); PLB_BACKUP added: after all that are no backups */
-    uint32_t id;        /* tells two services on one address apart; usually 0 */
+#endif
+#ifndef PLB_NO_TIERS
+    uint32_t priority; /* its tier: those of a greater number are used only while none of a smaller one is ready. 0 to
+                          65535, as in DNS SRV (RFC 2782); PLB_BACKUP added: after all that are no backups */
+#endif
+    uint32_t id;               /* tells two services on one address apart; usually 0 */
     plb_enablement enablement; /* from a discovery: switch it on or off with this update */
+#ifndef PLB_NO_CHECK_LIST
     uint32_t checks; /* which of the balancer's checks it has, a bit each, the first one's is 1; 0: all but those
                                 that are by_name */
     uint32_t check_every_ms; /* instead of each check's every_ms; 0: as there. One that an update changes holds from
                                 the next probe on */
-    const char *name;        /* the host name it came from, or NULL. Copied. The first name of an address stays */
-    void *ext;               /* the program's own */
+#endif
+#ifndef PLB_NO_NAMES
+    const char *name; /* the host name it came from, or NULL. Copied. The first name of an address stays */
+#endif
+    void *ext;                      /* the program's own */
     void (*ext_release)(void *ext); /* called once when nothing reaches ext any more, or NULL */
 } plb_backend;
 
@@ -761,6 +893,7 @@ typedef struct plb_token {
 /* ==== DISCOVERY ======================================================================================================
    Where sets come from. */
 
+#ifndef PLB_NO_UPDATES
 typedef enum plb_change {
     PLB_CHANGE_ADD = 0,
     PLB_CHANGE_REMOVE,  /* addr (or name and port) and id say which; the rest is not looked at */
@@ -784,12 +917,17 @@ typedef struct plb_discovery_ops {
        refused with PLB_ERR_UNSUPPORTED. */
     plb_status (*change)(void *state, plb_change change, const plb_backend *backends, size_t count);
 } plb_discovery_ops;
+#endif
 
 typedef struct plb_discovery {
+#ifndef PLB_NO_UPDATES
     const plb_discovery_ops *ops; /* NULL: plb_static(NULL) */
+    uint32_t timeout_ms;          /* an answer that takes longer counts as failed; 0: 5000 */
+#endif
     const void *desc;
-    uint32_t timeout_ms; /* an answer that takes longer counts as failed; 0: 5000 */
 } plb_discovery;
+
+#ifndef PLB_NO_UPDATES
 
 /* Completes a discovery. PLB_OK: `backends` (copied, in any order) is the whole new set; count may be 0. PLB_AGAIN: the
    same, but it is known to be incomplete, so another start follows in a second. Else the last good set serves on and
@@ -797,6 +935,7 @@ typedef struct plb_discovery {
    could not be copied: it counts as failed). Unless status was PLB_OK or PLB_AGAIN and PLB_OK is returned, every ext
    stays the caller's. Any thread. */
 PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count);
+#endif
 
 /* Static discovery: a list from the program, which it may change at run time. */
 typedef struct plb_static_desc {
@@ -804,7 +943,9 @@ typedef struct plb_static_desc {
     size_t address_count;
     const plb_backend *backends; /* those with PLB_FAMILY_NONE, a name and a port are resolved */
     size_t backend_count;
+#ifndef PLB_NO_NAMES
     uint32_t timeout_ms; /* for all names of one update together; 0: 5000 */
+#endif
 } plb_static_desc;
 
 /* Names are resolved through plb_port.names at each update, side by side. Every address of a name becomes a backend
@@ -813,6 +954,7 @@ typedef struct plb_static_desc {
    PLB_ERR_UNSUPPORTED for names without plb_port.names. Any thread. */
 PLB_API plb_discovery plb_static(const plb_static_desc *desc);
 
+#ifndef PLB_NO_CHANGES
 /* Change the static list; an update follows at once. The backends are copied. PLB_ERR_ADDRESS, PLB_ERR_WEIGHT,
    PLB_ERR_ARGUMENT (a priority, or bits of checks past PLB_CHECKS_MAX), PLB_ERR_MEMORY, PLB_ERR_UNSUPPORTED (the
    discovery has no list, or a name cannot be resolved here): nothing changes and ext stays the caller's. What only
@@ -821,6 +963,7 @@ PLB_API plb_discovery plb_static(const plb_static_desc *desc);
 PLB_API plb_status plb_add(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_remove(plb_balancer *lb, const plb_backend *backend);
 PLB_API plb_status plb_replace(plb_balancer *lb, const plb_backend *backends, size_t count);
+#endif
 
 /* ==== HEALTH CHECK ===================================================================================================
    How a backend's health is found out, and when. Each check of each backend has one of two states and a counter:
@@ -855,27 +998,35 @@ typedef struct plb_check {
     uint32_t consecutive_success; /* at most 65535; 0: 1 */
     uint32_t consecutive_failure; /* at most 65535; 0: 1 */
     uint32_t every_ms;            /* from one probe's start to the next; 0: check_every_ms of plb_balancer_desc */
+#ifndef PLB_NO_CHECK_LIST
     uint32_t fast_every_ms;  /* the same while results speak against the state (HAProxy's fastinter); 0: as every_ms */
     uint32_t down_every_ms;  /* the same while the check fails (HAProxy's downinter); 0: as every_ms */
     uint32_t jitter_percent; /* each interval is longer or shorter by up to so much of it, at random, so that a fleet
                                 does not probe in step; at most 100; 0: none */
     bool by_name;            /* only for backends that name it (plb_backend.checks) */
+#endif
 } plb_check;
 
 /* What a probe found out. Zero members: nothing more to say. */
 typedef struct plb_report {
     plb_status status; /* PLB_OK: success */
     uint32_t code;     /* the protocol's own number (HTTP status, ...), up to 65535; 0: none */
-    const char *text;  /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it
-                        */
-    bool keep;         /* keep the probe's bytes for the next start: what is open in there stays open. When it is
+#ifndef PLB_NO_LOG
+    const char
+        *text; /* one line for logs and callbacks, copied up to PLB_REPORT_TEXT bytes; NULL: the status says it */
+#endif
+#ifndef PLB_NO_EXCHANGE
+    bool keep; /* keep the probe's bytes for the next start: what is open in there stays open. When it is
                           reported while plb_destroy runs, no cancel follows: close gives it back */
-    bool neutral;      /* it says nothing of the backend's health: written down, but no success and no failure. Only
+#endif
+#ifndef PLB_NO_SHARES
+    bool neutral;   /* it says nothing of the backend's health: written down, but no success and no failure. Only
                           where start_unhealthy waits for a first result, it is a success */
-    bool has_share;    /* `share` is meant, until another report has one */
-    uint8_t share;     /* requests that the backend wants, in 255ths of its weight; 0: no new ones */
+    bool has_share; /* `share` is meant, until another report has one */
+    uint8_t share;  /* requests that the backend wants, in 255ths of its weight; 0: no new ones */
     plb_enablement enablement; /* does it want new requests at all, whatever its health? Holds until another report
                                   says something else than PLB_ENABLEMENT_KEEP */
+#endif
 } plb_report;
 
 #define PLB_REPORT_TEXT 80
@@ -892,8 +1043,10 @@ typedef struct plb_connect_desc {
     uint32_t timeout_ms; /* for the connection, TLS included, and for the answer where nothing else is said; 0: 1000 */
     uint16_t port;       /* other than the backend's; 0: that */
     plb_addr source;     /* the local address to probe from, port 0; PLB_FAMILY_NONE: the system's choice */
-    const plb_tls *tls;  /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
-                            else its IP address */
+#ifndef PLB_NO_TLS
+    const plb_tls *tls; /* NULL: plain; copied but for its credentials. No name: the host or name of the backend, or
+                           else its IP address */
+#endif
 } plb_connect_desc;
 
 /* TCP check: a connection that is established is a success; it is closed at once. With `tls`: a whole handshake. Zero
@@ -934,27 +1087,31 @@ typedef struct plb_exchange_check {
     const plb_env *env; /* readable, like the next one */
     plb_connect_desc connect;
     uint32_t answer_ms;
+#ifndef PLB_NO_TLS
     void *memory; /* private, like the rest */
     size_t memory_size;
+#endif
 } plb_exchange_check;
 
 #define PLB_EXCHANGE_CHUNKS 6
 
 /* The part of a probe. */
 struct plb_exchange {
-    const plb_exchange_ops *ops;
-    const plb_exchange_check *check; /* readable, like the next two */
+    const plb_exchange_check *check; /* readable, like the next one */
     plb_stream *stream;
-    bool resumed;        /* this start goes on with a connection that was kept */
+    plb_token token; /* private, like the next one */
+    const char *tls_name;
+#ifndef PLB_NO_EXCHANGE
+    const plb_exchange_ops *ops;
+    bool resumed;        /* readable: this start goes on with a connection that was kept */
     bool keep;           /* writable: after a success, keep the connection for the next start */
     uint16_t port;       /* writable before start: another port than the check's; 0: that */
     bool answered, idle; /* private, like the rest */
     uint8_t chunk_count;
-    plb_token token;
-    const char *tls_name;
     char *rest; /* readable when the peer has ended its side: what was lent and not used. NULL: nothing */
     size_t rest_size;
     plb_chunk chunks[PLB_EXCHANGE_CHUNKS];
+#endif
 };
 
 /* For a check's open. `connect` may be NULL: all defaults; its tls is copied. answer_ms: from the connection to the end
@@ -971,6 +1128,7 @@ PLB_API plb_status plb_exchange_start(plb_exchange *exchange, const plb_exchange
                                       const plb_exchange_check *check, const plb_backend *target, const char *tls_name,
                                       plb_token token);
 
+#ifndef PLB_NO_EXCHANGE
 /* Sends up to PLB_EXCHANGE_CHUNKS chunks, whose bytes must stay until ops->sent or the end, in place of what is still
    to be sent. From connected, received or sent. What is left when the probe ends is offered once, as a farewell. */
 PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, size_t count);
@@ -978,6 +1136,7 @@ PLB_API void plb_exchange_send(plb_exchange *exchange, const plb_chunk *chunks, 
 /* What the probe's report is to say beside its status: members status and keep are not looked at. Copied. Before the
    status is returned that ends the probe. */
 PLB_API void plb_exchange_say(plb_exchange *exchange, const plb_report *report);
+#endif
 
 /* plb_check_ops.cancel. */
 PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
@@ -989,6 +1148,7 @@ PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token);
    report: PLB_ERR_ANSWER when the answer is not the one that was asked for, PLB_ERR_PROTOCOL when it is not HTTP,
    PLB_ERR_RESET when it ended too early, each with words, and the HTTP status as its code once there is one. */
 
+#ifndef PLB_NO_HTTP1
 struct plb_http1_header;
 
 /* Is the answer a good one? Header names in any case; their texts are lent. From the polling thread. */
@@ -1034,6 +1194,7 @@ typedef struct plb_http_check_desc {
    thread. */
 PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
 
+#ifndef PLB_NO_HTTP2
 /* The same over HTTP/2: with TLS where the server agrees to "h2" by ALPN (asked for unless connect.tls has another
    list), without TLS by prior knowledge. `validate`, which must be set by now, sees the first 64 headers, names in
    small letters, each cut at 256 bytes, and without those that do not fit 4096 bytes together. PLB_ERR_ARGUMENT also
@@ -1041,12 +1202,16 @@ PLB_API plb_check plb_http_check(const plb_http_check_desc *desc);
    PLB_HTTP2_MEMORY.
    Any thread. */
 PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc);
+#endif
+
+#endif
 
 /* ==== SEND AND EXPECT ================================================================================================
    Checks in steps: each sends some bytes, or none, and looks at the answer. What makes the answer wrong ends the probe
    as soon as it is seen, with PLB_ERR_ANSWER, the number of the step (from 1) as the report's code, and a text such as
    `step 2: expected "+PONG", got "-NOAUTH Authentication required.\r\n"`. */
 
+#ifndef PLB_NO_EXPECT
 typedef enum plb_expect_kind {
     PLB_EXPECT_PREFIX = 0, /* the answer begins with these bytes */
     PLB_EXPECT_SUBSTRING,  /* they are somewhere in it */
@@ -1105,6 +1270,7 @@ PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect);
 
 /* memcached's text protocol: version, VERSION. */
 PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect);
+#endif
 
 /* ==== AGENT CHECK ====================================================================================================
    A program beside the backend says how it is: HAProxy's agent-check. It is connected to, may be sent a text, and
@@ -1123,6 +1289,7 @@ PLB_API plb_check plb_memcached_check(const plb_connect_desc *connect);
    checks find out about the backend): the result is written down, but is neutral (plb_report). So is an answer that
    speaks neither of up nor of down. */
 
+#ifndef PLB_NO_AGENT
 typedef enum plb_agent_verdict { PLB_AGENT_SILENT = 0, PLB_AGENT_UP, PLB_AGENT_DOWN } plb_agent_verdict;
 
 typedef struct plb_agent_answer {
@@ -1145,6 +1312,7 @@ typedef struct plb_agent_check_desc {
 
 /* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
 PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
+#endif
 
 /* ==== GRPC CHECK =====================================================================================================
    The health service that gRPC servers have (grpc.health.v1.Health/Check), over HTTP/2: with TLS by ALPN, without by
@@ -1152,6 +1320,7 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc);
    "SERVICE_UNKNOWN", "UNKNOWN" and the number of that status as its code, or "gRPC status UNIMPLEMENTED" and the like
    with that one's. Source: "GRPC Health Checking Protocol" of the gRPC project. */
 
+#ifndef PLB_NO_GRPC
 /* Zero members: the default. Read in plb_create, and copied. */
 typedef struct plb_grpc_check_desc {
     plb_connect_desc connect;
@@ -1163,6 +1332,7 @@ typedef struct plb_grpc_check_desc {
 
 /* Needs plb_port.io and plb_port.clock. NULL: all defaults. Any thread. */
 PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc);
+#endif
 
 /* ==== STRATEGY =======================================================================================================
    How a backend is chosen from a set. A strategy sees a view: backends 0 to count - 1 in pingora's order (address,
@@ -1206,9 +1376,11 @@ PLB_API uint64_t plb_reader_random(plb_reader *reader); /* 64 random bits (Split
    one for all threads. */
 PLB_API uintptr_t plb_reader_turn(plb_reader *reader, uintptr_t *shared);
 
+#ifndef PLB_NO_DRAW
 /* A ready backend at random, each as likely as its weight says; PLB_NONE if there is none. O(1), whatever the share of
    those that are ready; but O(n) now and then where the heaviest weighs many times the average. */
 PLB_API uint32_t plb_view_draw(const plb_view *view, plb_reader *reader);
+#endif
 
 /* The first ready backend at or after an index, wrapping; PLB_NONE if there is none. */
 PLB_API uint32_t plb_view_ready_after(const plb_view *view, uint32_t index);
@@ -1274,15 +1446,22 @@ typedef struct plb_strategy {
                  bit for bit for IPv4). When a backend leaves, only its keys move. 6.6 bytes a point. An update that
                  changes little amends the ring, so its cost is that of a copy. */
 PLB_API plb_strategy plb_round_robin(void);
+#ifndef PLB_NO_RANDOM
 PLB_API plb_strategy plb_random_choice(void);
+#endif
+#ifndef PLB_NO_FNV
 PLB_API plb_strategy plb_fnv(void);
+#endif
 
+#ifndef PLB_NO_KETAMA
 typedef struct plb_ketama_desc {
     uint32_t max_points;     /* of the whole ring; more is refused with PLB_ERR_POINTS. 0: 16777216 */
     uint32_t point_multiple; /* points for each unit of weight; 0: 160, as pingora and nginx have it */
 } plb_ketama_desc;
 PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc);
+#endif
 
+#ifndef PLB_NO_SMOOTH
 /* nginx's smooth weighted round robin, pick for pick: weights 5, 1, 1 give a a b a c a a, where round robin gives
    a a a a a b c. For few backends with unequal weights, when a run of requests to one of them hurts.
    A pick takes the time of the distinct weights, some 2 ns for each, and so does a flip; where there are more than a
@@ -1292,7 +1471,9 @@ PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc);
    not catch up on what it missed. Another set starts anew. A retry gets the next choice, another backend each time.
    Weights that add up to more than 2^26 are halved together until they do not. */
 PLB_API plb_strategy plb_smooth_round_robin(void);
+#endif
 
+#ifndef PLB_NO_LEAST
 /* The ready backend with the fewest requests in flight for its weight (nginx's least_conn); ties go round by weight, so
    that it is a weighted round robin while nothing is in flight. For requests that take unequal time. Only picks that
    are held count: plb_begin until plb_end.
@@ -1300,7 +1481,9 @@ PLB_API plb_strategy plb_smooth_round_robin(void);
    A pick takes some 1 ns for each that it compares; one with nothing in flight ends it at once. 8 bytes a backend, none
    where each weighs 1. A retry gets the next best. */
 PLB_API plb_strategy plb_least_connections(void);
+#endif
 
+#ifndef PLB_NO_BOUNDED
 /* Bounded loads: Ketama, but no backend takes a request that would put it above its share of those in flight times
    `factor_percent`: ceil(factor * (in flight + 1) * weight / weight of the ready ones). For caches and sessions where
    one hot key, or a few, would drown their backend: what it may not take goes to the next on the ring, and comes back
@@ -1317,7 +1500,9 @@ typedef struct plb_bounded_loads_desc {
     uint32_t factor_percent; /* 101 to 65535; 0: 125 */
 } plb_bounded_loads_desc;
 PLB_API plb_strategy plb_bounded_loads(const plb_bounded_loads_desc *desc);
+#endif
 
+#ifndef PLB_NO_IP_HASH
 /* IP hash: nginx's ip_hash, for a set that nginx lists in the same order (address, then port). The key is the client's
    address, its bytes alone: 4 of IPv4, of which the first three count, so that a /24 stays together; or 16 of IPv6, all
    of which count. For a client whose address is a plb_addr:
@@ -1328,7 +1513,9 @@ PLB_API plb_strategy plb_bounded_loads(const plb_bounded_loads_desc *desc);
    the sum of weights gets only what is turned away elsewhere: there, and for evenness, FNV or Ketama serve better. 8
    bytes a backend, none where each weighs 1. */
 PLB_API plb_strategy plb_ip_hash(void);
+#endif
 
+#ifndef PLB_NO_CHOICES
 /* For requests that differ in what they cost, and backends that differ in how fast they are. Both look at two ready
    backends, drawn at random by weight, and take the better one (Mitzenmacher 2001): no backend gets far ahead of the
    others, several balancers do not run to the same one, and the cost is that of two draws, however many there are. 8
@@ -1345,11 +1532,15 @@ PLB_API plb_strategy plb_ip_hash(void);
                  1/256 with each choice that is lost. 8 bytes a slot more. */
 PLB_API plb_strategy plb_two_choices(void);
 
+#ifndef PLB_NO_EWMA
 typedef struct plb_peak_ewma_desc {
     uint32_t decay_ms; /* in which an estimate falls to 1/e; 100 at least. 0: 10000 */
 } plb_peak_ewma_desc;
 PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc); /* NULL: all defaults */
+#endif
+#endif
 
+#ifndef PLB_NO_MAGLEV
 /* Maglev hashing (Eisenbud and others, NSDI 2016; weights as in Envoy): a key's hash is a place in a table, and the
    place has its backend. For many keys and many backends: a pick costs the same however many there are, and the shares
    are even, each within a place or two of what its weight says; with any weight, one place at least. When a backend
@@ -1365,17 +1556,21 @@ typedef struct plb_maglev_desc {
 
 /* PLB_ERR_ARGUMENT from plb_create: table_size is not a prime, or 2^24 or more. NULL: the default. */
 PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc);
+#endif
 
+#ifndef PLB_NO_RENDEZVOUS
 /* Rendezvous hashing (Thaler and Ravishankar 1998): a key draws a lot for each backend, and the best one wins. For
    small sets, as a pick takes 50 ns and 2 more for each backend: but when one leaves, or another comes, or a weight
    changes, not a single key moves that need not, and the second choices of one backend's keys are spread as evenly as
    the first. Weights are exact. 8 bytes a backend. */
 PLB_API plb_strategy plb_rendezvous(void);
+#endif
 
 /* ==== OUTLIER DETECTION ==============================================================================================
    Passive health, by the rules of Envoy's outlier detection: what plb_end is told decides whether a backend is taken
    out for a while. PLB_OUTCOME_CANCELLED counts for nothing; every other outcome is a request. */
 
+#ifndef PLB_NO_OUTLIER
 /* Zero members: the default, which is Envoy's. */
 typedef struct plb_outlier_desc {
     bool on;                     /* needs port.clock */
@@ -1424,6 +1619,7 @@ typedef struct plb_outlier_info {
 /* What is known of one backend of the current set. PLB_ERR_ADDRESS: not in the set; PLB_ERR_UNSUPPORTED: detection is
    off. From the polling thread. */
 PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_outlier_info *out);
+#endif
 
 /* ==== BALANCER =======================================================================================================
    The whole: made, polled, observed, ended. */
@@ -1435,17 +1631,28 @@ typedef struct plb_backend_info {
     plb_backend backend;
     uint32_t slot;      /* as plb_pick.slot */
     uint32_t in_flight; /* plb_begin without plb_end yet */
-    uint8_t share;      /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
-    bool ready;         /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
+#ifndef PLB_NO_SHARES
+    uint8_t share; /* of its weight, in 255ths; below 255 while it starts slowly, or as its agent advises */
+#endif
+    bool ready; /* may be picked: all of the following, and below max_conns, and weight above 0; when its tier
                            panics, an unhealthy one too */
     bool healthy;
     bool enabled;
-    bool ejected;     /* taken out for what requests met with (section OUTLIER DETECTION) */
+#ifndef PLB_NO_OUTLIER
+    bool ejected; /* taken out for what requests met with (section OUTLIER DETECTION) */
+#endif
+#ifndef PLB_NO_SHARES
     bool advised_off; /* its agent wants no new requests */
+#endif
+#ifndef PLB_NO_CHECK_LIST
     uint32_t failing; /* checks that fail, a bit each, as plb_backend.checks */
-    uint32_t flips;   /* how often it became healthy or unhealthy */
+#endif
+#ifndef PLB_NO_PROBE_INFO
+    uint32_t flips; /* how often it became healthy or unhealthy */
+#endif
 } plb_backend_info;
 
+#ifndef PLB_NO_PROBE_INFO
 /* The probes of one check of one backend. */
 typedef struct plb_probe_info {
     plb_status status;       /* of the last one; PLB_AGAIN: none is over yet */
@@ -1453,9 +1660,13 @@ typedef struct plb_probe_info {
     uint32_t latency_us;     /* of the last one, from its start */
     uint32_t passed, failed; /* how many; neutral ones (plb_report) and failures of this side are neither */
     bool passing;            /* the check's state */
+#ifndef PLB_NO_LOG
     const char *text; /* in on_probe: what the probe said, or what its status means. Else what the status means */
+#endif
 } plb_probe_info;
+#endif
 
+#ifndef PLB_NO_UPDATES
 typedef struct plb_update_info {
     plb_status status;     /* of the last update; PLB_AGAIN before the first */
     uint64_t discovery_us; /* from start to its answer */
@@ -1465,6 +1676,7 @@ typedef struct plb_update_info {
     uint64_t failures;     /* discoveries that failed, and answers that were refused */
     uint32_t backends;     /* in the current set */
 } plb_update_info;
+#endif
 
 #define PLB_UNLIMITED UINT32_MAX
 
@@ -1473,37 +1685,57 @@ typedef struct plb_update_info {
 typedef struct plb_balancer_desc {
     plb_port port;
     plb_allocator allocator;
+#ifndef PLB_NO_METRICS
     const char *name; /* of this balancer, in plb_metrics; copied. NULL: none */
+#endif
     plb_strategy strategy;
     plb_discovery discovery;
-    plb_check check;         /* of every backend; its ops are NULL: none */
+    plb_check check; /* of every backend; its ops are NULL: none */
+#ifndef PLB_NO_CHECK_LIST
     const plb_check *checks; /* more of them; all must pass. With `check`, which is the first, PLB_CHECKS_MAX at most */
     size_t check_count;
+#endif
+#ifndef PLB_NO_UPDATES
     uint32_t update_every_ms; /* from one discovery's start to the next; 0: one discovery, at the start */
+#endif
     uint32_t check_every_ms;  /* for checks that do not say; 0: one probe, at the start */
     uint32_t parallel_checks; /* probes in flight at most; 1: one after another, as pingora's default; 0: 64;
                                  PLB_UNLIMITED */
     bool start_unhealthy;     /* backends are unhealthy until checks say otherwise; needs a check */
-    uint32_t slow_start_ms;   /* a backend that becomes healthy gets its share bit by bit over this time, so that cold
+#ifndef PLB_NO_SHARES
+    uint32_t slow_start_ms; /* a backend that becomes healthy gets its share bit by bit over this time, so that cold
                                  caches can fill; needs port.clock; 0: at once */
-    uint32_t panic_percent;   /* a tier in which less than this share of the enabled backends is healthy ignores health:
+#endif
+#ifndef PLB_NO_TIERS
+    uint32_t panic_percent; /* a tier in which less than this share of the enabled backends is healthy ignores health:
                                  failing some requests beats drowning the last ones. 0: never; up to 100 */
+#endif
+#ifndef PLB_NO_OUTLIER
     plb_outlier_desc outlier; /* passive health */
+#endif
 
-    void *user;                                                 /* handed to the callbacks below */
-    void (*on_change)(void *user, plb_balancer *lb);            /* another set was published */
-    void (*on_update)(void *user, const plb_update_info *info); /* a discovery is over, failed or not */
+    void *user; /* handed to the callbacks below */
+#ifndef PLB_NO_UPDATES
+    void (*on_change)(void *user, plb_balancer *lb);                          /* another set was published */
+    void (*on_update)(void *user, const plb_update_info *info);               /* a discovery is over, failed or not */
+    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status); /* the first discovery is over */
+#endif
     void (*on_flip)(void *user, const plb_backend_info *info, plb_status status); /* health flipped; status: the
                                                                             probe's result that did it */
+#ifndef PLB_NO_PROBE_INFO
     void (*on_probe)(void *user, const plb_backend_info *info, uint32_t check, const plb_probe_info *probe); /* a probe
                                 is over; check: 0 to PLB_CHECKS_MAX - 1. Before on_flip */
+#endif
+#ifndef PLB_NO_OUTLIER
     void (*on_eject)(void *user, const plb_backend_info *info, plb_ejection why); /* was ejected, or came back */
-    void (*on_first_update)(void *user, plb_balancer *lb, plb_status status);     /* the first discovery is over */
+#endif
     void (*on_first_checks)(void *user, plb_balancer *lb); /* each check of each backend has a result */
+#ifndef PLB_NO_LOG
     size_t (*summary)(void *user, const plb_backend *backend, char *text, size_t capacity); /* names a backend in
                                                 log lines, as snprintf would; default: its address */
     void (*log)(void *user, plb_log_level level, const char *line);                         /* no newline at the end */
     plb_log_level log_level; /* the most talkative level that is logged; 0: PLB_LOG_INFO */
+#endif
 } plb_balancer_desc;
 
 /* Makes a balancer and starts its first discovery; one that answers at once (a static list of addresses) can be
@@ -1527,11 +1759,17 @@ PLB_API plb_task *plb_balancer_task(plb_balancer *lb);
 
 /* Start a discovery, or all checks of all backends, as soon as poll runs; what is running is followed by another. Any
    thread. */
+#ifndef PLB_NO_UPDATES
 PLB_API void plb_update_now(plb_balancer *lb);
+#endif
+#ifndef PLB_NO_CHECK_LIST
 PLB_API void plb_check_now(plb_balancer *lb);
+#endif
 
+#ifndef PLB_NO_UPDATES
 /* How the last update went. From the polling thread. */
 PLB_API void plb_last_update(const plb_balancer *lb, plb_update_info *out);
+#endif
 
 /* Switches a backend of the current set on or off, whatever its health. Off: no pick that begins after this returned
    takes it, nor is it ready in any set that is published later; what was picked before runs on (in_flight). When it
@@ -1545,10 +1783,12 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id);
    in the set. Any thread; but name and ext may go with the next update, so only the polling thread may rely on them. */
 PLB_API plb_status plb_find(plb_balancer *lb, const plb_addr *addr, uint32_t id, plb_backend_info *info);
 
+#ifndef PLB_NO_PROBE_INFO
 /* What is known of one check of it: `check` as in on_probe. PLB_ERR_ADDRESS: not in the set; PLB_ERR_ARGUMENT: it has
    no such check. From the polling thread. */
 PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
                                   plb_probe_info *out);
+#endif
 
 /* Calls fn for each backend of the current set, in set order, until it returns false. Duplicates that differ in weight
    come one by one. Keep it short: the set cannot be reclaimed meanwhile. Any thread. */
@@ -1557,14 +1797,16 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
 /* ==== PICKING ========================================================================================================
    Any thread, no lock, no allocation, no system call, bounded. */
 
+#ifndef PLB_NO_WALK
 /* Asked once per distinct backend, readiness told; true takes it, an unready one too. Only max_conns stands above it:
    plb_begin passes over a backend that is full. */
 typedef bool (*plb_accept_fn)(void *user, const plb_backend_info *info);
 
-/* Distinct backends that one pick remembers exactly; past it, the walk becomes one sweep in set order over the rest.
-   4 bytes of stack each. */
+/* Distinct backends that one pick remembers exactly, of a tier of up to 65 536, half as many of a larger one; past it,
+   the walk becomes one sweep in set order over the rest. 2 bytes of stack each. */
 #ifndef PLB_SEEN_MAX
 #define PLB_SEEN_MAX 128
+#endif
 #endif
 
 /* What to pick for. Zero members: no key, no limit, any ready backend. */
@@ -1574,10 +1816,12 @@ typedef struct plb_request {
     uint32_t max_iterations; /* steps of the raw sequence to look at, as pingora counts them; 0: find a ready backend if
                                 there is one. Where the sequence would be long, for few are ready, that may be another
                                 than its first ready one, but for a key the same each time */
+#ifndef PLB_NO_WALK
     const uint32_t *exclude; /* slots (plb_pick.slot) not to take: what a retry has tried already */
     size_t exclude_count;
     plb_accept_fn accept; /* NULL: the first ready one. Excluded backends are shown to it as not ready */
     void *accept_user;
+#endif
 } plb_request;
 
 /* Copies the address of the backend to use now (the bytes that its family uses); holds nothing. PLB_ERR_EMPTY,
@@ -1591,10 +1835,14 @@ PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request,
 /* A backend taken for one request; the caller's memory. Its members stay valid until plb_end. */
 typedef struct plb_pick {
     plb_addr addr; /* bytes past what the family uses are not set */
+#ifndef PLB_NO_WEIGHTS
     uint32_t weight;
+#endif
     uint32_t id;
-    uint32_t slot;    /* its small number: for plb_request.exclude */
+    uint32_t slot; /* its small number: for plb_request.exclude */
+#ifndef PLB_NO_NAMES
     const char *name; /* or NULL */
+#endif
     void *ext;
     plb_balancer *balancer; /* private */
     void *held;             /* private; NULL when the pick holds nothing */
@@ -1608,6 +1856,7 @@ PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_p
    thread. */
 PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us);
 
+#ifndef PLB_NO_HANDLES
 /* One thread's own way in, for those who count nanoseconds: it has its own round-robin turn and random numbers, and
    writes no cache line that another thread writes. The balancer's memory, a few cache lines; open allocates, or reuses
    one that was closed: PLB_OK or PLB_ERR_MEMORY. One thread at a time uses a handle; any thread may open and close.
@@ -1621,7 +1870,9 @@ PLB_API plb_status plb_handle_select(plb_handle *handle, const void *key, size_t
                                      plb_addr *out);
 PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request *request, plb_addr *out);
 PLB_API plb_status plb_handle_begin(plb_handle *handle, const plb_request *request, plb_pick *pick);
+#endif
 
+#ifndef PLB_NO_WALK
 /* Raw iteration: the strategy's sequence for a key through the tier that is in use, unready and repeated backends
    included. The caller's memory; between begin and end the set cannot be reclaimed, so keep it short. begin: PLB_OK or
    PLB_ERR_EMPTY, after which end need not be called. next: *info is valid until the next call. */
@@ -1637,6 +1888,7 @@ typedef struct plb_walk {
 PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *key, size_t key_length);
 PLB_API void plb_walk_next(plb_walk *walk, plb_backend_info *info);
 PLB_API void plb_walk_end(plb_walk *walk);
+#endif
 
 /* ==== METRICS ========================================================================================================
    What is known of balancers, backends and checks, in the text format that Prometheus reads: version 0.0.4, to be
@@ -1646,6 +1898,7 @@ PLB_API void plb_walk_end(plb_walk *walk);
    number) and kind (plb_check_ops.name). Bytes that may not stand in a label's value are written as \xNN. The HELP
    lines say what each metric is. */
 
+#ifndef PLB_NO_METRICS
 /* Writes the metrics of `lb` as snprintf would: returns the length of the whole text, writes what fits, and a NUL when
    capacity is above 0. A text that is cut ends with a whole line. With one check, 1 KiB and 5 us a backend.
    Allocates nothing. From the polling thread. */
@@ -1654,6 +1907,7 @@ PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity);
 /* The same for several balancers in one text, in which the format wants the samples of a metric to stand together.
    They are told apart by their names, which must differ. From the thread that polls all of them. */
 PLB_API size_t plb_metrics_of(plb_balancer *const *balancers, size_t count, char *text, size_t capacity);
+#endif
 
 /* ==== HTTP/1 =========================================================================================================
    The wire format of HTTP/1.0 and HTTP/1.1 (RFC 9112): bytes in, slices of those bytes out. Nothing is copied, kept or
@@ -1670,6 +1924,7 @@ typedef struct plb_text {
 /* Is it that ASCII text, letter case aside? `lower` is NUL-terminated and has no capitals. */
 PLB_API bool plb_text_is(plb_text text, const char *lower);
 
+#ifndef PLB_NO_HTTP1
 typedef struct plb_http1_header {
     plb_text name;  /* a token, letter case as sent */
     plb_text value; /* without the white space around it; may be empty */
@@ -1762,12 +2017,14 @@ typedef struct plb_http1_chunked {
    PLB_HTTP1_EXTRA_MAX. *data is empty for all but PLB_OK. */
 PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char *bytes, size_t size, size_t *used,
                                           plb_text *data);
+#endif
 
 /* ==== HPACK ==========================================================================================================
    Header compression for HTTP/2 (RFC 7541): reads header blocks as their bytes come, one field at a time, and writes
    fields that need no memory on this side (static table, literals without indexing, no Huffman coding). Any thread, one
    at a time for each plb_hpack. */
 
+#ifndef PLB_NO_HTTP2
 typedef struct plb_hpack_field {
     plb_text name, value; /* live until the next call with the same plb_hpack, or in constants */
     size_t size;          /* as RFC 7541 section 4.1 counts: the bytes of both as sent, and 32 */
@@ -1777,16 +2034,16 @@ typedef struct plb_hpack_field {
 /* The reading side of one connection. */
 typedef struct plb_hpack {
     uint32_t table_size; /* what to announce as SETTINGS_HEADER_TABLE_SIZE; the rest is private */
-    uint32_t room_size;
-    char *table, *room;
-    uint32_t stored, counted, entries;            /* the dynamic table: bytes here, bytes as the RFC counts, fields */
-    uint32_t peer_size, peer_limit;               /* of the peer's table: now, and at most */
-    uint32_t name_size, value_size;               /* of the field that is being read, as sent */
-    uint32_t integer, left;                       /* the last integer; bytes of the string to come */
-    uint32_t huffman_code, huffman_at;            /* see plb__huffman_bit */
     uint8_t huffman_bits, state, kind, continued; /* continued: bytes of an integer that is not whole */
     bool huffman, huffman_ones, at_start;
     bool overfull; /* the peer's table held more than table_size */
+    uint32_t room_size;
+    char *table, *room;
+    uint32_t stored, counted, entries; /* the dynamic table: bytes here, bytes as the RFC counts, fields */
+    uint32_t peer_size, peer_limit;    /* of the peer's table: now, and at most */
+    uint32_t name_size, value_size;    /* of the field that is being read, as sent */
+    uint32_t integer, left;            /* the last integer; bytes of the string to come */
+    uint32_t huffman_code, huffman_at; /* see plb__huffman_bit */
 } plb_hpack;
 
 /* Prepares it over `size` bytes at `memory` (any alignment), which must stay until it is used no more. Half of them,
@@ -1808,6 +2065,7 @@ PLB_API plb_status plb_hpack_end(plb_hpack *hpack);
 
 /* Writes one field of a block and returns its length; only counts when capacity is less than that. */
 PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value);
+#endif
 
 /* ==== HTTP/2 =========================================================================================================
    The client's side of an HTTP/2 connection (RFC 9113), for one request after another: bytes in, events and bytes out.
@@ -1830,6 +2088,7 @@ PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_te
    Memory: sizeof(plb_http2), 240 bytes, and what plb_http2_open is given. Any thread, one at a time for each plb_http2.
    The end of the stream is for the caller to judge: before PLB_HTTP2_END, the answer is not whole. */
 
+#ifndef PLB_NO_HTTP2
 #define PLB_HTTP2_MEMORY_MIN      512   /* enough for a probe with short names */
 #define PLB_HTTP2_MEMORY          1024  /* recommended: request headers of 420 bytes, response headers of 256 each */
 #define PLB_HTTP2_HEADER_LIST_MAX 16384 /* bytes of one header block, packed and unpacked (RFC 9113 section 10.5.1) */
@@ -1880,33 +2139,34 @@ typedef struct plb_http2_event {
     plb_text data;        /* within the bytes that were fed */
 } plb_http2_event;
 
-/* A connection. All members are private. */
+/* A connection. All members are private. What is small stands first, where short instructions reach it. */
 typedef struct plb_http2 {
-    plb_hpack hpack;
-    /* output: queued bytes, out_before_body of which precede the body_framed bytes of the body */
-    char *out;
-    uint32_t out_capacity, out_at, out_end, out_before_body;
-    plb_text body;
-    size_t body_framed;
-    /* streams: the next, the one in flight, the last one that this side ended; their windows */
-    uint32_t next_stream, stream, reset_stream;
-    int32_t send_window, stream_send_window, receive_window, stream_receive_window;
-    uint32_t peer_window, peer_frame_size;
     /* the frame and the header block that are being read */
-    uint32_t frame_stream, frame_left, block_size, list_size;
     uint8_t frame_type, frame_flags, frame_padding, phase, continuations, collected;
     bool block_open, block_ends_stream;
     uint8_t bytes[9];
     /* the answer */
-    uint64_t content_left;
-    uint16_t answer_status;
     uint8_t exchange;
     bool content_known, to_head;
+    uint16_t answer_status;
     /* the connection */
     uint8_t failed; /* a plb_status */
+    bool settings_seen, streams_allowed, going_away, goaway_sent, hpack_began;
     uint16_t frames;
     uint32_t code;
-    bool settings_seen, streams_allowed, going_away, goaway_sent, hpack_began;
+    /* the frame, the header block and the answer again */
+    uint32_t frame_stream, frame_left, block_size, list_size;
+    uint64_t content_left;
+    /* streams: the next, the one in flight, the last one that this side ended; their windows */
+    uint32_t next_stream, stream, reset_stream;
+    int32_t send_window, stream_send_window, receive_window, stream_receive_window;
+    uint32_t peer_window, peer_frame_size;
+    /* output: queued bytes, out_before_body of which precede the body_framed bytes of the body */
+    uint32_t out_capacity, out_at, out_end, out_before_body;
+    char *out;
+    plb_text body;
+    size_t body_framed;
+    plb_hpack hpack;
 } plb_http2;
 
 /* Prepares a connection over `size` bytes at `memory` (any alignment), which must stay until it is used no more, and
@@ -1939,12 +2199,14 @@ PLB_API void plb_http2_cancel(plb_http2 *h);
 
 /* Queues a GOAWAY, as is polite before the stream is closed; no further request. */
 PLB_API void plb_http2_close(plb_http2 *h);
+#endif
 
 /* ==== GRPC ===========================================================================================================
    The health checking protocol of gRPC (grpc.health.v1.Health/Check) as bytes: what goes into the request of
    plb_http2_request, and what the answer's data and its grpc-status say. Source: "gRPC over HTTP2" and "GRPC Health
    Checking Protocol" of the gRPC project, "Encoding" of Protocol Buffers. Any thread. */
 
+#ifndef PLB_NO_GRPC
 #define PLB_GRPC_MESSAGE_MAX 4096 /* bytes of an answer's message; it is read as it comes and none of it is kept */
 #define PLB_GRPC_GROUP_MAX   8    /* groups inside of groups, in fields that are not known */
 #define PLB_GRPC_HEADERS     6
@@ -1970,10 +2232,11 @@ PLB_API size_t plb_grpc_health_request(char *out, size_t capacity, plb_text serv
 typedef struct plb_grpc_health {
     uint32_t serving; /* after PLB_OK: a plb_grpc_serving, or a number that is not known; the rest is private */
     uint32_t left;    /* bytes of the message still to come */
-    uint64_t varint;
-    uint32_t skip, field;
-    uint32_t groups[PLB_GRPC_GROUP_MAX];
     uint8_t state, shift, depth, prefix_read;
+    uint32_t skip;
+    uint64_t varint;
+    uint32_t field;
+    uint32_t groups[PLB_GRPC_GROUP_MAX];
 } plb_grpc_health;
 
 /* Reads on from the next `size` bytes at `bytes`, and consumes all of them. PLB_OK: the message is whole. PLB_AGAIN:
@@ -1986,6 +2249,7 @@ PLB_API plb_status plb_grpc_status(plb_text value, uint32_t *out);
 
 /* "OK", "CANCELLED" to "UNAUTHENTICATED"; "UNKNOWN" for any number that is not one of the 17. Static. */
 PLB_API const char *plb_grpc_status_name(uint32_t status);
+#endif
 
 #endif /* PINGORA_LB_H */
 
@@ -1999,22 +2263,156 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 /* ==== COMPILER =======================================================================================================
    Atomics, wide multiplication, bits. */
 
+/* 1 where the compiler is asked for small code: then what is there for speed alone is left out. */
+#if defined(__OPTIMIZE_SIZE__)
+#define PLB__SMALL 1
+#else
+#define PLB__SMALL 0
+#endif
+
+/* PLB__INLINE stands on what a pick runs through. Its helpers are large enough for a compiler to make calls of them,
+   which cost more than they do; so they are inlined by order, and PLB__RARE stands on what is off that path, whose
+   registers it shall not take. Where small code is asked for the compiler finds out itself what is smaller; but for
+   PLB__ONCE, of which it thinks wrongly. PLB__APART has a large frame, which is to be gone before what comes after it. */
 #if defined(__GNUC__)
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
-#define PLB__INLINE      static inline __attribute__((unused, always_inline))
-#define PLB__RARE        static __attribute__((noinline)) /* off the path, whose registers and stack it shall not take */
+#define PLB__UNUSED      __attribute__((unused)) /* a static function that only some builds call */
+#define PLB__APART       static __attribute__((noinline))
+#if PLB__SMALL
+#define PLB__INLINE static inline PLB__UNUSED
+#define PLB__RARE   static
+#define PLB__ONCE   static __attribute__((noinline))
+#else
+#define PLB__INLINE static inline PLB__UNUSED __attribute__((always_inline))
+#define PLB__RARE   static __attribute__((noinline))
+#define PLB__ONCE   static
+#endif
 #elif defined(_MSC_VER)
 #include <intrin.h>
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
-#define PLB__INLINE      static __forceinline
-#define PLB__RARE        static __declspec(noinline)
+#define PLB__UNUSED
+#define PLB__APART  static __declspec(noinline)
+#define PLB__INLINE static __forceinline
+#define PLB__RARE   static __declspec(noinline)
+#define PLB__ONCE   static
 #else
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
-#define PLB__INLINE      static
-#define PLB__RARE        static
+#define PLB__UNUSED
+#define PLB__APART  static
+#define PLB__INLINE static
+#define PLB__RARE   static
+#define PLB__ONCE   static
+#endif
+
+/* PLB__IF_X(with, without): the one, or, where PLB_NO_X leaves out what it needs, the other. What only a part that is
+   left out has is read and written by these, in one place each. */
+#ifndef PLB_NO_IPV6
+#define PLB__IF_IPV6(with, without) with
+#else
+#define PLB__IF_IPV6(with, without) without
+#endif
+#ifndef PLB_NO_UNIX
+#define PLB__IF_UNIX(with, without) with
+#else
+#define PLB__IF_UNIX(with, without) without
+#endif
+#ifndef PLB_NO_NAMES
+#define PLB__IF_NAMES(with, without) with
+#else
+#define PLB__IF_NAMES(with, without) without
+#endif
+#ifndef PLB_NO_CHANGES
+#define PLB__IF_CHANGES(with, without) with
+#else
+#define PLB__IF_CHANGES(with, without) without
+#endif
+#ifndef PLB_NO_UPDATES
+#define PLB__IF_UPDATES(with, without) with
+#else
+#define PLB__IF_UPDATES(with, without) without
+#endif
+#ifndef PLB_NO_TIERS
+#define PLB__IF_TIERS(with, without) with
+#else
+#define PLB__IF_TIERS(with, without) without
+#endif
+#ifndef PLB_NO_SHARES
+#define PLB__IF_SHARES(with, without) with
+#else
+#define PLB__IF_SHARES(with, without) without
+#endif
+#ifndef PLB_NO_LIMITS
+#define PLB__IF_LIMITS(with, without) with
+#else
+#define PLB__IF_LIMITS(with, without) without
+#endif
+#ifndef PLB_NO_OUTLIER
+#define PLB__IF_OUTLIER(with, without) with
+#else
+#define PLB__IF_OUTLIER(with, without) without
+#endif
+#ifndef PLB_NO_LOG
+#define PLB__IF_LOG(with, without) with
+#else
+#define PLB__IF_LOG(with, without) without
+#endif
+#ifndef PLB_NO_WALK
+#define PLB__IF_WALK(with, without) with
+#else
+#define PLB__IF_WALK(with, without) without
+#endif
+#ifndef PLB_NO_PROBE_INFO
+#define PLB__IF_PROBE_INFO(with, without) with
+#else
+#define PLB__IF_PROBE_INFO(with, without) without
+#endif
+#ifndef PLB_NO_TLS
+#define PLB__IF_TLS(with, without) with
+#else
+#define PLB__IF_TLS(with, without) without
+#endif
+#ifndef PLB_NO_EXCHANGE
+#define PLB__IF_EXCHANGE(with, without) with
+#else
+#define PLB__IF_EXCHANGE(with, without) without
+#endif
+#ifndef PLB_NO_DRAW
+#define PLB__IF_DRAW(with, without) with
+#else
+#define PLB__IF_DRAW(with, without) without
+#endif
+#ifndef PLB_NO_GRPC
+#define PLB__IF_GRPC(with, without) with
+#else
+#define PLB__IF_GRPC(with, without) without
+#endif
+#ifndef PLB_NO_WEIGHTS
+#define PLB__IF_WEIGHTS(with, without) with
+#else
+#define PLB__IF_WEIGHTS(with, without) without
+#endif
+#ifndef PLB_NO_CHECK_LIST
+#define PLB__IF_CHECK_LIST(with, without) with
+#else
+#define PLB__IF_CHECK_LIST(with, without) without
+#endif
+#ifndef PLB_NO_TICK
+#define PLB__IF_TICK(with, without) with
+#else
+#define PLB__IF_TICK(with, without) without
+#endif
+#ifndef PLB_NO_METRICS
+#define PLB__IF_METRICS(with, without) with
+#else
+#define PLB__IF_METRICS(with, without) without
+#endif
+#ifndef PLB_NO_HANDLES
+#define PLB__IF_HANDLES(with, without) with
+#else
+#define PLB__IF_HANDLES(with, without) without
 #endif
 
 /* A cache line that will be needed soon, or so much later that it must not drive others from the first-level cache. */
@@ -2242,6 +2640,25 @@ PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
 #error "pingora_lb.h knows no atomics for this compiler: define PLB_NO_THREADS for use from one thread"
 #endif
 
+/* UINT64_MAX divided by a number, which is not 0. */
+PLB__INLINE uint64_t plb__inverse(uint32_t value)
+{
+#if defined(__SIZEOF_INT128__)
+    return UINT64_MAX / value;
+#else
+    uint64_t quotient = 0, rest = 0;
+    int bit;
+    for (bit = 0; bit < 64; bit++) { /* digit by digit: small processors divide 32 bits at most */
+        bool fits;
+        rest = rest << 1 | 1;
+        fits = rest >= value;
+        rest -= fits ? value : 0;
+        quotient = quotient << 1 | fits;
+    }
+    return quotient;
+#endif
+}
+
 /* A number that no other running thread has: where its copy of a thread-local byte lies. 0: unknown here. */
 #if !defined(PLB_NO_THREADS) && !defined(PLB_NO_THREAD_LOCAL)
 #if defined(_MSC_VER) && !defined(__GNUC__)
@@ -2276,10 +2693,16 @@ PLB__INLINE uint64_t plb__multiply_high(uint64_t a, uint64_t b)
 #endif
 }
 
+PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
+{
+    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
 PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
 {
 #if defined(__GNUC__)
-    return (uint32_t)__builtin_popcountll((unsigned long long)word);
+    return (uint32_t)(sizeof word == sizeof(unsigned) ? __builtin_popcount((unsigned)word)
+                                                      : __builtin_popcountll((unsigned long long)word));
 #else /* not every processor has an instruction; sums of two bits, four, eight, then all bytes added up */
     uint64_t ones = word;
     ones -= ones >> 1 & UINT64_C(0x5555555555555555);
@@ -2293,7 +2716,8 @@ PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
 PLB__INLINE uint32_t plb__lowest_one(uintptr_t word)
 {
 #if defined(__GNUC__)
-    return (uint32_t)__builtin_ctzll((unsigned long long)word);
+    return (uint32_t)(sizeof word == sizeof(unsigned) ? __builtin_ctz((unsigned)word)
+                                                      : __builtin_ctzll((unsigned long long)word));
 #elif defined(_MSC_VER) && defined(_WIN64)
     unsigned long place;
     _BitScanForward64(&place, word);
@@ -2311,6 +2735,7 @@ PLB_API const char *plb_version(void)
     return PLB_VERSION;
 }
 
+#ifndef PLB_NO_LOG
 PLB_API const char *plb_status_text(plb_status status)
 {
     static const char *const texts[PLB_STATUS_COUNT] = {
@@ -2343,6 +2768,7 @@ PLB_API const char *plb_status_text(plb_status status)
     };
     return (unsigned)status < PLB_STATUS_COUNT ? texts[status] : "This is not a status.";
 }
+#endif
 
 PLB_API bool plb_status_is_local(plb_status status)
 {
@@ -2540,6 +2966,16 @@ static void plb__put(plb__text *text, const char *string)
     plb__put_bytes(text, string, strlen(string));
 }
 
+/* What strcmp says. That is written for speed, and larger than all that is compared here. */
+static PLB__UNUSED int plb__compare(const char *a, const char *b)
+{
+    while (*a == *b && *a != '\0') {
+        a++;
+        b++;
+    }
+    return (int)(unsigned char)*a - (int)(unsigned char)*b;
+}
+
 /* Writes digits and no NUL; returns their end. */
 static char *plb__decimal(char *at, uint32_t number)
 {
@@ -2547,6 +2983,17 @@ static char *plb__decimal(char *at, uint32_t number)
         at = plb__decimal(at, number / 10);
     *at++ = (char)('0' + number % 10);
     return at;
+}
+
+static PLB__UNUSED bool plb__same_text(const char *a, const char *b)
+{
+    return plb__compare(a, b) == 0;
+}
+
+static void plb__put_decimal(plb__text *text, uint32_t number)
+{
+    char digits[10];
+    plb__put_bytes(text, digits, (size_t)(plb__decimal(digits, number) - digits));
 }
 
 static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
@@ -2560,6 +3007,7 @@ static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
     plb__put_bytes(text, digits + at, sizeof digits - at);
 }
 
+#ifndef PLB_NO_EXCHANGE
 /* A byte as it may stand between quotes: itself, or the escape that C has for it. Returns the length. */
 static size_t plb__escape(uint8_t byte, char escaped[4])
 {
@@ -2598,6 +3046,7 @@ static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, siz
     }
     plb__put(text, cut ? "...\"" : "\"");
 }
+#endif
 
 /* ==== ADDRESS ========================================================================================================
    Text to address and back. Reading is all or nothing: a scan moves on only over what it understood. */
@@ -2643,6 +3092,16 @@ static bool plb__scan_v4(plb__scan *s, uint8_t out[4])
     return true;
 }
 
+static bool plb__scan_port(plb__scan *s, uint16_t *out)
+{
+    uint32_t port = 0;
+    if (!plb__scan_char(s, ':') || !plb__scan_decimal(s, 65535, &port) || port == 0 || s->at != s->end)
+        return false;
+    *out = (uint16_t)port;
+    return true;
+}
+
+#ifndef PLB_NO_IPV6
 /* One to four hexadecimal digits. */
 static bool plb__scan_group(plb__scan *s, uint32_t *out)
 {
@@ -2706,35 +3165,59 @@ static bool plb__scan_v6(plb__scan *s, uint8_t out[16])
     return true;
 }
 
-static bool plb__scan_port(plb__scan *s, uint16_t *out)
+static bool plb__scan_bracketed(plb__scan *s, plb_addr *out)
 {
-    uint32_t port = 0;
-    if (!plb__scan_char(s, ':') || !plb__scan_decimal(s, 65535, &port) || port == 0 || s->at != s->end)
+    out->family = PLB_FAMILY_IPV6;
+    if (!plb__scan_v6(s, out->u.v6))
         return false;
-    *out = (uint16_t)port;
+    if (plb__scan_char(s, '%') && !plb__scan_decimal(s, UINT32_MAX, &out->scope))
+        return false;
+    return plb__scan_char(s, ']') && plb__scan_port(s, &out->port);
+}
+
+#endif
+
+PLB__INLINE uint32_t plb__addr_scope(const plb_addr *addr)
+{
+    (void)addr;
+    return PLB__IF_IPV6(addr->scope, 0);
+}
+
+#ifndef PLB_NO_UNIX
+static bool plb__scan_path(plb__scan *s, plb_addr *out)
+{
+    size_t length = (size_t)(s->end - s->at) - 5;
+    if (length > PLB_PATH_MAX || memchr(s->at + 5, '\0', length) != NULL)
+        return false;
+    out->family = PLB_FAMILY_UNIX;
+    out->path_len = (uint8_t)length;
+    memcpy(out->u.path, s->at + 5, length);
     return true;
+}
+#endif
+
+/* The family of an address, as far as there are such here. */
+PLB__INLINE bool plb__addr_is_v6(const plb_addr *addr)
+{
+    return PLB__IF_IPV6(addr->family == PLB_FAMILY_IPV6, ((void)addr, false));
+}
+
+PLB__INLINE bool plb__addr_is_path(const plb_addr *addr)
+{
+    return PLB__IF_UNIX(addr->family == PLB_FAMILY_UNIX, ((void)addr, false));
+}
+
+PLB__INLINE bool plb__addr_is_ip(const plb_addr *addr)
+{
+    return addr->family == PLB_FAMILY_IPV4 || plb__addr_is_v6(addr);
 }
 
 static bool plb__scan_addr(plb__scan *s, plb_addr *out)
 {
-    size_t length = (size_t)(s->end - s->at);
-    if (length > 5 && memcmp(s->at, "unix:", 5) == 0) {
-        length -= 5;
-        if (length > PLB_PATH_MAX || memchr(s->at + 5, '\0', length) != NULL)
-            return false;
-        out->family = PLB_FAMILY_UNIX;
-        out->path_len = (uint8_t)length;
-        memcpy(out->u.path, s->at + 5, length);
-        return true;
-    }
-    if (plb__scan_char(s, '[')) {
-        out->family = PLB_FAMILY_IPV6;
-        if (!plb__scan_v6(s, out->u.v6))
-            return false;
-        if (plb__scan_char(s, '%') && !plb__scan_decimal(s, UINT32_MAX, &out->scope))
-            return false;
-        return plb__scan_char(s, ']') && plb__scan_port(s, &out->port);
-    }
+    if (PLB__IF_UNIX(s->end - s->at > 5 && memcmp(s->at, "unix:", 5) == 0, false))
+        return PLB__IF_UNIX(plb__scan_path(s, out), false);
+    if (plb__scan_char(s, '['))
+        return PLB__IF_IPV6(plb__scan_bracketed(s, out), false);
     out->family = PLB_FAMILY_IPV4;
     return plb__scan_v4(s, out->u.v4) && plb__scan_port(s, &out->port);
 }
@@ -2778,6 +3261,7 @@ static void plb__put_v4(plb__text *text, const uint8_t *bytes)
     plb__put_bytes(text, v4, (size_t)(plb__write_v4(v4, bytes) - v4));
 }
 
+#ifndef PLB_NO_IPV6
 /* RFC 5952: lower case, the longest run of two or more zero groups (the first of equals) as "::". */
 static void plb__put_v6(plb__text *text, const uint8_t *bytes)
 {
@@ -2806,36 +3290,31 @@ static void plb__put_v6(plb__text *text, const uint8_t *bytes)
         plb__put_number(text, (uint64_t)bytes[2 * i] << 8 | bytes[2 * i + 1], 16);
     }
 }
+#endif
 
 /* The address without its port, as Rust prints an IpAddr: this is what Ketama hashes. */
 static void plb__put_host(plb__text *text, const plb_addr *addr)
 {
-    switch (addr->family) {
-    case PLB_FAMILY_IPV4:
+    if (addr->family == PLB_FAMILY_IPV4)
         plb__put_v4(text, addr->u.v4);
-        break;
-    case PLB_FAMILY_IPV6:
-        plb__put_v6(text, addr->u.v6);
-        break;
-    case PLB_FAMILY_UNIX:
-        plb__put_bytes(text, addr->u.path, addr->path_len);
-        break;
-    default:
+    else if (plb__addr_is_v6(addr))
+        PLB__IF_IPV6(plb__put_v6(text, addr->u.v6), (void)0);
+    else if (plb__addr_is_path(addr))
+        PLB__IF_UNIX(plb__put_bytes(text, addr->u.path, addr->path_len), (void)0);
+    else
         plb__put(text, "(none)");
-        break;
-    }
 }
 
 /* The same as it stands before a port: IPv6 in brackets. */
 static void plb__put_bracketed(plb__text *text, const plb_addr *addr, uint32_t scope)
 {
-    bool is_v6 = addr->family == PLB_FAMILY_IPV6;
+    bool is_v6 = plb__addr_is_v6(addr);
     if (is_v6)
         plb__put_char(text, '[');
     plb__put_host(text, addr);
     if (is_v6 && scope != 0) {
         plb__put_char(text, '%');
-        plb__put_number(text, scope, 10);
+        plb__put_decimal(text, scope);
     }
     if (is_v6)
         plb__put_char(text, ']');
@@ -2844,15 +3323,15 @@ static void plb__put_bracketed(plb__text *text, const plb_addr *addr, uint32_t s
 static void plb__put_port(plb__text *text, uint16_t port)
 {
     plb__put_char(text, ':');
-    plb__put_number(text, port, 10);
+    plb__put_decimal(text, port);
 }
 
 static void plb__put_addr(plb__text *text, const plb_addr *addr)
 {
-    if (addr->family == PLB_FAMILY_UNIX)
+    if (plb__addr_is_path(addr))
         plb__put(text, "unix:");
-    plb__put_bracketed(text, addr, addr->scope);
-    if (addr->family == PLB_FAMILY_IPV4 || addr->family == PLB_FAMILY_IPV6)
+    plb__put_bracketed(text, addr, plb__addr_scope(addr));
+    if (plb__addr_is_ip(addr))
         plb__put_port(text, addr->port);
 }
 
@@ -2865,16 +3344,9 @@ PLB_API size_t plb_addr_format(const plb_addr *addr, char *buffer, size_t capaci
 
 static size_t plb__addr_bytes(const plb_addr *addr)
 {
-    switch (addr->family) {
-    case PLB_FAMILY_IPV4:
-        return 4;
-    case PLB_FAMILY_IPV6:
-        return 16;
-    case PLB_FAMILY_UNIX:
-        return addr->path_len;
-    default:
-        return 0;
-    }
+    if (plb__addr_is_path(addr))
+        return PLB__IF_UNIX(addr->path_len, 0);
+    return addr->family == PLB_FAMILY_IPV4 ? 4 : plb__addr_is_v6(addr) ? 16 : 0;
 }
 
 #define PLB__ADDR_HEAD offsetof(plb_addr, u)
@@ -2882,7 +3354,7 @@ static size_t plb__addr_bytes(const plb_addr *addr)
 /* How much of a plb_addr its family uses; a path with its NUL. */
 static size_t plb__addr_used(const plb_addr *addr)
 {
-    return PLB__ADDR_HEAD + plb__addr_bytes(addr) + (addr->family == PLB_FAMILY_UNIX);
+    return PLB__ADDR_HEAD + plb__addr_bytes(addr) + plb__addr_is_path(addr);
 }
 
 /* Copies what is used: the source may be stored without the rest. */
@@ -2904,7 +3376,9 @@ PLB_API int plb_addr_compare(const plb_addr *a, const plb_addr *b)
         return a_bytes < b_bytes ? -1 : 1;
     if (a->port != b->port)
         return a->port < b->port ? -1 : 1;
-    return a->scope == b->scope ? 0 : a->scope < b->scope ? -1 : 1;
+    if (plb__addr_scope(a) != plb__addr_scope(b))
+        return plb__addr_scope(a) < plb__addr_scope(b) ? -1 : 1;
+    return 0;
 }
 
 /* FNV-1a, 64 bits: http://www.isthe.com/chongo/tech/comp/fnv/ */
@@ -2922,8 +3396,9 @@ PLB__INLINE uint64_t plb__fnv1a(uint64_t hash, const void *bytes, size_t count)
 PLB_API uint64_t plb_addr_hash(const plb_addr *addr)
 {
     uint64_t hash = plb__fnv1a(PLB__FNV_BASIS, &addr->u, plb__addr_bytes(addr));
+    uint32_t scope = plb__addr_scope(addr);
     hash = plb__fnv1a(hash, &addr->port, sizeof addr->port);
-    hash = plb__fnv1a(hash, &addr->scope, sizeof addr->scope);
+    hash = plb__fnv1a(hash, &scope, sizeof scope);
     return plb__fnv1a(hash, &addr->family, sizeof addr->family);
 }
 
@@ -3125,28 +3600,52 @@ enum {
 
 /* One check of one slot. The polling thread's. */
 typedef struct plb__vital {
+#ifndef PLB_NO_EXCHANGE
     struct plb__op *kept; /* of the last probe, for the next one */
+#endif
+#ifndef PLB_NO_PROBE_INFO
     uint32_t latency_us;
     uint32_t passed, failed;
     uint16_t code;
+#endif
     uint16_t streak; /* results in a row that speak against the state */
     uint8_t status;  /* of the last probe */
     uint8_t stage;
+#ifndef PLB_NO_CHECK_LIST
+    bool absent; /* the backend does not have this check */
+    bool again;  /* once more as soon as the one that runs is over */
+#endif
+#ifndef PLB_NO_SHARES
     uint8_t share;    /* that an agent advises; 0: no new requests */
     bool advised_off; /* the agent wants no new requests, whatever its share */
-    bool absent;      /* the backend does not have this check */
-    bool again;       /* once more as soon as the one that runs is over */
+    bool judged;      /* a result was more than neutral */
+#endif
 } plb__vital;
 
 /* What is kept of a slot's health as a whole, only where anything watches it. */
+#if !defined(PLB_NO_CHECK_LIST) || !defined(PLB_NO_PROBE_INFO) || !defined(PLB_NO_SHARES)
 typedef struct plb__care {
-    uint32_t checks;   /* plb_backend's; any thread reads it, and the next two */
-    uint32_t every_ms; /* plb_backend's check_every_ms */
+#ifndef PLB_NO_CHECK_LIST
+    uint32_t every_ms; /* plb_backend's check_every_ms; any thread reads it, and the next ones */
+#endif
+#ifndef PLB_NO_PROBE_INFO
     uint32_t flips;
+#endif
+#ifndef PLB_NO_SHARES
     uint32_t ramp_ms; /* when its share began to grow; the lower half of the timers' clock */
     bool ramping;     /* is it growing? */
-    char align[7];    /* what follows has pointers */
+#endif
+#ifndef PLB_NO_CHECK_LIST
+    uint8_t checks; /* plb_backend's */
+#endif
 } plb__care;
+
+/* What follows it has pointers. */
+#define PLB__CARE_SIZE ((sizeof(plb__care) + sizeof(void *) - 1) / sizeof(void *) * sizeof(void *))
+#else
+typedef struct plb__care plb__care;
+#define PLB__CARE_SIZE 0
+#endif
 
 /* One per (address, id). Allocated just as long as its address and name need; before it in the same allocation stand
    its care and its checks, its record, then what the strategy keeps for it, next to what is read with it. */
@@ -3154,21 +3653,24 @@ typedef struct plb__slot {
     /* any thread */
     uint32_t in_flight;
     uint32_t flags;
+#ifndef PLB_NO_LIMITS
     uint32_t max_conns;
+#endif
     uint32_t index; /* a hint: where it stands in the current set */
     /* set once */
     uint32_t id;
-    uint32_t number;
-    uint32_t size; /* of this allocation */
-    uint16_t lead; /* bytes of it before this struct */
+    uint16_t lead; /* bytes of this allocation before this struct */
     uint8_t data;  /* how many of them are the strategy's, in units of PLB__SLOT_UNIT */
     uint8_t share; /* of its weight, in 255ths, as it starts slowly or its agent advises; any thread reads it */
+#ifndef PLB_NO_NAMES
     const char *name;
+#endif
     void *ext;
     void (*ext_release)(void *ext);
     union {
-        struct {              /* the polling thread's */
-            uint32_t holders; /* sets and probes */
+        struct {
+            uint32_t number;  /* set once */
+            uint32_t holders; /* sets and probes; the polling thread's, like the next one */
             struct plb__slot *next_departed;
         } control;
         plb_allocator estate; /* once the balancer is gone: where to give the memory back */
@@ -3181,6 +3683,60 @@ static size_t plb__name_size(const char *name)
     return name != NULL ? strlen(name) + 1 : 0;
 }
 
+PLB__INLINE const char *plb__name_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_NAMES(backend->name, NULL);
+}
+
+PLB__INLINE const char *plb__slot_name(const plb__slot *slot)
+{
+    (void)slot;
+    return PLB__IF_NAMES(slot->name, NULL);
+}
+
+PLB__INLINE uint32_t plb__limit_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_LIMITS(backend->max_conns, 0);
+}
+
+PLB__INLINE uint32_t plb__checks_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_CHECK_LIST(backend->checks, 0);
+}
+
+PLB__INLINE bool plb__is_absent(const plb__vital *vital)
+{
+    (void)vital;
+    return PLB__IF_CHECK_LIST(vital->absent, false);
+}
+
+PLB__INLINE uint32_t plb__weight_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_WEIGHTS(backend->weight, 1);
+}
+
+PLB__INLINE uint32_t plb__priority_of(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_TIERS(backend->priority, 0);
+}
+
+/* Copies a text to *at, which moves on. NULL stays NULL. */
+static const char *plb__copy_text(char **at, const char *text)
+{
+    size_t size = plb__name_size(text);
+    char *copy = *at;
+    if (text == NULL)
+        return NULL;
+    memcpy(copy, text, size);
+    *at += size;
+    return copy;
+}
+
 static void plb__release_ext(void *ext, void (*release)(void *ext))
 {
     if (ext != NULL && release != NULL)
@@ -3188,7 +3744,7 @@ static void plb__release_ext(void *ext, void (*release)(void *ext))
 }
 
 /* Bytes before a slot for something of that size: a multiple of what malloc and the slot itself are aligned to. */
-#define PLB__SLOT_UNIT       16
+#define PLB__SLOT_UNIT       (2 * sizeof(void *))
 #define PLB__SLOT_LEAD(size) (((size) + PLB__SLOT_UNIT - 1) / PLB__SLOT_UNIT * PLB__SLOT_UNIT)
 
 /* What the strategy keeps for a slot. */
@@ -3208,48 +3764,36 @@ static plb__care *plb__slot_care(const plb__slot *slot)
 /* The first of its checks. */
 static plb__vital *plb__slot_vitals(plb__slot *slot)
 {
-    return (plb__vital *)(void *)((char *)slot - slot->lead + sizeof(plb__care));
+    return (plb__vital *)(void *)((char *)slot - slot->lead + PLB__CARE_SIZE);
 }
 
 /* A slot without its ext: that is handed over when the update is certain. `lead` and `data`, of which the strategy's is
    a part, are results of PLB__SLOT_LEAD, so what follows is aligned. */
 static plb__slot *plb__slot_new(const plb_allocator *a, const plb_backend *backend, size_t lead, size_t data)
 {
-    size_t addr_size = plb__addr_used(&backend->addr), name_size = plb__name_size(backend->name);
-    size_t size = lead + offsetof(plb__slot, addr) + addr_size + name_size;
-    char *memory = (char *)plb__new(a, size);
+    size_t addr_size = plb__addr_used(&backend->addr), name_size = plb__name_size(plb__name_of(backend));
+    char *memory = (char *)plb__new(a, lead + offsetof(plb__slot, addr) + addr_size + name_size);
     plb__slot *slot = (plb__slot *)(void *)(memory + lead);
+    const char *name;
+    char *end;
     if (memory == NULL)
         return NULL;
-    slot->size = (uint32_t)size;
     slot->lead = (uint16_t)lead;
     slot->data = (uint8_t)(data / PLB__SLOT_UNIT);
     slot->share = PLB__SHARE_ALL;
     slot->id = backend->id;
     plb__addr_copy(&slot->addr, &backend->addr);
-    if (name_size > 0) {
-        char *name = (char *)&slot->addr + addr_size;
-        memcpy(name, backend->name, name_size);
-        slot->name = name;
-    }
+    end = (char *)&slot->addr + addr_size;
+    name = plb__copy_text(&end, plb__name_of(backend));
+    PLB__IF_NAMES(slot->name = name, (void)name);
     return slot;
 }
 
 static void plb__slot_delete(const plb_allocator *a, plb__slot *slot)
 {
+    size_t size = slot->lead + offsetof(plb__slot, addr) + plb__addr_used(&slot->addr);
     plb__release_ext(slot->ext, slot->ext_release);
-    plb__delete(a, (char *)slot - slot->lead, slot->size);
-}
-
-/* Everything that a view shows of a slot, in one number: flags, whether it is full, whether its share is partial. */
-static uint32_t plb__slot_state(plb__slot *slot)
-{
-    uint32_t max_conns = PLB__LOAD(&slot->max_conns), state = PLB__LOAD(&slot->flags);
-    if (max_conns != 0 && (PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) >= max_conns)
-        state |= PLB__FULL;
-    if (PLB__LOAD(&slot->share) != PLB__SHARE_ALL)
-        state |= PLB__PARTIAL;
-    return state;
+    plb__delete(a, (char *)slot - slot->lead, size + plb__name_size(plb__slot_name(slot)));
 }
 
 /* Changes the limit. The bit stands beside the count, so that a count that was changed without a look at the limit was
@@ -3257,9 +3801,33 @@ static uint32_t plb__slot_state(plb__slot *slot)
 static void plb__slot_limit(plb__slot *slot, uint32_t max_conns)
 {
     bool limited = (PLB__LOAD(&slot->in_flight) & PLB__LIMITED) != 0;
-    PLB__STORE(&slot->max_conns, max_conns);
+    PLB__IF_LIMITS(PLB__STORE(&slot->max_conns, max_conns), (void)0);
     if (limited != (max_conns != 0))
         plb__fetch_add(&slot->in_flight, max_conns != 0 ? PLB__LIMITED : 0 - PLB__LIMITED);
+}
+
+PLB__INLINE uint32_t plb__slot_max_conns(const plb__slot *slot)
+{
+    (void)slot;
+    return PLB__IF_LIMITS(PLB__LOAD(&slot->max_conns), 0);
+}
+
+/* How much of its weight it takes. */
+PLB__INLINE uint32_t plb__slot_share(const plb__slot *slot)
+{
+    (void)slot;
+    return PLB__IF_SHARES(PLB__LOAD(&slot->share), PLB__SHARE_ALL);
+}
+
+/* Everything that a view shows of a slot, in one number: flags, whether it is full, whether its share is partial. */
+static uint32_t plb__slot_state(plb__slot *slot)
+{
+    uint32_t max_conns = plb__slot_max_conns(slot), state = PLB__LOAD(&slot->flags);
+    if (max_conns != 0 && (PLB__LOAD(&slot->in_flight) & PLB__COUNT_MASK) >= max_conns)
+        state |= PLB__FULL;
+    if (plb__slot_share(slot) != PLB__SHARE_ALL)
+        state |= PLB__PARTIAL;
+    return state;
 }
 
 static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_addr *b, uint32_t b_id)
@@ -3276,6 +3844,12 @@ static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_add
 #define PLB__ONE_OUT   ((uintptr_t)1 << PLB__WORD_BITS)
 #define PLB__BITS      (PLB__ONE_OUT - 1)
 
+/* Where all addresses are short, a small system, they are copied from the slots themselves. */
+#if defined(PLB_NO_IPV6) && defined(PLB_NO_UNIX)
+#define PLB__NO_COMPACT
+#endif
+
+#ifndef PLB__NO_COMPACT
 /* An IPv4 address in 8 bytes, so that copying it out does not fetch the slot: a plb_addr without its scope, which is 0.
    Other families: all zero. */
 typedef struct plb__compact {
@@ -3283,6 +3857,10 @@ typedef struct plb__compact {
     uint16_t port;
     uint8_t v4[4];
 } plb__compact;
+#define PLB__COMPACT_SIZE sizeof(plb__compact)
+#else
+#define PLB__COMPACT_SIZE 0
+#endif
 
 /* One tier of a set as its strategy sees it. Fixed when built, but for the readiness: bits, and what follows from them.
    The ready backends also stand in a list, in no order, so that one can be drawn in one step; the bits are the truth,
@@ -3294,15 +3872,21 @@ struct plb_view {
     uint32_t partial_count; /* backends that have less than their full share */
     uintptr_t *ready;
     void *state; /* the strategy's */
+#ifndef PLB__NO_COMPACT
     plb__compact *addrs;
+#endif
     plb__slot **slots;
+#ifndef PLB_NO_WEIGHTS
     uint16_t *weights;
+#endif
+#ifndef PLB_NO_DRAW
     uint32_t *list;
     uint32_t listed;       /* backends in the list */
     uint32_t list_changes; /* since the thread began that is at the list; 0: none is */
     uint32_t list_behind;  /* 1: all of it must be looked through */
     uint32_t *places;      /* in the list, by index, plus 1; 0: not there */
-    uint32_t words;        /* of each bitmap */
+#endif
+    uint32_t words; /* of each bitmap */
     uint32_t weight_sum;
     uint32_t weight_min, weight_max; /* of those above 0 */
 };
@@ -3333,9 +3917,55 @@ typedef struct plb__set {
     uint32_t panic_percent;
     size_t size; /* of this allocation */
     plb__slot **slots;
+#ifndef PLB_NO_WEIGHTS
     uint16_t *weights;
+#endif
     plb__tier tiers[1]; /* tier_count of them */
 } plb__set;
+
+/* Where nothing needs them, neither bits nor numbers of tiers are kept. */
+PLB__INLINE bool plb__has_bits(int which)
+{
+    return which == PLB__BITS_PARTIAL ? PLB__IF_SHARES(true, false) : PLB__IF_TIERS(true, false);
+}
+
+PLB__INLINE uint32_t plb__set_tiers(const plb__set *set)
+{
+    (void)set;
+    return PLB__IF_TIERS(set->tier_count, 1);
+}
+
+PLB__INLINE uint32_t plb__set_weight(const plb__set *set, size_t index)
+{
+    (void)set;
+    (void)index;
+    return PLB__IF_WEIGHTS(set->weights[index], 1);
+}
+
+/* The tier that picks come from. */
+PLB__INLINE const plb__tier *plb__set_active(const plb__set *set)
+{
+    return &set->tiers[PLB__IF_TIERS(PLB__LOAD_RELAXED(&set->active), 0)];
+}
+
+PLB__INLINE uint32_t plb__view_weight(const plb_view *view, uint32_t index)
+{
+    (void)view;
+    (void)index;
+    return PLB__IF_WEIGHTS(view->weights[index], 1);
+}
+
+PLB__INLINE uint32_t plb__tier_priority(const plb__tier *tier)
+{
+    (void)tier;
+    return PLB__IF_TIERS(tier->priority, 0);
+}
+
+PLB__INLINE uint32_t plb__tier_panics(const plb__tier *tier)
+{
+    (void)tier;
+    return PLB__IF_TIERS(PLB__LOAD(&tier->panic), 0);
+}
 
 static uint32_t plb__words(uint32_t bits)
 {
@@ -3350,11 +3980,24 @@ static void *plb__carve(char **at, size_t count, size_t size)
     return taken;
 }
 
+/* What is copied from the slots, to be read in one place; and the list of those that are ready. */
+static void plb__view_carve(plb_view *view, char **at)
+{
+    (void)view;
+    (void)at;
+#ifndef PLB__NO_COMPACT
+    view->addrs = (plb__compact *)plb__carve(at, view->count, sizeof(plb__compact));
+#endif
+#ifndef PLB_NO_DRAW
+    view->list = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
+    view->places = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
+#endif
+}
+
 /* A set of `tier_count` tiers, one at least, whose sizes are `counts`. */
 static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, uint32_t tier_count)
 {
-    size_t count = 0, words = 0, size, each = sizeof(plb__slot *) + sizeof(plb__compact) + 2 * sizeof(uint32_t);
-    plb__compact *addrs;
+    size_t count = 0, words = 0, size, each = sizeof(plb__slot *) + PLB__IF_WEIGHTS(sizeof(uint16_t), 0);
     plb__set *set;
     uint32_t t;
     char *at;
@@ -3363,8 +4006,8 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
         words += plb__words(counts[t]);
     }
     size = sizeof *set + (tier_count - 1) * sizeof(plb__tier);
-    size += words * (1 + PLB__BITMAPS) * sizeof(uintptr_t);
-    size += count * (each + sizeof(uint16_t));
+    size += words * (1 + PLB__IF_TIERS(2, 0) + PLB__IF_SHARES(1, 0)) * sizeof(uintptr_t);
+    size += count * (each + PLB__COMPACT_SIZE + PLB__IF_DRAW(2 * sizeof(uint32_t), 0));
     set = (plb__set *)plb__new(a, size);
     if (set == NULL)
         return NULL;
@@ -3373,7 +4016,6 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
     set->tier_count = tier_count;
     at = (char *)(set->tiers + tier_count);
     set->slots = (plb__slot **)plb__carve(&at, count, sizeof(plb__slot *));
-    addrs = (plb__compact *)plb__carve(&at, count, sizeof(plb__compact));
     for (t = 0, count = 0; t < tier_count; count += counts[t++]) {
         plb__tier *tier = &set->tiers[t];
         plb_view *view = &tier->view;
@@ -3382,52 +4024,101 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
         view->count = counts[t];
         view->words = plb__words(counts[t]);
         view->slots = set->slots + count;
-        view->addrs = addrs + count;
         view->ready = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
         for (b = 0; b < PLB__BITMAPS; b++)
-            tier->bits[b] = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
+            if (plb__has_bits(b))
+                tier->bits[b] = (uintptr_t *)plb__carve(&at, view->words, sizeof(uintptr_t));
     }
-    for (t = 0; t < tier_count; t++) {
-        set->tiers[t].view.list = (uint32_t *)plb__carve(&at, counts[t], sizeof(uint32_t));
-        set->tiers[t].view.places = (uint32_t *)plb__carve(&at, counts[t], sizeof(uint32_t));
-    }
+    for (t = 0; t < tier_count; t++)
+        plb__view_carve(&set->tiers[t].view, &at);
+#ifndef PLB_NO_WEIGHTS
     set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t));
     for (t = 0; t < tier_count; t++)
         set->tiers[t].view.weights = set->weights + set->tiers[t].start;
+#endif
     return set;
 }
+
+#ifndef PLB__NO_COMPACT
+static void plb__compact_fill(plb_view *view, uint32_t index, const plb_addr *addr)
+{
+    plb__compact compact;
+    if (addr->family != PLB_FAMILY_IPV4)
+        return;
+    memset(&compact, 0, sizeof compact);
+    compact.family = PLB_FAMILY_IPV4;
+    compact.port = addr->port;
+    memcpy(compact.v4, addr->u.v4, sizeof compact.v4);
+    view->addrs[index] = compact;
+}
+
+PLB__RARE void plb__view_copy_slot_addr(const plb_view *view, uint32_t index, plb_addr *out)
+{
+    plb__addr_copy(out, &view->slots[index]->addr);
+}
+
+PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_addr *out)
+{
+    const plb__compact *compact = &view->addrs[index];
+    if (PLB__LIKELY(compact->family == PLB_FAMILY_IPV4)) {
+        out->family = PLB_FAMILY_IPV4;
+        PLB__IF_UNIX(out->path_len = 0, (void)0);
+        out->port = compact->port;
+        PLB__IF_IPV6(out->scope = 0, (void)0);
+        memcpy(out->u.v4, compact->v4, sizeof compact->v4);
+    } else {
+        plb__view_copy_slot_addr(view, index, out);
+    }
+}
+#else
+PLB__INLINE void plb__compact_fill(plb_view *view, uint32_t index, const plb_addr *addr)
+{
+    (void)view;
+    (void)index;
+    (void)addr;
+}
+
+PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_addr *out)
+{
+    plb__addr_copy(out, &view->slots[index]->addr);
+}
+#endif
 
 /* Puts a backend in its place, in a set that nobody sees yet. */
 static void plb__set_fill(plb__tier *tier, uint32_t index, plb__slot *slot, uint32_t weight)
 {
     plb_view *view = &tier->view;
     view->slots[index] = slot;
-    view->weights[index] = (uint16_t)weight;
+    PLB__IF_WEIGHTS(view->weights[index] = (uint16_t)weight, (void)0);
     view->weight_sum += weight;
     if (weight > view->weight_max)
         view->weight_max = weight;
     if (weight > 0 && (view->weight_min == 0 || weight < view->weight_min))
         view->weight_min = weight;
-    if (slot->addr.family == PLB_FAMILY_IPV4) {
-        plb__compact compact;
-        memset(&compact, 0, sizeof compact);
-        compact.family = PLB_FAMILY_IPV4;
-        compact.port = slot->addr.port;
-        memcpy(compact.v4, slot->addr.u.v4, sizeof compact.v4);
-        view->addrs[index] = compact;
-    }
+    plb__compact_fill(view, index, &slot->addr);
 }
 
-static void plb__bit_fill(uintptr_t *words, uint32_t *count, uint32_t index, bool on)
+static void plb__bit_fill(plb__tier *tier, int which, uint32_t *count, uint32_t index, bool on)
 {
-    words[index / PLB__WORD_BITS] |= (uintptr_t)on << index % PLB__WORD_BITS;
+    if (!plb__has_bits(which))
+        return;
+    tier->bits[which][index / PLB__WORD_BITS] |= (uintptr_t)on << index % PLB__WORD_BITS;
     *count += on;
+}
+
+/* The list of those that are ready, of a set that nobody sees yet. */
+PLB__INLINE void plb__list_fill(plb_view *view, uint32_t index)
+{
+    (void)view;
+    (void)index;
+    PLB__IF_DRAW(view->places[index] = view->listed + 1, (void)0);
+    PLB__IF_DRAW(view->list[view->listed++] = index, (void)0);
 }
 
 static uint32_t plb__should_panic(const plb__set *set, const plb__tier *tier)
 {
     uint64_t healthy = PLB__LOAD(&tier->healthy), usable = PLB__LOAD(&tier->usable);
-    return healthy * 100 < usable * set->panic_percent;
+    return PLB__IF_TIERS(healthy * 100 < usable * set->panic_percent, ((void)healthy, (void)usable, (void)set, 0));
 }
 
 /* The readiness of a set that nobody sees yet, all at once. */
@@ -3437,21 +4128,20 @@ static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
     uint32_t i;
     for (i = 0; i < view->count; i++) {
         uint32_t state = plb__slot_state(view->slots[i]);
-        bool usable = view->weights[i] > 0 && (state & PLB__OFF) == 0;
-        plb__bit_fill(tier->bits[PLB__BITS_USABLE], &tier->usable, i, usable);
-        plb__bit_fill(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, i, usable && (state & PLB__UNFIT) == 0);
-        plb__bit_fill(tier->bits[PLB__BITS_PARTIAL], &view->partial_count, i, (state & PLB__PARTIAL) != 0);
+        bool usable = plb__view_weight(view, i) > 0 && (state & PLB__OFF) == 0;
+        plb__bit_fill(tier, PLB__BITS_USABLE, &tier->usable, i, usable);
+        plb__bit_fill(tier, PLB__BITS_HEALTHY, &tier->healthy, i, usable && (state & PLB__UNFIT) == 0);
+        plb__bit_fill(tier, PLB__BITS_PARTIAL, &view->partial_count, i, (state & PLB__PARTIAL) != 0);
     }
     tier->panic = plb__should_panic(set, tier);
     for (i = 0; i < view->count; i++) {
-        const uintptr_t *bits = tier->bits[tier->panic != 0 ? PLB__BITS_USABLE : PLB__BITS_HEALTHY];
-        bool counts = (bits[i / PLB__WORD_BITS] >> i % PLB__WORD_BITS & 1) != 0;
-        if (!counts || (plb__slot_state(view->slots[i]) & PLB__FULL) != 0)
+        uint32_t bars = PLB__OFF | PLB__FULL | (tier->panic != 0 ? 0 : PLB__UNFIT);
+        if (plb__view_weight(view, i) == 0 || (plb__slot_state(view->slots[i]) & bars) != 0)
             continue;
-        plb__bit_fill(view->ready, &view->ready_count, i, true);
-        view->ready_weight += view->weights[i];
-        view->places[i] = view->listed + 1;
-        view->list[view->listed++] = i;
+        view->ready[i / PLB__WORD_BITS] |= (uintptr_t)1 << i % PLB__WORD_BITS;
+        view->ready_count++;
+        view->ready_weight += plb__view_weight(view, i);
+        plb__list_fill(view, i);
     }
 }
 
@@ -3465,23 +4155,6 @@ PLB__INLINE bool plb__view_ready(const plb_view *view, uint32_t index)
     return plb__bit(view->ready, index);
 }
 
-PLB__RARE void plb__view_copy_slot_addr(const plb_view *view, uint32_t index, plb_addr *out)
-{
-    plb__addr_copy(out, &view->slots[index]->addr);
-}
-
-PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_addr *out)
-{
-    const plb__compact *compact = &view->addrs[index];
-    if (PLB__LIKELY(compact->family == PLB_FAMILY_IPV4)) {
-        memcpy(out, compact, offsetof(plb__compact, v4)); /* family, path_len, port */
-        out->scope = 0;
-        memcpy(out->u.v4, compact->v4, sizeof compact->v4);
-    } else {
-        plb__view_copy_slot_addr(view, index, out);
-    }
-}
-
 PLB_API uint32_t plb_view_count(const plb_view *view)
 {
     return view->count;
@@ -3489,7 +4162,7 @@ PLB_API uint32_t plb_view_count(const plb_view *view)
 
 PLB_API uint32_t plb_view_weight(const plb_view *view, uint32_t index)
 {
-    return view->weights[index];
+    return plb__view_weight(view, index);
 }
 
 PLB_API uint32_t plb_view_weight_sum(const plb_view *view)
@@ -3564,6 +4237,7 @@ PLB_API uint32_t plb_view_ready_after(const plb_view *view, uint32_t index)
     return plb__view_ready_after(view, index);
 }
 
+#ifndef PLB_NO_DRAW
 /* A ready backend at random, each as likely as its weight says, by going through all of them. */
 PLB__RARE uint32_t plb__view_draw_slowly(const plb_view *view, plb_reader *reader)
 {
@@ -3650,6 +4324,7 @@ PLB__RARE uint32_t plb__keyed_rest(const plb_view *view, uint64_t hash)
     }
     return plb__view_ready_after(view, index);
 }
+#endif
 
 PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index)
 {
@@ -3658,9 +4333,10 @@ PLB_API uint32_t plb_view_in_flight(const plb_view *view, uint32_t index)
 
 PLB_API uint32_t plb_view_slot(const plb_view *view, uint32_t index)
 {
-    return view->slots[index]->number;
+    return view->slots[index]->u.control.number;
 }
 
+#ifndef PLB_NO_DRAW
 /* Puts a backend into the list or takes it out, as its bit says. */
 static void plb__list_follow(plb_view *view, uint32_t index)
 {
@@ -3705,6 +4381,13 @@ static void plb__list_changed(plb_view *view, uint32_t index)
             plb__list_follow(view, i);
     }
 }
+#else
+PLB__INLINE void plb__list_changed(plb_view *view, uint32_t index)
+{
+    (void)view;
+    (void)index;
+}
+#endif
 
 /* Sets or clears a bit; did that change it? */
 static bool plb__bit_put(uintptr_t *words, uint32_t index, bool on)
@@ -3716,9 +4399,9 @@ static bool plb__bit_put(uintptr_t *words, uint32_t index, bool on)
 }
 
 /* A bit, and the number of those that are set. */
-static void plb__bit_count(uintptr_t *words, uint32_t *count, uint32_t index, bool on)
+static void plb__bit_count(plb__tier *tier, int which, uint32_t *count, uint32_t index, bool on)
 {
-    if (plb__bit_put(words, index, on))
+    if (plb__has_bits(which) && plb__bit_put(tier->bits[which], index, on))
         plb__fetch_add(count, on ? 1 : UINT32_MAX);
 }
 
@@ -3726,12 +4409,12 @@ static void plb__bit_count(uintptr_t *words, uint32_t *count, uint32_t index, bo
 static bool plb__ready_on(plb_view *view, uint32_t index, uintptr_t seen)
 {
     bool on;
-    plb__fetch_add(&view->ready_weight, view->weights[index]);
+    plb__fetch_add(&view->ready_weight, plb__view_weight(view, index));
     plb__fetch_add(&view->ready_count, 1);
     on = plb__cas(&view->ready[index / PLB__WORD_BITS], seen, seen | (uintptr_t)1 << index % PLB__WORD_BITS);
     if (!on) {
         plb__fetch_add(&view->ready_count, UINT32_MAX);
-        plb__fetch_add(&view->ready_weight, 0u - view->weights[index]);
+        plb__fetch_add(&view->ready_weight, 0u - plb__view_weight(view, index));
     }
     return on;
 }
@@ -3746,7 +4429,7 @@ static bool plb__ready_out(plb_view *view, uint32_t index)
     if ((seen & bit) == 0)
         return false;
     plb__fetch_add(&view->ready_count, UINT32_MAX);
-    plb__fetch_add(&view->ready_weight, 0u - view->weights[index]);
+    plb__fetch_add(&view->ready_weight, 0u - plb__view_weight(view, index));
     return true;
 }
 
@@ -3779,25 +4462,25 @@ static void plb__entry_sync(const plb__set *set, plb__tier *tier, uint32_t index
         uintptr_t seen = PLB__LOAD(&tier->view.ready[index / PLB__WORD_BITS]);
         bool usable, healthy;
         state = plb__slot_state(slot);
-        panic = PLB__LOAD(&tier->panic);
-        usable = tier->view.weights[index] > 0 && (state & PLB__OFF) == 0;
+        panic = plb__tier_panics(tier);
+        usable = plb__view_weight(&tier->view, index) > 0 && (state & PLB__OFF) == 0;
         healthy = usable && (state & PLB__UNFIT) == 0;
-        plb__bit_count(tier->bits[PLB__BITS_USABLE], &tier->usable, index, usable);
-        plb__bit_count(tier->bits[PLB__BITS_HEALTHY], &tier->healthy, index, healthy);
-        plb__bit_count(tier->bits[PLB__BITS_PARTIAL], &tier->view.partial_count, index, (state & PLB__PARTIAL) != 0);
+        plb__bit_count(tier, PLB__BITS_USABLE, &tier->usable, index, usable);
+        plb__bit_count(tier, PLB__BITS_HEALTHY, &tier->healthy, index, healthy);
+        plb__bit_count(tier, PLB__BITS_PARTIAL, &tier->view.partial_count, index, (state & PLB__PARTIAL) != 0);
         done = plb__view_set_ready(set, tier, index, seen,
                                    (healthy || (usable && panic != 0)) && (state & PLB__FULL) == 0);
-    } while (!done || plb__slot_state(slot) != state || PLB__LOAD(&tier->panic) != panic);
+    } while (!done || plb__slot_state(slot) != state || plb__tier_panics(tier) != panic);
 }
 
 /* The first tier with a healthy backend that is ready; else the first that panics; else the first. */
 static uint32_t plb__choose_tier(const plb__set *set)
 {
     uint32_t t, panicking = 0;
-    for (t = set->tier_count; t-- > 0;)
+    for (t = plb__set_tiers(set); t-- > 0;)
         if (PLB__LOAD(&set->tiers[t].view.ready_count) > 0)
             panicking = t;
-    for (t = 0; t < set->tier_count; t++)
+    for (t = 0; t < plb__set_tiers(set); t++)
         if (PLB__LOAD(&set->tiers[t].view.ready_count) > 0 && PLB__LOAD(&set->tiers[t].healthy) > 0)
             return t;
     return panicking;
@@ -3807,6 +4490,8 @@ static uint32_t plb__choose_tier(const plb__set *set)
 static void plb__tier_sync(plb__set *set, plb__tier *tier)
 {
     uint32_t wanted, i;
+    if (PLB__IF_TIERS(false, true))
+        return;
     while ((wanted = plb__should_panic(set, tier)) != PLB__LOAD(&tier->panic)) {
         PLB__STORE(&tier->panic, wanted);
         for (i = 0; i < tier->view.count; i++)
@@ -3816,6 +4501,13 @@ static void plb__tier_sync(plb__set *set, plb__tier *tier)
         PLB__STORE(&set->active, wanted);
 }
 
+static int plb__entry_compare(const plb_view *view, uint32_t index, const plb_addr *addr, uint32_t id)
+{
+    const plb__slot *slot = view->slots[index];
+    return plb__identity_compare(&slot->addr, slot->id, addr, id);
+}
+
+#ifndef PLB__NO_COMPACT
 /* IPv4 addresses as numbers in their order; other families stand behind them. */
 PLB__INLINE uint64_t plb__v4_rank(uint8_t family, const uint8_t *v4, uint16_t port)
 {
@@ -3825,7 +4517,7 @@ PLB__INLINE uint64_t plb__v4_rank(uint8_t family, const uint8_t *v4, uint16_t po
 }
 
 /* Where an IPv4 address would stand, without a look at the slots and without a branch that depends on what is found. */
-static uint32_t plb__view_find_v4(const plb_view *view, uint64_t rank)
+static uint32_t plb__view_find_rank(const plb_view *view, uint64_t rank)
 {
     uint32_t low = 0, left = view->count;
     while (left > 0) {
@@ -3838,22 +4530,33 @@ static uint32_t plb__view_find_v4(const plb_view *view, uint64_t rank)
     return low;
 }
 
-static int plb__entry_compare(const plb_view *view, uint32_t index, const plb_addr *addr, uint32_t id)
+/* Narrows down where (addr, id) would stand. */
+static void plb__view_narrow(const plb_view *view, const plb_addr *addr, uint32_t id, uint32_t *low, uint32_t *high)
 {
-    const plb__slot *slot = view->slots[index];
-    return plb__identity_compare(&slot->addr, slot->id, addr, id);
+    if (addr->family != PLB_FAMILY_IPV4)
+        return;
+    *low = plb__view_find_rank(view, plb__v4_rank(addr->family, addr->u.v4, addr->port));
+    while (*low < view->count && plb__entry_compare(view, *low, addr, id) < 0)
+        ++*low; /* past other ids */
+    *high = *low;
 }
+#else
+PLB__INLINE void plb__view_narrow(const plb_view *view, const plb_addr *addr, uint32_t id, uint32_t *low,
+                                  uint32_t *high)
+{
+    (void)view;
+    (void)addr;
+    (void)id;
+    (void)low;
+    (void)high;
+}
+#endif
 
 /* The first entry of (addr, id), or PLB_NONE. */
 static uint32_t plb__view_find(const plb_view *view, const plb_addr *addr, uint32_t id)
 {
     uint32_t low = 0, high = view->count;
-    if (addr->family == PLB_FAMILY_IPV4) {
-        low = plb__view_find_v4(view, plb__v4_rank(addr->family, addr->u.v4, addr->port));
-        while (low < view->count && plb__entry_compare(view, low, addr, id) < 0)
-            low++; /* past other ids */
-        high = low;
-    }
+    plb__view_narrow(view, addr, id, &low, &high);
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         if (plb__entry_compare(view, middle, addr, id) < 0)
@@ -3868,7 +4571,7 @@ static uint32_t plb__view_find(const plb_view *view, const plb_addr *addr, uint3
 static uint32_t plb__set_find(const plb__set *set, const plb_addr *addr, uint32_t id, const plb__tier **out)
 {
     uint32_t t, index = PLB_NONE;
-    for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
+    for (t = 0; t < plb__set_tiers(set) && index == PLB_NONE; t++) {
         *out = &set->tiers[t];
         index = plb__view_find(&set->tiers[t].view, addr, id);
     }
@@ -3882,7 +4585,8 @@ static uint32_t plb__tier_find_slot(const plb__tier *tier, plb__slot *slot)
     const plb_view *view = &tier->view;
     if (index < view->count && view->slots[index] == slot && (index == 0 || view->slots[index - 1] != slot))
         return index;
-    index = plb__view_find(view, &slot->addr, slot->id);
+    index =
+        PLB__IF_UPDATES(plb__view_find(view, &slot->addr, slot->id), PLB_NONE); /* the one set is where hints point */
     return index != PLB_NONE && view->slots[index] == slot ? index : PLB_NONE;
 }
 
@@ -3890,7 +4594,7 @@ static uint32_t plb__tier_find_slot(const plb__tier *tier, plb__slot *slot)
 static uint32_t plb__set_find_slot(const plb__set *set, plb__slot *slot, const plb__tier **out)
 {
     uint32_t t, index = PLB_NONE;
-    for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
+    for (t = 0; t < plb__set_tiers(set) && index == PLB_NONE; t++) {
         *out = &set->tiers[t];
         index = plb__tier_find_slot(*out, slot);
     }
@@ -3908,7 +4612,7 @@ static bool plb__set_has_slot(const plb__set *set, const plb__slot *slot)
 static void plb__set_sync(plb__set *set, plb__slot *slot)
 {
     uint32_t t, index;
-    for (t = 0; t < set->tier_count; t++) {
+    for (t = 0; t < plb__set_tiers(set); t++) {
         plb__tier *tier = &set->tiers[t];
         index = plb__tier_find_slot(tier, slot);
         if (index == PLB_NONE)
@@ -3919,16 +4623,18 @@ static void plb__set_sync(plb__set *set, plb__slot *slot)
     }
 }
 
+#ifndef PLB_NO_UPDATES
 /* The same for all of them. */
 static void plb__set_sync_all(plb__set *set)
 {
     uint32_t t, index;
-    for (t = 0; t < set->tier_count; t++) {
+    for (t = 0; t < plb__set_tiers(set); t++) {
         for (index = 0; index < set->tiers[t].view.count; index++)
             plb__entry_sync(set, &set->tiers[t], index);
         plb__tier_sync(set, &set->tiers[t]);
     }
 }
+#endif
 
 /* ==== MAILBOX ========================================================================================================
    A list that grows by compare-and-swap and is taken whole, so that there is no ABA problem. */
@@ -3981,9 +4687,12 @@ static plb__mail *plb__mail_take(uintptr_t *box)
 typedef struct plb__cell {
     plb_reader reader;
     uintptr_t owner; /* the thread whose cell it is; 0: not taken, or common */
+#ifndef PLB_NO_THREADS
     char pad[PLB__CACHE_LINE - sizeof(plb_reader) - sizeof(uintptr_t)];
+#endif
 } plb__cell;
 
+#ifndef PLB_NO_HANDLES
 /* Padded on both sides, for nobody knows what the allocator puts beside it. */
 struct plb_handle {
     char before[PLB__CACHE_LINE];
@@ -3993,6 +4702,7 @@ struct plb_handle {
     plb_handle *next;
     char after[PLB__CACHE_LINE];
 };
+#endif
 
 /* A copied list of backends: the answer of a discovery, or the argument of plb_add and its kind. Room to sort it and
    the names follow. */
@@ -4000,16 +4710,19 @@ typedef struct plb__list {
     size_t size; /* of this allocation */
     size_t count;
     plb_backend *backends;
-    uint32_t *order;   /* indices of backends, by identity */
-    uint32_t *members; /* the same, as they stand in a set: by tier, then by identity */
-    uint32_t *spare;   /* room to sort */
+    uint32_t *order;          /* indices of backends, by identity */
+    uint32_t *members;        /* the same, as they stand in a set: by tier, then by identity */
+    uint32_t *spare;          /* room to sort */
+    struct plb__slot **slots; /* of an update: by index in backends; NULL: none is known */
 } plb__list;
 
+#ifndef PLB_NO_CHANGES
 typedef struct plb__change {
     plb__mail mail;
     plb_change what;
     plb__list *list;
 } plb__change;
+#endif
 
 enum { PLB__OP_FREE, PLB__OP_RUNNING, PLB__OP_COMPLETED };
 #define PLB__OP_PHASES 4u /* a ticket's state is generation * PLB__OP_PHASES + phase */
@@ -4046,12 +4759,18 @@ typedef struct plb__op {
     plb_timer deadline;
     uint64_t started_us, started_ms;
     uint64_t latency_us;
+#ifndef PLB_NO_UPDATES
     plb__list *answer; /* of a discovery */
-    plb__slot *slot;   /* of a probe, like the rest */
+#endif
+    plb__slot *slot; /* of a probe, like the rest */
     uint32_t check;
     plb_report report; /* its status is a discovery's too */
+#ifndef PLB_NO_LOG
     char text[PLB_REPORT_TEXT];
+#endif
+#ifndef PLB_NO_EXCHANGE
     bool unread; /* its exchange has more to read, in another turn */
+#endif
 } plb__op;
 
 #define PLB__OP_SIZE ((sizeof(plb__op) + 15) / 16 * 16)
@@ -4063,71 +4782,103 @@ struct plb_balancer {
     uintptr_t current; /* the published plb__set */
     void *strategy_state;
     const plb_strategy_ops *strategy;
-    plb_port port;
-    uintptr_t watches;                                                     /* 1: outlier detection is on */
-    char pad[2 * PLB__CACHE_LINE - 4 * sizeof(void *) - sizeof(plb_port)]; /* so that no reader straddles two lines */
+    plb_env env;
+    uintptr_t watches; /* 1: outlier detection is on */
+#ifndef PLB_NO_THREADS
+    char pad[2 * PLB__CACHE_LINE - 4 * sizeof(void *) - sizeof(plb_env)]; /* so that no reader straddles two lines */
+#endif
     plb__cell cells[PLB__CELLS];
     /* other threads now and then */
     uintptr_t newest;    /* the plb__set that is published, or about to be */
     uint32_t spilled[2]; /* readers beyond those, on either side */
     uint32_t side;       /* where the next one counts itself */
-    uintptr_t spills;    /* seeds given to those, and to handles */
-    uintptr_t handles;
-    uint64_t seed;
     uintptr_t mailbox;
     uintptr_t wanted; /* PLB__WANT_... */
+#if !defined(PLB_NO_THREADS) || !defined(PLB_NO_HANDLES)
+    uintptr_t spills; /* seeds given to those, and to handles */
+    uintptr_t handles;
+#endif
+    uint64_t seed;
     /* the polling thread */
-    plb_balancer_desc desc; /* defaults filled in; what it points at may be gone */
-    plb_env env;
-    plb_task task;
     plb_timers timers;
-    plb_timer tick_timer; /* the strategy's */
-    plb_timer ramp_timer; /* of slow starts */
-    plb__set *retired[2];
-    uint32_t left[2]; /* sides of `spilled` that were seen empty since it retired, a bit each */
-    plb__slot *departed;
-    uint32_t *free_numbers; /* of slots; holds numbers_capacity */
-    uint32_t free_number_count, next_number, numbers_capacity;
+    plb__check *checks;
+    uint32_t check_count;
+    uint32_t scheduled, schedule_capacity;
+    uint64_t *schedule; /* heap of plb__task_key */
+    uint32_t probes;    /* in flight */
+    uint32_t unknown;   /* checks of the current set's backends without a result */
+    uint64_t epoch_ms;  /* what the schedule counts from */
     plb__op *running;
     plb__mail *completions, **completions_end; /* of those, in order */
     plb__ticket *free_tickets;
     plb__tickets *tickets;
-    void *scratch;          /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
+    plb__slot *departed;
+    uint32_t next_number; /* of slots */
+    bool first_checks_over;
+#ifndef PLB_NO_LOG
     struct plb__line *line; /* that is being written; NULL: nobody listens */
+#endif
+#ifndef PLB_NO_UPDATES
     /* discovery */
-    void *discovery_state;
-    plb__op *discovery; /* running */
     bool update_due, first_update_over;
-    plb__mail *changes, **changes_end; /* queued plb__change */
-    bool changes_stalled;              /* there was no memory for the first of them */
+    plb__op *discovery; /* running */
+    void *discovery_state;
+    plb__set *retired[2];
+    uint32_t left[2];       /* sides of `spilled` that were seen empty since it retired, a bit each */
+    uint32_t *free_numbers; /* of slots; holds numbers_capacity */
+    uint32_t free_number_count, numbers_capacity;
     plb_timer update_timer;
     plb_update_info update;
-    /* checks */
-    plb__check *checks;
-    uint32_t check_count;
-    uint64_t *schedule; /* heap of plb__task_key */
-    uint32_t scheduled, schedule_capacity;
-    uint32_t probes;   /* in flight */
-    uint32_t unknown;  /* checks of the current set's backends without a result */
-    uint64_t epoch_ms; /* what the schedule counts from */
-    uint64_t jitter;   /* random numbers */
-    bool first_checks_over;
-    /* outlier detection */
+#endif
+#ifndef PLB_NO_CHANGES
+    plb__mail *changes, **changes_end; /* queued plb__change */
+    bool changes_stalled;              /* there was no memory for the first of them */
+#endif
+#ifndef PLB_NO_OUTLIER
     struct plb__record *ejected; /* of the current set */
     uint32_t ejected_count;
     uint32_t watched; /* slots in the current set */
     plb_timer interval_timer, return_timer;
+#endif
+#ifndef PLB_NO_EXCHANGE
+    void *scratch; /* PLB_EXCHANGE_SIZE bytes, once an exchange needed them */
+#endif
+#ifndef PLB_NO_CHECK_LIST
+    uint64_t jitter; /* random numbers */
+#endif
+#ifndef PLB_NO_TICK
+    plb_timer tick_timer; /* the strategy's */
+#endif
+#ifndef PLB_NO_SHARES
+    plb_timer ramp_timer; /* of slow starts */
+#endif
+    plb_task task;
+    plb_balancer_desc desc; /* defaults filled in; what it points at may be gone */
 };
+
+/* The discovery that runs, or NULL. */
+PLB__INLINE plb__op *plb__discovery_op(const plb_balancer *lb)
+{
+    (void)lb;
+    return PLB__IF_UPDATES(lb->discovery, NULL);
+}
+
+/* Does anything ask for what requests meet with? */
+PLB__INLINE bool plb__watches(const plb_balancer *lb)
+{
+    (void)lb;
+    return PLB__IF_OUTLIER(lb->watches != 0, false);
+}
 
 static void plb__wake(plb_balancer *lb)
 {
-    if (lb->port.io != NULL && lb->port.io->wake != NULL)
-        lb->port.io->wake(lb->port.io->self);
+    if (lb->env.port.io != NULL && lb->env.port.io->wake != NULL)
+        lb->env.port.io->wake(lb->env.port.io->self);
 }
 
 static uint64_t plb__now_us(const plb_balancer *lb)
 {
-    const plb_clock *clock = lb->port.clock;
+    const plb_clock *clock = lb->env.port.clock;
     if (clock == NULL)
         return 0;
     return clock->now_us != NULL ? clock->now_us(clock->self) : clock->now_ms(clock->self) * 1000;
@@ -4140,8 +4891,26 @@ static uint64_t plb__since_us(const plb_balancer *lb, uint64_t start)
     return now >= start ? now - start : (uint32_t)(now - start);
 }
 
+static uint32_t plb__or(uint32_t value, uint32_t default_value)
+{
+    return value > 0 ? value : default_value;
+}
+
+static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
+{
+    timer->fn = fn;
+    timer->user = lb;
+}
+
 /* ==== LOG ============================================================================================================
    What is told to the program, a line at a time. */
+
+/* What a status means, for those who are told. */
+PLB__INLINE const char *plb__words_of(plb_status status)
+{
+    (void)status;
+    return PLB__IF_LOG(plb_status_text(status), "");
+}
 
 #define PLB__LINE_MAX    320
 #define PLB__SUMMARY_MAX 160 /* of a backend in it, so that there is room for the rest */
@@ -4153,10 +4922,17 @@ typedef struct plb__line {
     char buffer[PLB__LINE_MAX];
 } plb__line;
 
+#ifndef PLB_NO_LOG
+/* Is so much told? */
+static bool plb__logs(const plb_balancer *lb, plb_log_level level)
+{
+    return lb->line != NULL && level <= lb->desc.log_level;
+}
+
 /* Begins a line; NULL: nobody wants to hear of it. */
 static plb__text *plb__log_begin(const plb_balancer *lb, plb_log_level level, const char *words)
 {
-    if (lb->line == NULL || level > lb->desc.log_level)
+    if (!plb__logs(lb, level))
         return NULL;
     lb->line->level = level;
     lb->line->text = plb__text_in(lb->line->buffer, sizeof lb->line->buffer);
@@ -4189,10 +4965,9 @@ static void plb__put_backend(const plb_balancer *lb, plb__text *text, const plb_
         lb->desc.summary(lb->desc.user, backend, summary, PLB__SUMMARY_MAX);
         summary[PLB__SUMMARY_MAX - 1] = '\0';
         text->length += strlen(summary);
-    } else if (backend->addr.family == PLB_FAMILY_NONE && backend->name != NULL) {
-        plb__put(text, backend->name);
-        plb__put_char(text, ':');
-        plb__put_number(text, backend->addr.port, 10);
+    } else if (backend->addr.family == PLB_FAMILY_NONE && plb__name_of(backend) != NULL) {
+        plb__put(text, plb__name_of(backend));
+        plb__put_port(text, backend->addr.port);
     } else {
         plb__put_addr(text, &backend->addr);
     }
@@ -4213,6 +4988,38 @@ static void plb__log_backend(const plb_balancer *lb, plb_log_level level, const 
     }
     plb__log_end(lb);
 }
+#else
+PLB__INLINE plb__text *plb__log_begin(const plb_balancer *lb, plb_log_level level, const char *words)
+{
+    (void)lb;
+    (void)level;
+    (void)words;
+    return NULL;
+}
+
+PLB__INLINE void plb__log_end(const plb_balancer *lb)
+{
+    (void)lb;
+}
+
+PLB__INLINE void plb__log(const plb_balancer *lb, plb_log_level level, const char *words, plb_status status)
+{
+    (void)lb;
+    (void)level;
+    (void)words;
+    (void)status;
+}
+
+PLB__INLINE void plb__log_backend(const plb_balancer *lb, plb_log_level level, const char *words,
+                                  const plb_backend *backend, const char *why)
+{
+    (void)lb;
+    (void)level;
+    (void)words;
+    (void)backend;
+    (void)why;
+}
+#endif
 
 /* ==== READERS ========================================================================================================
    Hazard pointers (Michael 2004), one to a reader, taken for the time of a call. The manual says why it works.
@@ -4237,7 +5044,7 @@ PLB__INLINE plb__set *plb__announce(plb_balancer *lb, const uintptr_t *where, pl
     uintptr_t set = PLB__LOAD_ACQUIRE(where), seen;
     do {
         seen = set;
-        if (PLB__LIKELY(lb->port.barrier != NULL))
+        if (PLB__LIKELY(lb->env.port.barrier != NULL))
             PLB__STORE_RELAXED(&reader->set, seen);
         else
             PLB__STORE(&reader->set, seen);
@@ -4335,6 +5142,7 @@ PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
     return plb__announce(lb, &lb->current, reader);
 }
 
+#ifndef PLB_NO_HANDLES
 /* As plb__enter, by a handle. An accept callback may pick by the handle that is picking: then as anybody. */
 PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
 {
@@ -4343,6 +5151,7 @@ PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
     hold->reader = &handle->reader;
     return plb__announce(handle->balancer, &handle->balancer->current, &handle->reader);
 }
+#endif
 
 PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 {
@@ -4383,12 +5192,14 @@ PLB__INLINE plb__set *plb__enter(plb_balancer *lb, plb_hold *hold)
     return plb__enter_elsewhere(lb, &lb->current, hold);
 }
 
+#ifndef PLB_NO_HANDLES
 PLB__INLINE plb__set *plb__enter_by(plb_handle *handle, plb_hold *hold)
 {
     plb__set *set = plb__enter(handle->balancer, hold);
     hold->reader = &handle->reader;
     return set;
 }
+#endif
 
 PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 {
@@ -4396,6 +5207,7 @@ PLB__INLINE void plb__leave(plb_balancer *lb, plb_hold *hold)
 }
 #endif
 
+#ifndef PLB_NO_UPDATES
 /* Looks who has left of those that are only counted. Whoever reads a retired set was counted before it retired; so once
    each side was seen empty since then, at whatever moments, none of them is left. New ones are sent to the side that is
    empty: the other one runs dry, and no stream of readers, however dense, holds up an update. */
@@ -4411,20 +5223,29 @@ static void plb__look_at_spilled(plb_balancer *lb)
     }
 }
 
-/* Does a cell or a handle name that set? */
-static bool plb__is_read(plb_balancer *lb, const plb__set *set)
+#ifndef PLB_NO_HANDLES
+static bool plb__is_read_by_handle(plb_balancer *lb, const plb__set *set)
 {
     const plb_handle *handle = (const plb_handle *)PLB__LOAD(&lb->handles);
-    uint32_t i = PLB__CELLS;
-    while (i-- > 0)
-        if (PLB__LOAD(&lb->cells[i].reader.set) == (uintptr_t)set)
-            return true;
     for (; handle != NULL; handle = handle->next)
         if (PLB__LOAD(&handle->reader.set) == (uintptr_t)set)
             return true;
     return false;
 }
+#endif
 
+/* Does a cell or a handle name that set? */
+static bool plb__is_read(plb_balancer *lb, const plb__set *set)
+{
+    uint32_t i = PLB__CELLS;
+    while (i-- > 0)
+        if (PLB__LOAD(&lb->cells[i].reader.set) == (uintptr_t)set)
+            return true;
+    return PLB__IF_HANDLES(plb__is_read_by_handle(lb, set), false);
+}
+#endif
+
+#ifndef PLB_NO_UPDATES
 /* Makes the set at `where` say what a slot says, if it is in there, and returns the set. */
 static uintptr_t plb__slot_tell(plb_balancer *lb, const uintptr_t *where, const plb__slot *slot, uint32_t index)
 {
@@ -4449,6 +5270,16 @@ static void plb__slot_changed(plb_balancer *lb, const plb__slot *slot, uint32_t 
     if (PLB__LOAD(&lb->current) != newest)
         plb__slot_tell(lb, &lb->current, slot, index);
 }
+#else
+/* The slot has changed: says so in the one set. */
+static void plb__slot_changed(plb_balancer *lb, const plb__slot *slot, uint32_t index)
+{
+    plb__set *set = (plb__set *)PLB__LOAD(&lb->newest);
+    if (set != NULL)
+        plb__set_sync(set, set->slots[index]);
+    (void)slot;
+}
+#endif
 
 static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, bool on)
 {
@@ -4459,6 +5290,7 @@ static void plb__slot_flag(plb_balancer *lb, plb__slot *slot, uint32_t flag, boo
     plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
 }
 
+#ifndef PLB_NO_HANDLES
 /* Handles are never given back before plb_destroy, so that the list of them can be read at any time; one that was
    closed is opened again. */
 static plb_handle *plb__handle_reuse(plb_balancer *lb)
@@ -4507,20 +5339,21 @@ static void plb__handles_free(plb_balancer *lb)
         handle = next;
     }
 }
+#endif
 
 static void plb__fill_backend(const plb__slot *slot, uint32_t weight, plb_backend *out)
 {
     const plb__care *care = plb__slot_care(slot);
     memset(out, 0, sizeof *out);
     plb__addr_copy(&out->addr, &slot->addr);
-    out->weight = weight;
-    out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns);
+    PLB__IF_WEIGHTS(out->weight = weight, (void)weight);
+    PLB__IF_LIMITS(out->max_conns = PLB__LOAD_RELAXED(&slot->max_conns), (void)0);
     if (care != NULL) {
-        out->checks = PLB__LOAD_RELAXED(&care->checks);
-        out->check_every_ms = PLB__LOAD_RELAXED(&care->every_ms);
+        PLB__IF_CHECK_LIST(out->checks = PLB__LOAD_RELAXED(&care->checks), (void)0);
+        PLB__IF_CHECK_LIST(out->check_every_ms = PLB__LOAD_RELAXED(&care->every_ms), (void)0);
     }
     out->id = slot->id;
-    out->name = slot->name;
+    PLB__IF_NAMES(out->name = slot->name, (void)0);
     out->ext = slot->ext;
     out->ext_release = slot->ext_release;
 }
@@ -4529,24 +5362,26 @@ static void plb__fill_info(const plb__tier *tier, uint32_t index, plb_backend_in
 {
     const plb_view *view = &tier->view;
     plb__slot *slot = view->slots[index];
+    const plb__care *care = plb__slot_care(slot);
     uint32_t flags = PLB__LOAD(&slot->flags);
-    plb__fill_backend(slot, view->weights[index], &info->backend);
-    info->backend.priority = tier->priority;
-    info->slot = slot->number;
+    plb__fill_backend(slot, plb__view_weight(view, index), &info->backend);
+    PLB__IF_TIERS(info->backend.priority = tier->priority, (void)0);
+    info->slot = slot->u.control.number;
     info->in_flight = PLB__LOAD_RELAXED(&slot->in_flight) & PLB__COUNT_MASK;
-    info->share = PLB__LOAD_RELAXED(&slot->share);
+    PLB__IF_SHARES(info->share = PLB__LOAD_RELAXED(&slot->share), (void)0);
     info->ready = plb__view_ready(view, index);
     info->healthy = (flags & PLB__UNHEALTHY) == 0;
     info->enabled = (flags & PLB__DISABLED) == 0;
-    info->ejected = (flags & PLB__EJECTED) != 0;
-    info->advised_off = (flags & PLB__ADVISED_OFF) != 0;
-    info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING;
-    info->flips = plb__slot_care(slot) != NULL ? PLB__LOAD_RELAXED(&plb__slot_care(slot)->flips) : 0;
+    PLB__IF_OUTLIER(info->ejected = (flags & PLB__EJECTED) != 0, (void)0);
+    PLB__IF_SHARES(info->advised_off = (flags & PLB__ADVISED_OFF) != 0, (void)0);
+    PLB__IF_CHECK_LIST(info->failing = (flags & PLB__UNHEALTHY) / PLB__FAILING, (void)0);
+    PLB__IF_PROBE_INFO(info->flips = care != NULL ? PLB__LOAD_RELAXED(&care->flips) : 0, (void)care);
 }
 
 /* ==== OUTLIER RECORDS ================================================================================================
    What requests leave behind for outlier detection: counted by the threads that end them, read by plb_poll. */
 
+#ifndef PLB_NO_OUTLIER
 /* What is kept of one slot's requests, in its allocation between its checks and what the strategy has. */
 typedef struct plb__record {
     plb__mail mail; /* in the mailbox while told is not 0 */
@@ -4583,7 +5418,7 @@ static void plb__record_init(plb__slot *slot)
 /* Is word of it on its way? Then it must stay, though nothing else may hold it. Asked once no request is in flight. */
 static bool plb__slot_is_suspect(const plb_balancer *lb, plb__slot *slot)
 {
-    return lb->watches != 0 && PLB__LOAD(&plb__slot_record(slot)->told) != PLB_EJECTION_NONE;
+    return plb__watches(lb) && PLB__LOAD(&plb__slot_record(slot)->told) != PLB_EJECTION_NONE;
 }
 
 /* Asks plb_poll to eject, unless it was asked already. */
@@ -4667,25 +5502,44 @@ static void plb__records_move(plb_balancer *lb, const plb__set *set)
             plb__record_unlink(lb, record);
     }
 }
+#else
+#define PLB__RECORD_LEAD 0
+
+PLB__INLINE void plb__record_init(plb__slot *slot)
+{
+    (void)slot;
+}
+
+PLB__INLINE bool plb__slot_is_suspect(const plb_balancer *lb, plb__slot *slot)
+{
+    (void)lb;
+    (void)slot;
+    return false;
+}
+
+PLB__INLINE void plb__record_outcome(plb_balancer *lb, plb__slot *slot, plb_outcome outcome)
+{
+    (void)lb;
+    (void)slot;
+    (void)outcome;
+}
+
+PLB__INLINE void plb__records_move(plb_balancer *lb, const plb__set *set)
+{
+    (void)lb;
+    (void)set;
+}
+#endif
 
 /* ==== PICKING ========================================================================================================
    The hot path, the general walk, and what a pick holds. */
-
-static bool plb__excluded(const plb_request *request, uint32_t slot)
-{
-    size_t i;
-    for (i = 0; i < request->exclude_count; i++)
-        if (request->exclude[i] == slot)
-            return true;
-    return false;
-}
 
 /* Counts one request less. */
 static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t index = PLB__LOAD_RELAXED(&slot->index);
     uint32_t before = plb__fetch_add(&slot->in_flight, UINT32_MAX); /* from here on the slot may be gone */
-    if (PLB__UNLIKELY((before & PLB__LIMITED) != 0))
+    if (PLB__IF_LIMITS(PLB__UNLIKELY((before & PLB__LIMITED) != 0), false))
         plb__slot_changed(lb, slot, index);
     if (PLB__UNLIKELY((before & ~PLB__LIMITED) == (PLB__DEPARTED | 1)))
         plb__wake(lb);
@@ -4695,9 +5549,9 @@ static void plb__slot_drop(plb_balancer *lb, plb__slot *slot)
 PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
 {
     uint32_t before = plb__fetch_add(&slot->in_flight, 1), count = (before & PLB__COUNT_MASK) + 1, max_conns;
-    if (PLB__LIKELY((before & PLB__LIMITED) == 0))
+    if (PLB__IF_LIMITS(PLB__LIKELY((before & PLB__LIMITED) == 0), true))
         return true;
-    max_conns = PLB__LOAD(&slot->max_conns);
+    max_conns = plb__slot_max_conns(slot);
     if (max_conns == 0)
         return true; /* the limit is about to go */
     if (count > max_conns)
@@ -4705,6 +5559,61 @@ PLB__INLINE bool plb__slot_take(plb_balancer *lb, plb__slot *slot)
     if (count >= max_conns)
         plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
     return count <= max_conns;
+}
+
+/* No backend starts slowly; or the tier panics, and then one that has recovered is not the one to spare. */
+PLB__INLINE bool plb__is_whole(const plb__tier *tier)
+{
+    return PLB__IF_SHARES(PLB__LIKELY(PLB__LOAD_RELAXED(&tier->view.partial_count) == 0), true) ||
+           plb__tier_panics(tier) != 0;
+}
+
+/* Any ready backend will do, and the strategy finds one by itself. */
+PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb_request *request)
+{
+    (void)lb;
+    (void)request;
+    return PLB__IF_WALK(
+        PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL), true);
+}
+
+PLB__INLINE uint32_t plb__tier_pick(const plb_balancer *lb, const plb__tier *tier, plb_reader *reader, const void *key,
+                                    size_t key_length, uint32_t limit)
+{
+    return lb->strategy->pick(tier->table, &tier->view, reader, key, key_length, limit);
+}
+
+/* The active tier has just run out, and the one that follows it is not active yet. */
+static uint32_t plb__pick_from_others(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
+                                      size_t key_length, uint32_t limit, const plb__tier **tier)
+{
+    uint32_t t, index = PLB_NONE;
+    for (t = 0; t < plb__set_tiers(set) && index == PLB_NONE; t++) {
+        *tier = &set->tiers[t];
+        index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
+        if (index == PLB_NONE && limit > 0 && plb__view_ready_after(&(*tier)->view, 0) != PLB_NONE)
+            break; /* it has not run out: the limit is too low */
+    }
+    return index;
+}
+
+PLB__INLINE uint32_t plb__plain_pick(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
+                                     size_t key_length, uint32_t limit, const plb__tier **tier)
+{
+    uint32_t index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
+    if (PLB__UNLIKELY(index == PLB_NONE && plb__set_tiers(set) > 1))
+        return plb__pick_from_others(lb, set, reader, key, key_length, limit, tier);
+    return index;
+}
+
+#ifndef PLB_NO_WALK
+static bool plb__excluded(const plb_request *request, uint32_t slot)
+{
+    size_t i;
+    for (i = 0; i < request->exclude_count; i++)
+        if (request->exclude[i] == slot)
+            return true;
+    return false;
 }
 
 /* A walk under way: the request, and for whom. */
@@ -4721,16 +5630,17 @@ typedef struct plb__walk {
    share grows, keys come and none goes. */
 static bool plb__admits(plb__walk *walk, plb__slot *slot)
 {
-    uint32_t share = PLB__LOAD_RELAXED(&slot->share);
+    uint32_t share = plb__slot_share(slot);
     const plb_request *request = walk->request;
     if (walk->luck == 0)
         walk->luck = walk->set->strategy->keyed ? plb__fnv1a(PLB__FNV_BASIS, request->key, request->key_length)
                                                 : plb__random(walk->reader);
-    return share == PLB__SHARE_ALL || plb__mix(walk->luck + slot->number * PLB__GOLDEN) % PLB__SHARE_ALL < share;
+    return share == PLB__SHARE_ALL ||
+           plb__mix(walk->luck + slot->u.control.number * PLB__GOLDEN) % PLB__SHARE_ALL < share;
 }
 
 /* Does the program want it? */
-PLB__RARE bool plb__is_wanted(const plb_request *request, const plb__tier *tier, uint32_t index, bool excluded)
+PLB__APART bool plb__is_wanted(const plb_request *request, const plb__tier *tier, uint32_t index, bool excluded)
 {
     plb_backend_info info;
     plb__fill_info(tier, index, &info);
@@ -4744,7 +5654,7 @@ static bool plb__accepts(plb__walk *walk, const plb__tier *tier, uint32_t index)
 {
     const plb_request *request = walk->request;
     plb__slot *slot = tier->view.slots[index];
-    bool excluded = plb__excluded(request, slot->number), accepted;
+    bool excluded = plb__excluded(request, slot->u.control.number), accepted;
     if (request->accept == NULL)
         accepted = !excluded && plb__view_ready(&tier->view, index) && (!walk->shares || plb__admits(walk, slot));
     else
@@ -4752,19 +5662,32 @@ static bool plb__accepts(plb__walk *walk, const plb__tier *tier, uint32_t index)
     return accepted && (walk->taker == NULL || plb__slot_take(walk->taker, slot));
 }
 
-/* What one walk has asked already. */
+/* What one walk has asked already: indexes, in 16 bits where that is enough, else in two times 16. */
 typedef struct plb__seen {
-    uint32_t count;
-    uint32_t index[PLB_SEEN_MAX];
+    uint32_t count, width;
+    uint16_t halves[PLB_SEEN_MAX];
 } plb__seen;
 
 static bool plb__seen_has(const plb__seen *seen, uint32_t index)
 {
-    uint32_t i;
-    for (i = 0; i < seen->count; i++)
-        if (seen->index[i] == index)
+    const uint16_t *at = seen->halves, *end = at + seen->count * seen->width;
+    for (; at < end; at += seen->width)
+        if (at[0] == (uint16_t)index && (seen->width == 1 || at[1] == index >> 16))
             return true;
     return false;
+}
+
+/* Notes one that is not among them; false: there is no room for it. */
+static bool plb__seen_add(plb__seen *seen, uint32_t index)
+{
+    uint16_t *at = seen->halves + seen->count * seen->width;
+    if ((seen->count + 1) * seen->width > PLB_SEEN_MAX)
+        return false;
+    at[0] = (uint16_t)index;
+    if (seen->width > 1)
+        at[1] = (uint16_t)(index >> 16);
+    seen->count++;
+    return true;
 }
 
 /* Asks every backend that was not asked yet, in set order, within *left of them. */
@@ -4791,17 +5714,17 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, plb__walk *walk, const pl
 {
     const plb_request *request = walk->request;
     const plb_view *view = &tier->view;
-    bool endless = request->max_iterations == 0, goes_on = endless || walk->shares || walk->set->tier_count > 1;
+    bool endless = request->max_iterations == 0, goes_on = endless || walk->shares || plb__set_tiers(walk->set) > 1;
     uint32_t steps = 0, index;
     plb_cursor cursor;
     plb__seen seen;
     index = lb->strategy->first(tier->table, view, walk->reader, request->key, request->key_length, &cursor);
     seen.count = 0;
+    seen.width = view->count > 65536 ? 2 : 1;
     for (; *left > 0; --*left, steps++) {
         if (!plb__seen_has(&seen, index)) {
-            if (seen.count == PLB_SEEN_MAX)
+            if (!plb__seen_add(&seen, index))
                 return plb__sweep(walk, tier, &seen, left);
-            seen.index[seen.count++] = index;
             if (plb__accepts(walk, tier, index))
                 return index;
         }
@@ -4810,12 +5733,6 @@ static uint32_t plb__walk_tier(const plb_balancer *lb, plb__walk *walk, const pl
         index = lb->strategy->next(tier->table, view, walk->reader, &cursor);
     }
     return PLB_NONE;
-}
-
-/* No backend starts slowly; or the tier panics, and then one that has recovered is not the one to spare. */
-PLB__INLINE bool plb__is_whole(const plb__tier *tier)
-{
-    return PLB__LIKELY(PLB__LOAD_RELAXED(&tier->view.partial_count) == 0) || PLB__LOAD_RELAXED(&tier->panic) != 0;
 }
 
 /* Those that start slowly and refuse are passed over, unless that leaves none in the tier. */
@@ -4837,7 +5754,7 @@ static uint32_t plb__walk_tiers(const plb_balancer *lb, plb__walk *walk, const p
     uint32_t t, index, left = walk->request->max_iterations > 0 ? walk->request->max_iterations : UINT32_MAX;
     const plb__tier *active = *tier;
     index = plb__walk_shares(lb, walk, active, &left);
-    for (t = 0; t < walk->set->tier_count && index == PLB_NONE && left > 0; t++) {
+    for (t = 0; t < plb__set_tiers(walk->set) && index == PLB_NONE && left > 0; t++) {
         *tier = &walk->set->tiers[t];
         if (*tier != active)
             index = plb__walk_shares(lb, walk, *tier, &left);
@@ -4845,47 +5762,13 @@ static uint32_t plb__walk_tiers(const plb_balancer *lb, plb__walk *walk, const p
     return index;
 }
 
-/* Any ready backend will do, and the strategy finds one by itself. */
-PLB__INLINE bool plb__is_plain(const plb_balancer *lb, const plb_request *request)
-{
-    return PLB__LIKELY(request->accept == NULL && request->exclude_count == 0 && lb->strategy->pick != NULL);
-}
-
-PLB__INLINE uint32_t plb__tier_pick(const plb_balancer *lb, const plb__tier *tier, plb_reader *reader, const void *key,
-                                    size_t key_length, uint32_t limit)
-{
-    return lb->strategy->pick(tier->table, &tier->view, reader, key, key_length, limit);
-}
-
-/* The active tier has just run out, and the one that follows it is not active yet. */
-static uint32_t plb__pick_from_others(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
-                                      size_t key_length, uint32_t limit, const plb__tier **tier)
-{
-    uint32_t t, index = PLB_NONE;
-    for (t = 0; t < set->tier_count && index == PLB_NONE; t++) {
-        *tier = &set->tiers[t];
-        index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
-        if (index == PLB_NONE && limit > 0 && plb__view_ready_after(&(*tier)->view, 0) != PLB_NONE)
-            break; /* it has not run out: the limit is too low */
-    }
-    return index;
-}
-
-PLB__INLINE uint32_t plb__plain_pick(const plb_balancer *lb, const plb__set *set, plb_reader *reader, const void *key,
-                                     size_t key_length, uint32_t limit, const plb__tier **tier)
-{
-    uint32_t index = plb__tier_pick(lb, *tier, reader, key, key_length, limit);
-    if (PLB__UNLIKELY(index == PLB_NONE && set->tier_count > 1))
-        return plb__pick_from_others(lb, set, reader, key, key_length, limit, tier);
-    return index;
-}
-
+#ifndef PLB_NO_SHARES
 /* Draws in place of a backend that refuses, before it has to take the request after all. */
 #define PLB__REFUSALS_MAX 16
 
 /* Only the requests of those that start slowly and refuse go elsewhere: to one drawn at random, for a key the same as
    long as nothing changes. Walking instead would be long where few are ready. */
-PLB__RARE uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
+PLB__APART uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
 {
     uint32_t tries, drawn = index;
     plb_reader lots;
@@ -4899,6 +5782,14 @@ PLB__RARE uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint
     }
     return index;
 }
+#else
+PLB__INLINE uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
+{
+    (void)walk;
+    (void)view;
+    return index;
+}
+#endif
 
 /* A pick that is not plain, or from a tier in which backends start slowly. */
 static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
@@ -4923,6 +5814,24 @@ static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader
     *tier = active;
     return plb__walk_tiers(lb, &walk, tier);
 }
+#else
+/* A pick that met a full backend: any that has room. */
+static uint32_t plb__walk_pick(plb_balancer *lb, const plb__set *set, plb_reader *reader, const plb_request *request,
+                               plb_balancer *taker, const plb__tier **tier)
+{
+    uint32_t t, i;
+    (void)lb;
+    (void)reader;
+    (void)request;
+    for (t = 0; t < plb__set_tiers(set); t++) {
+        *tier = &set->tiers[t];
+        for (i = 0; i < (*tier)->view.count; i++)
+            if (plb__view_ready(&(*tier)->view, i) && plb__slot_take(taker, (*tier)->view.slots[i]))
+                return i;
+    }
+    return PLB_NONE;
+}
+#endif
 
 /* Copies the address that was picked, and leaves. */
 PLB__INLINE plb_status plb__select_end(plb_balancer *lb, plb_hold *hold, const plb__set *set, const plb__tier *tier,
@@ -4941,7 +5850,7 @@ PLB__INLINE plb_status plb__select_end(plb_balancer *lb, plb_hold *hold, const p
 static plb_status plb__select_full(plb_balancer *lb, plb_hold *hold, plb__set *set, const plb_request *request,
                                    plb_addr *out)
 {
-    const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
+    const plb__tier *tier = plb__set_active(set);
     uint32_t index = PLB_NONE;
     if (set->count > 0)
         index = plb__is_plain(lb, request) && plb__is_whole(tier)
@@ -5013,6 +5922,7 @@ PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_leng
     return plb__select_elsewhere(lb, key, key_length, max_iterations, out);
 }
 
+#ifndef PLB_NO_HANDLES
 PLB__RARE plb_status plb__handle_select_elsewhere(plb_handle *handle, const void *key, size_t key_length,
                                                   uint32_t max_iterations, plb_addr *out)
 {
@@ -5033,6 +5943,7 @@ PLB_API plb_status plb_handle_select(plb_handle *handle, const void *key, size_t
     }
     return plb__handle_select_elsewhere(handle, key, key_length, max_iterations, out);
 }
+#endif
 
 PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request, plb_addr *out)
 {
@@ -5041,12 +5952,14 @@ PLB_API plb_status plb_select_with(plb_balancer *lb, const plb_request *request,
     return set != NULL ? plb__select_full(lb, &hold, set, request, out) : PLB_ERR_EMPTY;
 }
 
+#ifndef PLB_NO_HANDLES
 PLB_API plb_status plb_handle_select_with(plb_handle *handle, const plb_request *request, plb_addr *out)
 {
     plb_hold hold;
     plb__set *set = plb__enter_by(handle, &hold);
     return set != NULL ? plb__select_full(handle->balancer, &hold, set, request, out) : PLB_ERR_EMPTY;
 }
+#endif
 
 /* Picks a backend and takes it. Where another thread was faster to fill it up to max_conns, goes the long way, which
    asks each one: the bits of a set that has been replaced meanwhile may say for good that this one has room. */
@@ -5067,7 +5980,7 @@ PLB__INLINE uint32_t plb__take_index(plb_balancer *lb, const plb__set *set, plb_
 PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader *reader, const plb_request *request,
                                      plb_pick *pick)
 {
-    const plb__tier *tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
+    const plb__tier *tier = plb__set_active(set);
     plb__slot *slot;
     uint32_t index;
     if (set->count == 0)
@@ -5077,20 +5990,25 @@ PLB__INLINE plb_status plb__begin_in(plb_balancer *lb, plb__set *set, plb_reader
         return PLB_ERR_NOT_READY;
     slot = tier->view.slots[index];
     plb__view_copy_addr(&tier->view, index, &pick->addr);
-    pick->weight = tier->view.weights[index];
+    PLB__IF_WEIGHTS(pick->weight = tier->view.weights[index], (void)0);
     pick->id = slot->id;
-    pick->slot = slot->number;
-    pick->name = slot->name;
+    pick->slot = slot->u.control.number;
+    PLB__IF_NAMES(pick->name = slot->name, (void)0);
     pick->ext = slot->ext;
     pick->balancer = lb;
     pick->held = slot;
     if (lb->strategy->began != NULL)
-        lb->strategy->began(lb->strategy_state, slot->number, plb__slot_data(slot));
+        lb->strategy->began(lb->strategy_state, slot->u.control.number, plb__slot_data(slot));
     return PLB_OK;
 }
 
 /* No key, no limit, any ready backend. */
-static const plb_request plb__any_request = {NULL, 0, 0, NULL, 0, NULL, NULL};
+static const plb_request plb__any_request = {NULL, 0, 0,
+#ifndef PLB_NO_WALK
+                                             NULL, 0, NULL,
+                                             NULL
+#endif
+};
 
 /* Begins in a set that was entered, if there is one, and leaves it. */
 PLB__INLINE plb_status plb__begin_and_leave(plb_balancer *lb, plb_hold *hold, plb__set *set, const plb_request *request,
@@ -5112,12 +6030,14 @@ PLB_API plb_status plb_begin(plb_balancer *lb, const plb_request *request, plb_p
     return plb__begin_and_leave(lb, &hold, set, request, pick);
 }
 
+#ifndef PLB_NO_HANDLES
 PLB_API plb_status plb_handle_begin(plb_handle *handle, const plb_request *request, plb_pick *pick)
 {
     plb_hold hold;
     plb__set *set = plb__enter_by(handle, &hold);
     return plb__begin_and_leave(handle->balancer, &hold, set, request, pick);
 }
+#endif
 
 PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
 {
@@ -5134,8 +6054,8 @@ PLB_API void plb_end(plb_pick *pick, plb_outcome outcome, uint64_t latency_us)
         return;
     }
     if (lb->strategy->ended != NULL)
-        lb->strategy->ended(lb->strategy_state, slot->number, plb__slot_data(slot), outcome, latency_us);
-    if (PLB__UNLIKELY(lb->watches != 0))
+        lb->strategy->ended(lb->strategy_state, slot->u.control.number, plb__slot_data(slot), outcome, latency_us);
+    if (PLB__UNLIKELY(plb__watches(lb)))
         plb__record_outcome(lb, slot, outcome);
     plb__slot_drop(lb, slot);
 }
@@ -5163,7 +6083,7 @@ PLB_API bool plb_ready(plb_balancer *lb, const plb_addr *addr, uint32_t id)
     uint32_t t, index;
     if (set == NULL)
         return false;
-    for (t = 0; t < set->tier_count; t++) {
+    for (t = 0; t < plb__set_tiers(set); t++) {
         const plb_view *view = &set->tiers[t].view;
         for (index = plb__view_find(view, addr, id); index < view->count && !ready; index++) {
             const plb__slot *slot = view->slots[index];
@@ -5199,7 +6119,7 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
     uint32_t t, i;
     if (set == NULL)
         return;
-    for (t = 0; t < set->tier_count && more; t++) {
+    for (t = 0; t < plb__set_tiers(set) && more; t++) {
         for (i = 0; i < set->tiers[t].view.count && more; i++) {
             plb_backend_info info;
             plb__fill_info(&set->tiers[t], i, &info);
@@ -5209,6 +6129,7 @@ PLB_API void plb_each(plb_balancer *lb, bool (*fn)(void *user, const plb_backend
     plb__leave(lb, &hold);
 }
 
+#ifndef PLB_NO_WALK
 PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *key, size_t key_length)
 {
     plb__set *set = plb__enter(lb, &walk->hold);
@@ -5223,7 +6144,7 @@ PLB_API plb_status plb_walk_begin(plb_walk *walk, plb_balancer *lb, const void *
         plb__leave(lb, &walk->hold);
         return PLB_ERR_EMPTY;
     }
-    walk->tier = &set->tiers[PLB__LOAD_RELAXED(&set->active)];
+    walk->tier = plb__set_active(set);
     return PLB_OK;
 }
 
@@ -5247,6 +6168,7 @@ PLB_API void plb_walk_end(plb_walk *walk)
         plb__leave(walk->balancer, &walk->hold);
     walk->tier = NULL;
 }
+#endif
 
 /* ==== ROUND ROBIN RANDOM FNV =========================================================================================
    pingora's Weighted<H>: the first pick is from a list that holds each backend `weight` times, each further one from
@@ -5258,11 +6180,11 @@ typedef struct plb__divisor {
     uint32_t value;
 } plb__divisor;
 
-static plb__divisor plb__divisor_of(uint32_t value)
+PLB__ONCE plb__divisor plb__divisor_of(uint32_t value)
 {
     plb__divisor divisor;
     divisor.value = value;
-    divisor.inverse = value > 0 ? UINT64_MAX / value : 0;
+    divisor.inverse = value > 0 ? plb__inverse(value) : 0;
     return divisor;
 }
 
@@ -5272,60 +6194,56 @@ PLB__INLINE uint32_t plb__remainder(uint64_t number, const plb__divisor *divisor
     return (uint32_t)(rest >= divisor->value ? rest - divisor->value : rest);
 }
 
+/* The same for a number that is a pointer's size at most, which a small processor divides by itself. */
+PLB__INLINE uint32_t plb__turn_remainder(uintptr_t number, const plb__divisor *divisor)
+{
+    return sizeof number > sizeof(uint32_t) ? plb__remainder(number, divisor) : (uint32_t)number % divisor->value;
+}
+
 /* A random number, scaled to below `count`: faster than the remainder, and as good. */
 PLB__INLINE uint32_t plb__share(uint64_t number, uint32_t count)
 {
     return (uint32_t)((number >> 32) * count >> 32);
 }
 
-typedef enum plb__numbers { PLB__NUMBERS_COUNT, PLB__NUMBERS_RANDOM, PLB__NUMBERS_FNV } plb__numbers;
-
-typedef struct plb__weighted_state {
-    uintptr_t counter; /* one for all threads; wraps as pingora's usize does */
-    plb__numbers numbers;
-    plb_allocator allocator;
-} plb__weighted_state;
-
-/* The list, without being one: ends[i] is where the last copy of backend i ends, and starts[b] the backend that owns
-   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are.
-   Where each backend weighs 1, the list is the set, and neither is there. */
-typedef struct plb__weighted_table {
-    plb__divisor count, places;
-    uint32_t *ends, *starts;
-    uint32_t shift;
-    size_t size; /* of this allocation */
-} plb__weighted_table;
-
-static plb_status plb__weighted_open(plb__weighted_state *state, plb__numbers numbers, const plb_env *env)
+/* The states of the built-in strategies begin with their allocator, and their tables with the size of the allocation,
+   so that what has no options is opened, and all tables are discarded, by these two. */
+static plb_status plb__strategy_open(void *state, const void *desc, const plb_env *env)
 {
-    state->numbers = numbers;
-    state->allocator = env->allocator;
+    (void)desc;
+    *(plb_allocator *)state = env->allocator;
     return PLB_OK;
 }
 
-static plb_status plb__round_robin_open(void *state, const void *desc, const plb_env *env)
+static void plb__table_discard(void *state, void *table)
 {
-    (void)desc;
-    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_COUNT, env);
+    plb__delete((plb_allocator *)state, table, *(size_t *)table);
 }
 
-static plb_status plb__random_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_RANDOM, env);
-}
+typedef struct plb__weighted_state {
+    plb_allocator allocator;
+    uintptr_t counter; /* one for all threads; wraps as pingora's usize does */
+} plb__weighted_state;
 
-static plb_status plb__fnv_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_FNV, env);
-}
+/* The list, without being one: ends[i] is where the last copy of backend i ends, and starts[b] the backend that owns
+   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are; or
+   two, where small code is asked for, so that it takes less memory and a few steps more.
+   Where each backend weighs 1, the list is the set, and neither is there. */
+typedef struct plb__weighted_table {
+    size_t size; /* of this allocation */
+    plb__divisor count, places;
+#ifndef PLB_NO_WEIGHTS
+    uint32_t *ends, *starts;
+    uint32_t shift;
+#endif
+} plb__weighted_table;
 
+#ifndef PLB_NO_WEIGHTS
 static bool plb__weighs_one_each(const plb_view *view)
 {
     uint32_t i;
     for (i = 0; i < view->count; i++)
-        if (view->weights[i] != 1)
+        if (plb__view_weight(view, i) != 1)
             return false;
     return true;
 }
@@ -5346,13 +6264,13 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
                                       const void *old_table, void **out)
 {
     const plb_allocator *a = &((plb__weighted_state *)state)->allocator;
-    uint32_t places = view->weight_sum, shift = 0, starts;
+    uint32_t places = view->weight_sum, most = PLB__SMALL ? 2 : view->count, shift = 0, starts;
     bool listed = places > 0 && !plb__weighs_one_each(view);
     plb__weighted_table *table;
     size_t size = sizeof *table;
     (void)old_view;
     (void)old_table;
-    while (places > 0 && ((places - 1) >> shift) + 1 > view->count)
+    while (places > 0 && ((places - 1) >> shift) + 1 > most)
         shift++;
     starts = places > 0 ? ((places - 1) >> shift) + 1 : 0;
     if (listed)
@@ -5373,11 +6291,6 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
     return PLB_OK;
 }
 
-static void plb__weighted_discard(void *state, void *table)
-{
-    plb__delete(&((plb__weighted_state *)state)->allocator, table, ((plb__weighted_table *)table)->size);
-}
-
 PLB__INLINE uint32_t plb__weighted_search(const plb__weighted_table *table, uint32_t place)
 {
     uint32_t low = table->starts[place >> table->shift], high = table->starts[(place >> table->shift) + 1];
@@ -5393,10 +6306,50 @@ PLB__INLINE uint32_t plb__weighted_search(const plb__weighted_table *table, uint
     return low;
 }
 
+/* Is the list the set? */
+PLB__INLINE bool plb__weighted_is_even(const plb__weighted_table *table)
+{
+    return table->ends == NULL;
+}
+#else
+static plb_status plb__weighted_build(void *state, const plb_view *view, const plb_view *old_view,
+                                      const void *old_table, void **out)
+{
+    plb__weighted_table *table =
+        (plb__weighted_table *)plb__new(&((plb__weighted_state *)state)->allocator, sizeof *table);
+    (void)old_view;
+    (void)old_table;
+    if (table == NULL)
+        return PLB_ERR_MEMORY;
+    table->count.value = view->count;
+    if (sizeof(uintptr_t) > sizeof(uint32_t)) /* else turns are divided as they are */
+        table->count = plb__divisor_of(view->count);
+    table->places = table->count;
+    *out = table;
+    return PLB_OK;
+}
+
+static void plb__weighted_discard(void *state, void *table)
+{
+    plb__delete(&((plb__weighted_state *)state)->allocator, table, sizeof(plb__weighted_table));
+}
+
+PLB__INLINE bool plb__weighted_is_even(const plb__weighted_table *table)
+{
+    (void)table;
+    return true;
+}
+#endif
+
 /* Which backend stands at a place of the list. */
 PLB__INLINE uint32_t plb__weighted_owner(const plb__weighted_table *table, uint32_t place)
 {
-    return PLB__LIKELY(table->ends == NULL) ? place : plb__weighted_search(table, place);
+    return PLB__LIKELY(plb__weighted_is_even(table)) ? place : PLB__IF_WEIGHTS(plb__weighted_search(table, place), 0);
+}
+
+PLB__INLINE uint32_t plb__weighted_turn(const plb__weighted_table *table, uintptr_t turn)
+{
+    return plb__weighted_owner(table, plb__turn_remainder(turn, &table->places));
 }
 
 PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint64_t number)
@@ -5408,7 +6361,7 @@ PLB__INLINE uint32_t plb__weighted_start(const plb__weighted_table *table, uint6
 static uint32_t plb__round_robin_walk(const plb__weighted_table *table, const plb_view *view, uintptr_t number,
                                       uint32_t limit, uintptr_t *turns)
 {
-    uint32_t from = plb__remainder(number + 1, &table->count), index = plb__view_ready_after(view, from);
+    uint32_t from = plb__turn_remainder(number + 1, &table->count), index = plb__view_ready_after(view, from);
     *turns = (uintptr_t)2 + (index >= from ? index - from : view->count - from + index);
     if (index != PLB_NONE && (limit == 0 || *turns <= limit))
         return index;
@@ -5431,13 +6384,13 @@ PLB__RARE uint32_t plb__round_robin_listed(plb__weighted_state *state, const plb
                                            const plb_view *view, plb_reader *reader, uint32_t limit)
 {
     uintptr_t shown = reader->own_turn ? reader->turn : PLB__LOAD_RELAXED(&state->counter), number, turns = 1;
-    uint32_t index = plb__weighted_start(table, shown);
+    uint32_t index = plb__weighted_turn(table, shown);
     if (PLB__UNLIKELY(!plb__view_ready(view, index)))
         index = plb__round_robin_walk(table, view, shown, limit, &turns);
     number = plb__turns_pass(reader, &state->counter, turns);
     if (PLB__LIKELY(number == shown))
         return index;
-    index = plb__weighted_start(table, number);
+    index = plb__weighted_turn(table, number);
     return plb__view_ready(view, index) ? index : plb__round_robin_walk(table, view, number, limit, &turns);
 }
 
@@ -5450,15 +6403,16 @@ static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *
     uint32_t index;
     (void)key;
     (void)key_length;
-    if (PLB__UNLIKELY(!reader->own_turn || table->ends != NULL))
+    if (PLB__SMALL || PLB__UNLIKELY(!reader->own_turn || !plb__weighted_is_even(table)))
         return plb__round_robin_listed(state, table, view, reader, limit);
     reader->turn = number + 1;
-    index = plb__remainder(number, &table->places);
+    index = plb__turn_remainder(number, &table->places);
     if (PLB__LIKELY(plb__view_ready(view, index)))
         return index;
     return plb__round_robin_rest(table, view, reader, number, limit);
 }
 
+#ifndef PLB_NO_RANDOM
 PLB__RARE uint32_t plb__random_rest(const plb_view *view, plb_reader *reader, uint32_t limit)
 {
     uint32_t index;
@@ -5489,11 +6443,12 @@ static uint32_t plb__random_pick(const void *opaque_table, const plb_view *view,
     uint32_t index;
     (void)key;
     (void)key_length;
-    if (PLB__UNLIKELY(table->ends != NULL))
+    if (PLB__SMALL || PLB__UNLIKELY(!plb__weighted_is_even(table)))
         return plb__random_listed(table, view, reader, limit, number);
     index = plb__share(number, view->count); /* each weighs 1 */
     return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(view, reader, limit);
 }
+#endif
 
 /* The hash of a hash's 8 bytes, from the lowest on. */
 PLB__INLINE uint64_t plb__fnv_again(uint64_t number)
@@ -5505,6 +6460,7 @@ PLB__INLINE uint64_t plb__fnv_again(uint64_t number)
     return hash;
 }
 
+#ifndef PLB_NO_FNV
 static uint32_t plb__fnv_pick(const void *opaque_table, const plb_view *view, plb_reader *reader, const void *key,
                               size_t key_length, uint32_t limit)
 {
@@ -5528,39 +6484,76 @@ static uint32_t plb__fnv_pick(const void *opaque_table, const plb_view *view, pl
     }
     return PLB_NONE;
 }
+#endif
 
-PLB__INLINE uint64_t plb__weighted_number(plb__weighted_state *state, plb_reader *reader)
+#ifndef PLB_NO_WALK
+/* The raw sequences: the first number is a place of the list, each further one a backend of the set. */
+PLB__INLINE uint32_t plb__weighted_next(const void *table, uint64_t number)
 {
-    return state->numbers == PLB__NUMBERS_COUNT ? plb__turns_pass(reader, &state->counter, 1) : plb__random(reader);
+    return plb__remainder(number, &((const plb__weighted_table *)table)->count);
 }
 
-static uint32_t plb__weighted_raw_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
-                                        size_t key_length, plb_cursor *cursor)
+static uint32_t plb__round_robin_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                       size_t key_length, plb_cursor *cursor)
 {
     plb__weighted_state *state = (plb__weighted_state *)view->state;
-    cursor->words[0] = state->numbers == PLB__NUMBERS_FNV ? plb__fnv1a(PLB__FNV_BASIS, key, key_length)
-                                                          : plb__weighted_number(state, reader);
+    (void)key;
+    (void)key_length;
+    (void)cursor;
+    return plb__weighted_start((const plb__weighted_table *)table, plb__turns_pass(reader, &state->counter, 1));
+}
+
+static uint32_t plb__round_robin_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
+{
+    (void)cursor;
+    return plb__weighted_next(table, plb__turns_pass(reader, &((plb__weighted_state *)view->state)->counter, 1));
+}
+
+static PLB__UNUSED uint32_t plb__random_first(const void *table, const plb_view *view, plb_reader *reader,
+                                              const void *key, size_t key_length, plb_cursor *cursor)
+{
+    (void)view;
+    (void)key;
+    (void)key_length;
+    (void)cursor;
+    return plb__weighted_start((const plb__weighted_table *)table, plb__random(reader));
+}
+
+static PLB__UNUSED uint32_t plb__random_next(const void *table, const plb_view *view, plb_reader *reader,
+                                             plb_cursor *cursor)
+{
+    (void)view;
+    (void)cursor;
+    return plb__weighted_next(table, plb__random(reader));
+}
+
+static PLB__UNUSED uint32_t plb__fnv_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                           size_t key_length, plb_cursor *cursor)
+{
+    (void)view;
+    (void)reader;
+    cursor->words[0] = plb__fnv1a(PLB__FNV_BASIS, key, key_length);
     return plb__weighted_start((const plb__weighted_table *)table, cursor->words[0]);
 }
 
-static uint32_t plb__weighted_raw_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
+static PLB__UNUSED uint32_t plb__fnv_next(const void *table, const plb_view *view, plb_reader *reader,
+                                          plb_cursor *cursor)
 {
-    plb__weighted_state *state = (plb__weighted_state *)view->state;
-    cursor->words[0] =
-        state->numbers == PLB__NUMBERS_FNV ? plb__fnv_again(cursor->words[0]) : plb__weighted_number(state, reader);
-    return plb__remainder(cursor->words[0], &((const plb__weighted_table *)table)->count);
+    (void)view;
+    (void)reader;
+    cursor->words[0] = plb__fnv_again(cursor->words[0]);
+    return plb__weighted_next(table, cursor->words[0]);
 }
+#endif
 
-#define PLB__WEIGHTED_OPS(name, keyed, open, pick)                                                                     \
+#define PLB__WEIGHTED_OPS(name, keyed, first, next, pick)                                                              \
     {                                                                                                                  \
-        name, sizeof(plb__weighted_state), 0, keyed, open, NULL, plb__weighted_build, plb__weighted_discard,           \
-            plb__weighted_raw_first, plb__weighted_raw_next, pick, NULL, NULL, NULL, NULL, 0                           \
+        name, sizeof(plb__weighted_state), 0, keyed, plb__strategy_open, NULL, plb__weighted_build,                    \
+            plb__table_discard, PLB__IF_WALK(first, NULL), PLB__IF_WALK(next, NULL), pick, NULL, NULL, NULL, NULL, 0   \
     }
 
 static const plb_strategy_ops plb__round_robin_ops =
-    PLB__WEIGHTED_OPS("round robin", false, plb__round_robin_open, plb__round_robin_pick);
-static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", false, plb__random_open, plb__random_pick);
-static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", true, plb__fnv_open, plb__fnv_pick);
+    PLB__WEIGHTED_OPS("round robin", false, plb__round_robin_first, plb__round_robin_next, plb__round_robin_pick);
 
 static plb_strategy plb__strategy(const plb_strategy_ops *ops, const void *desc)
 {
@@ -5575,25 +6568,36 @@ PLB_API plb_strategy plb_round_robin(void)
     return plb__strategy(&plb__round_robin_ops, NULL);
 }
 
+#ifndef PLB_NO_RANDOM
+static const plb_strategy_ops plb__random_ops =
+    PLB__WEIGHTED_OPS("random", false, plb__random_first, plb__random_next, plb__random_pick);
+
 PLB_API plb_strategy plb_random_choice(void)
 {
     return plb__strategy(&plb__random_ops, NULL);
 }
+#endif
+
+#ifndef PLB_NO_FNV
+static const plb_strategy_ops plb__fnv_ops =
+    PLB__WEIGHTED_OPS("fnv", true, plb__fnv_first, plb__fnv_next, plb__fnv_pick);
 
 PLB_API plb_strategy plb_fnv(void)
 {
     return plb__strategy(&plb__fnv_ops, NULL);
 }
+#endif
 
 /* ==== CRC-32 =========================================================================================================
    zlib's, sixteen bytes at a time (Kounavis and Berry 2005, "slicing"). CRCs are linear: an entry is the sum of the
    entries of its bits, so eight constants spell out a table of 256. */
 
+#ifndef PLB_NO_KETAMA
 #ifndef PLB_CRC_TABLES
 #define PLB_CRC_TABLES 16
 #endif
-#if PLB_CRC_TABLES != 1 && PLB_CRC_TABLES != 8 && PLB_CRC_TABLES != 16
-#error "PLB_CRC_TABLES is 1, 8 or 16"
+#if PLB_CRC_TABLES != 0 && PLB_CRC_TABLES != 1 && PLB_CRC_TABLES != 8 && PLB_CRC_TABLES != 16
+#error "PLB_CRC_TABLES is 0, 1, 8 or 16"
 #endif
 
 #define PLB__CRC_BIT(i, bit, value) ((i) >> (bit)&1 ? UINT32_C(value) : 0)
@@ -5613,6 +6617,19 @@ PLB_API plb_strategy plb_fnv(void)
     PLB__CRC_64(0, a, b, c, d, e, f, g, h), PLB__CRC_64(64, a, b, c, d, e, f, g, h),                                   \
         PLB__CRC_64(128, a, b, c, d, e, f, g, h), PLB__CRC_64(192, a, b, c, d, e, f, g, h)
 
+#if PLB_CRC_TABLES == 0
+/* plb__crc_nibble[n]: four bits. */
+static const uint32_t plb__crc_nibble[16] = {
+    PLB__CRC_16(0, 0x1db71064, 0x3b6e20c8, 0x76dc4190, 0xedb88320, 0, 0, 0, 0)};
+
+/* The register after one more byte. */
+PLB__INLINE uint32_t plb__crc_byte(uint32_t crc, uint8_t byte)
+{
+    crc ^= byte;
+    crc = plb__crc_nibble[crc & 15] ^ crc >> 4;
+    return plb__crc_nibble[crc & 15] ^ crc >> 4;
+}
+#else
 /* plb__crc_table[k][byte]: the byte, followed by k zero bytes. */
 static const uint32_t plb__crc_table[PLB_CRC_TABLES][256] = {
     {PLB__CRC_256(0x77073096, 0xee0e612c, 0x076dc419, 0x0edb8832, 0x1db71064, 0x3b6e20c8, 0x76dc4190, 0xedb88320)},
@@ -5637,10 +6654,11 @@ static const uint32_t plb__crc_table[PLB_CRC_TABLES][256] = {
 #endif
 };
 
-PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
+PLB__INLINE uint32_t plb__crc_byte(uint32_t crc, uint8_t byte)
 {
-    return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+    return plb__crc_table[0][(crc ^ byte) & 0xff] ^ crc >> 8;
 }
+#endif
 
 /* What a CRC register becomes after 4 * words zero bytes: at once, as far as there are tables. */
 PLB__INLINE uint32_t plb__crc_shift(uint32_t crc, uint32_t words)
@@ -5655,7 +6673,7 @@ PLB__INLINE uint32_t plb__crc_shift(uint32_t crc, uint32_t words)
     }
 #else
     for (words *= 4; words > 0; words--)
-        crc = plb__crc_table[0][crc & 0xff] ^ crc >> 8;
+        crc = plb__crc_byte(crc, 0);
 #endif
     return crc;
 }
@@ -5672,13 +6690,15 @@ PLB__INLINE uint32_t plb__crc_update(uint32_t crc, const void *bytes, size_t cou
     for (; count >= 4; count -= 4, at += 4)
         crc = plb__crc_shift(crc ^ plb__load_le32(at), 1);
     for (; count > 0; count--)
-        crc = plb__crc_table[0][(crc ^ *at++) & 0xff] ^ crc >> 8;
+        crc = plb__crc_byte(crc, *at++);
     return crc;
 }
+#endif
 
 /* ==== KETAMA =========================================================================================================
    pingora-ketama's ring, which is nginx's: libketama's idea with CRC-32 for MD5. */
 
+#ifndef PLB_NO_KETAMA
 #define PLB__POINT_MULTIPLE_DEFAULT 160u
 #define PLB__MAX_POINTS_DEFAULT     (UINT32_C(1) << 24)
 #define PLB__MAX_POINTS_LIMIT       (UINT32_C(1) << 31) /* keeps sizes within their types */
@@ -5908,7 +6928,7 @@ static uint32_t plb__ring_base(const plb_addr *addr)
         plb__put_host(&text, addr);
         at += text.length + 1; /* the text ends with its NUL */
     }
-    if (addr->family != PLB_FAMILY_UNIX)
+    if (!plb__addr_is_path(addr))
         at = plb__decimal(at, addr->port);
     return plb__crc_update(UINT32_MAX, buffer, (size_t)(at - buffer));
 }
@@ -6069,18 +7089,15 @@ static void plb__ring_collect(plb__ring *ring, const plb__ring_work *work, const
     }
 }
 
-/* The ring of a view, with weights that may be others than its own; NULL if there is no memory. */
-static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view *view, const uint16_t *weights,
-                                  uint32_t points)
+/* Fills and sorts a ring by way of batches, fast however large it is; false if there is no memory for them. */
+static bool plb__ring_sort_apart(plb__ring *ring, const plb__ketama_state *state, const plb_view *view,
+                                 const uint16_t *weights)
 {
     const plb_allocator *a = &state->allocator;
-    plb__ring *ring = plb__ring_new(a, points, view->count);
     plb__ring_work work;
     plb__ring_sorter sorter;
     bool built = false;
-    if (ring == NULL)
-        return NULL;
-    if (plb__ring_work_open(&work, a, points)) {
+    if (plb__ring_work_open(&work, a, ring->count)) {
         plb__ring_fill(&work, view, weights, state->point_multiple);
         if (plb__ring_make_room(&work))
             plb__ring_fill(&work, view, weights, state->point_multiple);
@@ -6091,13 +7108,83 @@ static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view
         }
         plb__delete(a, work.entries, work.size);
     }
-    if (!built) {
-        plb__ring_delete(a, ring);
+    return built;
+}
+
+/* ---- the same where small code is asked for: a heap sort, which needs no memory but the ring's own ---- */
+
+static uint64_t plb__ring_get(const plb__ring *ring, uint32_t at)
+{
+    return plb__ring_entry(ring->points[at], plb__ring_owner(ring, at));
+}
+
+static void plb__ring_set(plb__ring *ring, uint32_t at, uint64_t entry)
+{
+    ring->points[at] = (uint32_t)(entry >> 32);
+    plb__owners_set(&ring->owners, at, (uint32_t)entry);
+}
+
+/* Lets an entry sink from `at` on to its place in the heap of the first `count`. */
+static void plb__ring_sink(plb__ring *ring, uint32_t at, uint32_t count, uint64_t entry)
+{
+    uint32_t child = at;
+    while (child < count / 2) {
+        child = 2 * child + 1;
+        if (child + 1 < count && plb__ring_get(ring, child + 1) > plb__ring_get(ring, child))
+            child++;
+        if (plb__ring_get(ring, child) <= entry)
+            break;
+        plb__ring_set(ring, at, plb__ring_get(ring, child));
+        at = child;
+    }
+    plb__ring_set(ring, at, entry);
+}
+
+static void plb__ring_sort_in_place(plb__ring *ring, const plb__ketama_state *state, const plb_view *view,
+                                    const uint16_t *weights)
+{
+    uint32_t count = 0, i;
+    for (i = 0; i < view->count; i++) {
+        uint32_t left = weights[i] * state->point_multiple, point = 0, first;
+        first = ~plb__crc_shift(plb__ring_base(&view->slots[i]->addr), 1);
+        for (; left > 0; left--) {
+            point = plb__crc_shift(point, 1) ^ first;
+            plb__ring_set(ring, count++, plb__ring_entry(point, i));
+        }
+    }
+    for (i = count / 2; i-- > 0;)
+        plb__ring_sink(ring, i, count, plb__ring_get(ring, i));
+    for (i = count; i-- > 1;) {
+        uint64_t entry = plb__ring_get(ring, i);
+        plb__ring_set(ring, i, plb__ring_get(ring, 0));
+        plb__ring_sink(ring, 0, i, entry);
+    }
+    for (i = count = 0; i < plb__ring_groups(ring); i++) {
+        while (count < ring->count && ring->points[count] >> ring->shift < i)
+            count++;
+        ring->starts[i] = count;
+    }
+}
+
+/* ---- either way ---- */
+
+/* The ring of a view, with weights that may be others than its own; NULL if there is no memory. */
+static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view *view, const uint16_t *weights,
+                                  uint32_t points)
+{
+    plb__ring *ring = plb__ring_new(&state->allocator, points, view->count);
+    if (ring == NULL)
+        return NULL;
+    if (PLB__SMALL) {
+        plb__ring_sort_in_place(ring, state, view, weights);
+    } else if (!plb__ring_sort_apart(ring, state, view, weights)) {
+        plb__ring_delete(&state->allocator, ring);
         return NULL;
     }
     return ring;
 }
 
+#ifndef PLB_NO_UPDATES
 /* ---- amending a ring: the published one, without the points of those that leave, with those of the newcomers ----
    Both are rings of their own, built as any other. Shadowed points stand on every ring, so that one comes to light when
    the owner of its equal leaves. */
@@ -6224,10 +7311,10 @@ static void plb__ring_merge(plb__ring *ring, const plb__ring *old, const plb__ow
     plb__ring_copy_run(&copy, old->count, plb__ring_groups(ring));
 }
 
-/* Can a ring of so many points and backends be made from the old one? */
+/* Can a ring of so many points and backends be made from the old one? It is the same ring, sooner. */
 static bool plb__ring_amendable(const plb__ring *old, uint32_t points, uint32_t backends)
 {
-    return old != NULL && old->count > 0 && old->shift == plb__ring_shift(points) &&
+    return !PLB__SMALL && old != NULL && old->count > 0 && old->shift == plb__ring_shift(points) &&
            plb__owners_narrow(old->backends) == plb__owners_narrow(backends);
 }
 
@@ -6249,38 +7336,44 @@ static plb__ring *plb__ring_amend(const plb__ketama_state *state, const plb_view
 /* Up to so large a part of the points, amending is faster than building. */
 #define PLB__AMENDED_PART 8
 
+/* The ring for a view, made in the way that is shorter. NULL: no memory. */
+static plb__ring *plb__ring_make(const plb__ketama_state *state, const plb_view *view, uint32_t points,
+                                 const plb_view *old_view, const plb__ring *old)
+{
+    plb__ring *ring;
+    plb__ring_change change;
+    if (!plb__ring_amendable(old, points, view->count))
+        return plb__ring_build(state, view, view->weights, points);
+    if (!plb__ring_change_open(&change, &state->allocator, old_view, view))
+        return NULL;
+    if (((uint64_t)change.leaving_sum + change.coming_sum) * PLB__AMENDED_PART <= view->weight_sum)
+        ring = plb__ring_amend(state, view, points, old, &change, old_view);
+    else
+        ring = plb__ring_build(state, view, view->weights, points);
+    plb__delete(&state->allocator, change.memory, change.size);
+    return ring;
+}
+#else
+PLB__INLINE plb__ring *plb__ring_make(const plb__ketama_state *state, const plb_view *view, uint32_t points,
+                                      const plb_view *old_view, const plb__ring *old)
+{
+    (void)old_view;
+    (void)old;
+    return plb__ring_build(state, view, view->weights, points);
+}
+#endif
+
 static plb_status plb__ketama_build(void *opaque, const plb_view *view, const plb_view *old_view, const void *old_table,
                                     void **out)
 {
     const plb__ketama_state *state = (const plb__ketama_state *)opaque;
-    const plb_allocator *a = &state->allocator;
-    const plb__ring *old = (const plb__ring *)old_table;
     uint64_t sum = (uint64_t)view->weight_sum * state->point_multiple;
-    uint32_t points = (uint32_t)sum;
-    plb__ring *ring = NULL;
     if (sum > state->max_points)
         return PLB_ERR_POINTS;
     if (sum >= SIZE_MAX / 16)
         return PLB_ERR_MEMORY;
-    if (plb__ring_amendable(old, points, view->count)) {
-        plb__ring_change change;
-        if (!plb__ring_change_open(&change, a, old_view, view))
-            return PLB_ERR_MEMORY;
-        if (((uint64_t)change.leaving_sum + change.coming_sum) * PLB__AMENDED_PART <= view->weight_sum)
-            ring = plb__ring_amend(state, view, points, old, &change, old_view);
-        else
-            ring = plb__ring_build(state, view, view->weights, points);
-        plb__delete(a, change.memory, change.size);
-    } else {
-        ring = plb__ring_build(state, view, view->weights, points);
-    }
-    *out = ring;
-    return ring != NULL ? PLB_OK : PLB_ERR_MEMORY;
-}
-
-static void plb__ketama_discard(void *opaque, void *table)
-{
-    plb__ring_delete(&((plb__ketama_state *)opaque)->allocator, (plb__ring *)table);
+    *out = plb__ring_make(state, view, (uint32_t)sum, old_view, (const plb__ring *)old_table);
+    return *out != NULL ? PLB_OK : PLB_ERR_MEMORY;
 }
 
 /* Points that a pick without a limit looks at before it goes to the ready backends directly. */
@@ -6302,6 +7395,7 @@ static uint32_t plb__ketama_pick(const void *table, const plb_view *view, plb_re
     return limit > 0 ? PLB_NONE : plb__keyed_rest(view, at);
 }
 
+#if !defined(PLB_NO_WALK) || !defined(PLB_NO_BOUNDED)
 /* The raw sequence remembers the point it has come to. Where all weights are 0 there is no point, and it goes through
    the set. */
 static uint32_t plb__ketama_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
@@ -6327,6 +7421,7 @@ static uint32_t plb__ketama_next(const void *table, const plb_view *view, plb_re
     cursor->words[0] = plb__ring_next(ring, (uint32_t)cursor->words[0]);
     return plb__ring_owner(ring, (uint32_t)cursor->words[0]);
 }
+#endif
 
 static const plb_strategy_ops plb__ketama_ops = {"ketama",
                                                  sizeof(plb__ketama_state),
@@ -6335,9 +7430,9 @@ static const plb_strategy_ops plb__ketama_ops = {"ketama",
                                                  plb__ketama_open,
                                                  NULL,
                                                  plb__ketama_build,
-                                                 plb__ketama_discard,
-                                                 plb__ketama_first,
-                                                 plb__ketama_next,
+                                                 plb__table_discard,
+                                                 PLB__IF_WALK(plb__ketama_first, NULL),
+                                                 PLB__IF_WALK(plb__ketama_next, NULL),
                                                  plb__ketama_pick,
                                                  NULL,
                                                  NULL,
@@ -6349,6 +7444,7 @@ PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc)
 {
     return plb__strategy(&plb__ketama_ops, desc);
 }
+#endif
 
 /* ==== SMOOTH ROUND ROBIN =============================================================================================
    nginx's smooth weighted round robin, by groups of equal weight instead of by backend.
@@ -6364,6 +7460,7 @@ PLB_API plb_strategy plb_ketama(const plb_ketama_desc *desc)
    group, but each pays for it, and what was paid decides the next picks. So shares are exact in the long run, whatever
    happens in between, and from one thread every pick is nginx's. */
 
+#ifndef PLB_NO_SMOOTH
 /* All arithmetic of values is modulo 2^32, on every platform: they only need to lie close together, within a few times
    the sum of the weights. Where the weights add up to more than this, all are halved until they do not. */
 #define PLB__SMOOTH_SUM_MAX (UINT32_C(1) << 26)
@@ -6385,6 +7482,7 @@ typedef struct plb__smooth_sums {
 /* Places are the backends by weight, then in set order, so the members of a group stand side by side. They have
    readiness bits of their own: to find the next ready member of a group is to look for the next one in a few words. */
 typedef struct plb__smooth_table {
+    size_t size; /* of this allocation */
     plb__smooth_sums *sums;
     plb__smooth_group *groups; /* by weight */
     uintptr_t *ready;          /* a bit a place */
@@ -6392,19 +7490,7 @@ typedef struct plb__smooth_table {
     uint32_t *starts;          /* of each group's places, and where the last one ends */
     uint32_t group_count;
     uint32_t shift; /* how often weights were halved */
-    size_t size;    /* of this allocation */
 } plb__smooth_table;
-
-typedef struct plb__smooth_state {
-    plb_allocator allocator;
-} plb__smooth_state;
-
-static plb_status plb__smooth_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    ((plb__smooth_state *)state)->allocator = env->allocator;
-    return PLB_OK;
-}
 
 /* The weight that counts. One that is not 0 does not become 0. */
 PLB__INLINE uint32_t plb__smooth_weight(const plb_view *view, uint32_t index, uint32_t shift)
@@ -6498,7 +7584,7 @@ static void plb__smooth_fill(plb__smooth_table *table, const plb_view *view, con
 static plb_status plb__smooth_build(void *opaque, const plb_view *view, const plb_view *old_view, const void *old_table,
                                     void **out)
 {
-    const plb_allocator *a = &((plb__smooth_state *)opaque)->allocator;
+    const plb_allocator *a = (const plb_allocator *)opaque;
     size_t order_size = 2 * (size_t)view->count * sizeof(uint32_t);
     uint32_t *order = (uint32_t *)a->alloc(a->user, order_size), *half;
     uint32_t shift = plb__smooth_shift(view), groups = 1, i;
@@ -6522,11 +7608,6 @@ static plb_status plb__smooth_build(void *opaque, const plb_view *view, const pl
     }
     plb__delete(a, order, order_size);
     return table != NULL ? PLB_OK : PLB_ERR_MEMORY;
-}
-
-static void plb__smooth_discard(void *opaque, void *table)
-{
-    plb__delete(&((plb__smooth_state *)opaque)->allocator, table, ((plb__smooth_table *)table)->size);
 }
 
 /* A walk remembers the choices that it has shown, so that each is another one; after that many it goes through the set
@@ -6612,6 +7693,7 @@ static uint32_t plb__smooth_pick(const void *table, const plb_view *view, plb_re
     return plb_view_draw(view, reader); /* a flip is still to be told to the table */
 }
 
+#ifndef PLB_NO_WALK
 static uint32_t plb__smooth_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     (void)reader;
@@ -6634,6 +7716,7 @@ static uint32_t plb__smooth_first(const void *table, const plb_view *view, plb_r
     cursor->words[PLB__SMOOTH_SHOWN] = cursor->words[PLB__SMOOTH_PLAIN] = 0;
     return plb__smooth_next(table, view, reader, cursor);
 }
+#endif
 
 /* Where a number stands in a rising array, which has it. */
 static uint32_t plb__smooth_place(const plb__smooth_table *table, uint32_t low, uint32_t high, uint32_t index)
@@ -6668,15 +7751,18 @@ static uint32_t plb__smooth_group_of(const plb__smooth_table *table, uint32_t we
 static void plb__smooth_settle(const plb__smooth_table *table)
 {
     uint32_t picks = PLB__LOAD(&table->sums->picks), sum = PLB__LOAD(&table->sums->weight), surplus, g;
-    int64_t total = 0;
+    uint64_t total = 0; /* modulo 2^64 */
+    bool below;
     if (sum == 0)
         return;
     for (g = 0; g < table->group_count; g++) {
         plb__smooth_group *group = &table->groups[g];
         int32_t value = (int32_t)(picks * group->weight - PLB__LOAD(&group->debt));
-        total += (int64_t)PLB__LOAD(&group->ready) * value;
+        total += (uint64_t)((int64_t)PLB__LOAD(&group->ready) * value);
     }
-    surplus = (uint32_t)(total / (int64_t)sum);
+    below = total >> 63 != 0;
+    surplus = (uint32_t)((below ? 0 - total : total) / sum);
+    surplus = below ? 0u - surplus : surplus;
     picks = plb__fetch_add(&table->sums->picks, 0u - surplus) - surplus;
     for (g = 0; g < table->group_count; g++) {
         plb__smooth_group *group = &table->groups[g];
@@ -6723,15 +7809,15 @@ static void plb__smooth_flipped(void *state, void *opaque_table, const plb_view 
 }
 
 static const plb_strategy_ops plb__smooth_ops = {"smooth round robin",
-                                                 sizeof(plb__smooth_state),
+                                                 sizeof(plb_allocator),
                                                  0,
                                                  false,
-                                                 plb__smooth_open,
+                                                 plb__strategy_open,
                                                  NULL,
                                                  plb__smooth_build,
-                                                 plb__smooth_discard,
-                                                 plb__smooth_first,
-                                                 plb__smooth_next,
+                                                 plb__table_discard,
+                                                 PLB__IF_WALK(plb__smooth_first, NULL),
+                                                 PLB__IF_WALK(plb__smooth_next, NULL),
                                                  plb__smooth_pick,
                                                  plb__smooth_flipped,
                                                  NULL,
@@ -6743,10 +7829,12 @@ PLB_API plb_strategy plb_smooth_round_robin(void)
 {
     return plb__strategy(&plb__smooth_ops, NULL);
 }
+#endif
 
 /* ==== LEAST CONNECTIONS ==============================================================================================
    The least loaded of the ready backends that follow a turn. The turn is round robin's, with its list and counter. */
 
+#ifndef PLB_NO_LEAST
 /* Ready backends that a pick compares: all there are in most sets. */
 #define PLB__LEAST_SAMPLE 64
 
@@ -6807,7 +7895,7 @@ PLB__INLINE plb__load plb__least_find(const plb_view *view, uint32_t start, bool
         uint32_t span = PLB__WORD_BITS - shift < room ? PLB__WORD_BITS - shift : room;
         uintptr_t all = PLB__BITS >> (PLB__WORD_BITS - span);
         uintptr_t word = PLB__LOAD_RELAXED(&view->ready[from / PLB__WORD_BITS]) >> shift & all;
-        if (word == all) {
+        if (!PLB__SMALL && word == all) {
             uint32_t end = from + (span < sample ? span : sample), i;
             sample -= end - from;
             for (i = from; i < end; i++)
@@ -6835,7 +7923,7 @@ static uint32_t plb__least_pick(const void *opaque_table, const plb_view *view, 
     (void)limit; /* the first of the sequence is a ready one, if there is one */
     if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
         return PLB_NONE;
-    if (table->ends == NULL)
+    if (!PLB__SMALL && table->ends == NULL)
         return plb__least_find(view, start, true, NULL).index;
     return plb__least_find(view, start, false, NULL).index;
 }
@@ -6849,6 +7937,7 @@ typedef struct plb__least_walk {
     uint32_t rest;   /* how far that has come */
 } plb__least_walk;
 
+#ifndef PLB_NO_WALK
 static uint32_t plb__least_rest(const plb_view *view, plb__least_walk *walk)
 {
     for (;;) {
@@ -6900,17 +7989,18 @@ static uint32_t plb__least_first(const void *table, const plb_view *view, plb_re
     memcpy(cursor, &walk, sizeof walk);
     return plb__least_next(table, view, reader, cursor);
 }
+#endif
 
 static const plb_strategy_ops plb__least_ops = {"least connections",
                                                 sizeof(plb__weighted_state),
                                                 0,
                                                 false,
-                                                plb__round_robin_open,
+                                                plb__strategy_open,
                                                 NULL,
                                                 plb__weighted_build,
-                                                plb__weighted_discard,
-                                                plb__least_first,
-                                                plb__least_next,
+                                                plb__table_discard,
+                                                PLB__IF_WALK(plb__least_first, NULL),
+                                                PLB__IF_WALK(plb__least_next, NULL),
                                                 plb__least_pick,
                                                 NULL,
                                                 NULL,
@@ -6922,10 +8012,12 @@ PLB_API plb_strategy plb_least_connections(void)
 {
     return plb__strategy(&plb__least_ops, NULL);
 }
+#endif
 
 /* ==== BOUNDED LOADS ==================================================================================================
    Ketama's walk, past the backends that have their share in flight. */
 
+#ifndef PLB_NO_BOUNDED
 #define PLB__FACTOR_DEFAULT 125u
 #define PLB__FACTOR_MIN     101u
 #define PLB__FACTOR_MAX     65535u /* keeps the products below within 64 bits */
@@ -7068,9 +8160,9 @@ static const plb_strategy_ops plb__bounded_ops = {"bounded loads",
                                                   plb__bounded_open,
                                                   NULL,
                                                   plb__ketama_build,
-                                                  plb__ketama_discard,
-                                                  plb__bounded_first,
-                                                  plb__bounded_next,
+                                                  plb__table_discard,
+                                                  PLB__IF_WALK(plb__bounded_first, NULL),
+                                                  PLB__IF_WALK(plb__bounded_next, NULL),
                                                   plb__bounded_pick,
                                                   NULL,
                                                   plb__bounded_began,
@@ -7082,10 +8174,12 @@ PLB_API plb_strategy plb_bounded_loads(const plb_bounded_loads_desc *desc)
 {
     return plb__strategy(&plb__bounded_ops, desc);
 }
+#endif
 
 /* ==== IP HASH ========================================================================================================
    nginx's ip_hash: a place in the list of section ROUND ROBIN RANDOM FNV, by a hash below 6271. */
 
+#ifndef PLB_NO_IP_HASH
 #define PLB__IP_HASH_START   89u
 #define PLB__IP_HASH_FACTOR  113u
 #define PLB__IP_HASH_MODULUS 6271u
@@ -7098,13 +8192,6 @@ typedef struct plb__ip_hash_walk {
     uint32_t factor, addend;
     uint32_t tries; /* left */
 } plb__ip_hash_walk;
-
-static plb_status plb__ip_hash_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    ((plb__weighted_state *)state)->allocator = env->allocator;
-    return PLB_OK;
-}
 
 /* Of an IPv4 address the first three bytes count: neighbours share a backend. */
 PLB__INLINE plb__ip_hash_walk plb__ip_hash_start(const void *key, size_t key_length)
@@ -7135,6 +8222,7 @@ PLB__INLINE uint32_t plb__ip_hash_step(plb__ip_hash_walk *walk, const plb__weigh
     return plb__weighted_start(table, walk->hash);
 }
 
+#ifndef PLB_NO_WALK
 static uint32_t plb__ip_hash_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
 {
     plb__ip_hash_walk walk;
@@ -7154,6 +8242,7 @@ static uint32_t plb__ip_hash_first(const void *table, const plb_view *view, plb_
     memcpy(cursor, &walk, sizeof walk);
     return plb__ip_hash_next(table, view, reader, cursor);
 }
+#endif
 
 static uint32_t plb__ip_hash_pick(const void *table, const plb_view *view, plb_reader *reader, const void *key,
                                   size_t key_length, uint32_t limit)
@@ -7177,12 +8266,12 @@ static const plb_strategy_ops plb__ip_hash_ops = {"ip hash",
                                                   sizeof(plb__weighted_state),
                                                   0,
                                                   true,
-                                                  plb__ip_hash_open,
+                                                  plb__strategy_open,
                                                   NULL,
                                                   plb__weighted_build,
-                                                  plb__weighted_discard,
-                                                  plb__ip_hash_first,
-                                                  plb__ip_hash_next,
+                                                  plb__table_discard,
+                                                  PLB__IF_WALK(plb__ip_hash_first, NULL),
+                                                  PLB__IF_WALK(plb__ip_hash_next, NULL),
                                                   plb__ip_hash_pick,
                                                   NULL,
                                                   NULL,
@@ -7194,6 +8283,7 @@ PLB_API plb_strategy plb_ip_hash(void)
 {
     return plb__strategy(&plb__ip_hash_ops, NULL);
 }
+#endif
 
 /* ==== POWER OF TWO CHOICES ===========================================================================================
    Two ready backends at random, the better one wins (Mitzenmacher 2001): of n requests on n backends the fullest then
@@ -7201,6 +8291,7 @@ PLB_API plb_strategy plb_ip_hash(void)
    nobody looks at all, and several balancers do not all run to the same one. Drawing by weight is an alias table
    (Walker 1977). */
 
+#ifndef PLB_NO_CHOICES
 /* The draw falls into a column, all equally likely; the column is one backend's up to `own`, in 1 / 2^32, and another's
    above it. */
 typedef struct plb__column {
@@ -7209,9 +8300,9 @@ typedef struct plb__column {
 } plb__column;
 
 typedef struct plb__choices {
+    size_t size;          /* of this allocation */
     plb__column *columns; /* one a backend; NULL where all weigh the same */
     uint32_t mean_weight; /* of the backends that have one */
-    size_t size;          /* of this allocation */
 } plb__choices;
 
 /* Two backends to choose from, the better one first once they are ordered. They are the same where only one is ready,
@@ -7283,11 +8374,6 @@ static plb_status plb__choices_build(void *state, const plb_view *view, const pl
     }
     *out = table;
     return PLB_OK;
-}
-
-static void plb__choices_discard(void *state, void *table)
-{
-    plb__delete(&((plb__choices_state *)state)->allocator, table, ((plb__choices *)table)->size);
 }
 
 /* yes ? one : other, without a branch: what is random cannot be foreseen. */
@@ -7391,6 +8477,7 @@ PLB__INLINE uint32_t plb__choices_pick(const void *state, const void *opaque, co
     return PLB__LIKELY(two.one != PLB_NONE) ? order(state, table, view, two).one : PLB_NONE;
 }
 
+#ifndef PLB_NO_WALK
 /* The raw sequence: the better of two, then the other one (a retry that excludes the first finds it at once), then two
    new ones. Where none is ready: any, by weight. */
 static uint32_t plb__choices_next(const void *opaque_table, const plb_view *view, plb_reader *reader,
@@ -7419,6 +8506,7 @@ static uint32_t plb__choices_first(const void *table, const plb_view *view, plb_
     cursor->words[0] = PLB_NONE;
     return plb__choices_next(table, view, reader, cursor);
 }
+#endif
 
 PLB__INLINE uint32_t plb__slot_load(const plb__slot *slot)
 {
@@ -7462,9 +8550,9 @@ static const plb_strategy_ops plb__two_choices_ops = {"two choices",
                                                       plb__two_choices_open,
                                                       NULL,
                                                       plb__choices_build,
-                                                      plb__choices_discard,
-                                                      plb__choices_first,
-                                                      plb__choices_next,
+                                                      plb__table_discard,
+                                                      PLB__IF_WALK(plb__choices_first, NULL),
+                                                      PLB__IF_WALK(plb__choices_next, NULL),
                                                       plb__two_choices_pick,
                                                       NULL,
                                                       NULL,
@@ -7476,11 +8564,13 @@ PLB_API plb_strategy plb_two_choices(void)
 {
     return plb__strategy(&plb__two_choices_ops, NULL);
 }
+#endif
 
 /* ==== PEAK EWMA ======================================================================================================
    Finagle's: of two choices the one where a request should take less long. Reading a clock for each request would cost
    more than the rest of a pick, so requests only leave what they took, and plb_poll folds it in by the tick. */
 
+#ifndef PLB_NO_EWMA
 #define PLB__EWMA_TICK_MS  100
 #define PLB__EWMA_DECAY_MS 10000
 
@@ -7511,7 +8601,7 @@ static uint32_t plb__ewma_keep(uint32_t part, uint32_t whole)
     uint64_t x = ((uint64_t)part << 31) / whole, e = PLB__EWMA_ONE;
     uint32_t i;
     for (i = 12; i > 0; i--)
-        e = PLB__EWMA_ONE - (x * e >> 31) / i;
+        e = PLB__EWMA_ONE - (uint32_t)(x * e >> 31) / i;
     return (uint32_t)e;
 }
 
@@ -7637,9 +8727,9 @@ static const plb_strategy_ops plb__peak_ewma_ops = {"peak ewma",
                                                     plb__peak_ewma_open,
                                                     NULL,
                                                     plb__choices_build,
-                                                    plb__choices_discard,
-                                                    plb__choices_first,
-                                                    plb__choices_next,
+                                                    plb__table_discard,
+                                                    PLB__IF_WALK(plb__choices_first, NULL),
+                                                    PLB__IF_WALK(plb__choices_next, NULL),
                                                     plb__peak_ewma_pick,
                                                     NULL,
                                                     NULL,
@@ -7651,12 +8741,14 @@ PLB_API plb_strategy plb_peak_ewma(const plb_peak_ewma_desc *desc)
 {
     return plb__strategy(&plb__peak_ewma_ops, desc);
 }
+#endif
 
 /* ==== KEY HASH =======================================================================================================
    64 bits of a key, or of a backend, for Maglev and rendezvous: the same on every machine. Two words are multiplied and
    the halves of the product folded together, the idea of wyhash (Wang Yi 2019): 16 bytes are mixed in the time in which
    FNV takes one or two. Not for secrets: who wants keys to collide can make them. */
 
+#if !defined(PLB_NO_MAGLEV) || !defined(PLB_NO_RENDEZVOUS)
 /* The fractions of the square roots of 2, 3, 5, 7. */
 #define PLB__ROOT_2 UINT64_C(0x6a09e667f3bcc908)
 #define PLB__ROOT_3 UINT64_C(0xbb67ae8584caa73b)
@@ -7698,7 +8790,7 @@ static uint64_t plb__hash_identity(const plb_addr *addr, uint32_t id)
 {
     uint64_t hash = plb__hash64(&addr->u, plb__addr_bytes(addr));
     hash = plb__mix(hash ^ ((uint64_t)id << 32 | (uint32_t)addr->port << 8 | addr->family));
-    return plb__mix(hash + addr->scope * PLB__GOLDEN);
+    return plb__mix(hash + plb__addr_scope(addr) * PLB__GOLDEN);
 }
 
 /* A number for each backend. Duplicates that differ in weight get different ones, or one would stand in the other's
@@ -7713,11 +8805,13 @@ static void plb__hash_backends(const plb_view *view, uint64_t *hashes)
             hashes[i] = plb__hash_identity(&view->slots[i]->addr, view->slots[i]->id);
     }
 }
+#endif
 
 /* ==== MAGLEV =========================================================================================================
    Maglev hashing (Eisenbud and others, NSDI 2016, section 3.4): a table of places, which the backends fill by turns,
    each in an order of its own. */
 
+#ifndef PLB_NO_MAGLEV
 #define PLB__MAGLEV_PLACES_DEFAULT UINT32_C(65537)
 #define PLB__MAGLEV_PLACES_LIMIT   (UINT32_C(1) << 24)
 
@@ -7935,11 +9029,6 @@ static plb_status plb__maglev_build(void *opaque, const plb_view *view, const pl
     return PLB_OK;
 }
 
-static void plb__maglev_discard(void *opaque, void *table)
-{
-    plb__delete(&((plb__maglev_state *)opaque)->allocator, table, ((plb__maglev_table *)table)->size);
-}
-
 /* Places that a pick without a limit looks at before it goes to the ready backends directly. */
 #define PLB__MAGLEV_PATIENCE 256
 
@@ -7980,6 +9069,7 @@ static uint32_t plb__maglev_pick(const void *opaque_table, const plb_view *view,
     return plb__maglev_rest(table, view, hash, limit);
 }
 
+#ifndef PLB_NO_WALK
 /* The cursor: the place to look at next, and the skip. Where no backend has weight there is no place, and it goes
    through the set. */
 static uint32_t plb__maglev_next(const void *opaque_table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
@@ -8003,6 +9093,7 @@ static uint32_t plb__maglev_first(const void *opaque_table, const plb_view *view
     cursor->words[1] = plb__maglev_skip(hash, table->places);
     return plb__maglev_next(table, view, reader, cursor);
 }
+#endif
 
 static const plb_strategy_ops plb__maglev_ops = {"maglev",
                                                  sizeof(plb__maglev_state),
@@ -8011,9 +9102,9 @@ static const plb_strategy_ops plb__maglev_ops = {"maglev",
                                                  plb__maglev_open,
                                                  NULL,
                                                  plb__maglev_build,
-                                                 plb__maglev_discard,
-                                                 plb__maglev_first,
-                                                 plb__maglev_next,
+                                                 plb__table_discard,
+                                                 PLB__IF_WALK(plb__maglev_first, NULL),
+                                                 PLB__IF_WALK(plb__maglev_next, NULL),
                                                  plb__maglev_pick,
                                                  NULL,
                                                  NULL,
@@ -8025,31 +9116,22 @@ PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc)
 {
     return plb__strategy(&plb__maglev_ops, desc);
 }
+#endif
 
 /* ==== RENDEZVOUS =====================================================================================================
    Highest random weight (Thaler and Ravishankar 1998): each key has a number u between 0 and 1 for each backend, and
    the least -ln(u) / weight wins, which happens to each backend as often as its weight says. */
 
-typedef struct plb__rendezvous_state {
-    plb_allocator allocator;
-} plb__rendezvous_state;
-
+#ifndef PLB_NO_RENDEZVOUS
 typedef struct plb__rendezvous_table {
     size_t size;      /* of this allocation */
     uint64_t *hashes; /* of the backends */
 } plb__rendezvous_table;
 
-static plb_status plb__rendezvous_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    ((plb__rendezvous_state *)state)->allocator = env->allocator;
-    return PLB_OK;
-}
-
 static plb_status plb__rendezvous_build(void *state, const plb_view *view, const plb_view *old_view,
                                         const void *old_table, void **out)
 {
-    const plb_allocator *a = &((const plb__rendezvous_state *)state)->allocator;
+    const plb_allocator *a = (const plb_allocator *)state;
     size_t size = sizeof(plb__rendezvous_table) + view->count * sizeof(uint64_t);
     plb__rendezvous_table *table = (plb__rendezvous_table *)a->alloc(a->user, size);
     (void)old_view;
@@ -8061,11 +9143,6 @@ static plb_status plb__rendezvous_build(void *state, const plb_view *view, const
     plb__hash_backends(view, table->hashes);
     *out = table;
     return PLB_OK;
-}
-
-static void plb__rendezvous_discard(void *state, void *table)
-{
-    plb__delete(&((plb__rendezvous_state *)state)->allocator, table, ((plb__rendezvous_table *)table)->size);
 }
 
 /* Logarithms and what is compared with them are in units of 2^-42: the greatest, 64 ln 2, times the greatest weight
@@ -8097,10 +9174,10 @@ static uint64_t plb__minus_ln(uint64_t u)
     for (u += u == 0; u >> 63 == 0; u <<= 1)
         ln += PLB__LN_2;
     part = (uint32_t)(u >> 58) - 32;
-    w = plb__multiply_high(~u << 6, plb__inverses[part]);
+    w = plb__multiply_high(~u << 6, PLB__SMALL ? UINT64_MAX / (33 + part) : plb__inverses[part]);
     square = (w >> 32) * (w >> 32);
     ln += plb__logarithms[part] + (w >> PLB__LN_SHIFT);
-    ln += (square >> 22) * ((UINT64_C(1) << 31) + (w >> 32) / 3 + (square >> 34)) >> 32;
+    ln += (square >> 22) * ((UINT64_C(1) << 31) + (uint32_t)(w >> 32) / 3 + (square >> 34)) >> 32;
     return ln > least ? ln : least;
 }
 
@@ -8178,6 +9255,7 @@ static uint32_t plb__rendezvous_pick(const void *opaque_table, const plb_view *v
     return plb__rendezvous_within(table, view, hash, &best, limit) ? best.index : PLB_NONE;
 }
 
+#ifndef PLB_NO_WALK
 /* The cursor: the key's hash, and the bid that was last. After the greatest comes the least again. */
 static uint32_t plb__rendezvous_show(plb_cursor *cursor, const plb__bid *bid)
 {
@@ -8212,17 +9290,18 @@ static uint32_t plb__rendezvous_first(const void *opaque_table, const plb_view *
     bid = plb__rendezvous_best(table, view, cursor->words[0], NULL, false);
     return plb__rendezvous_show(cursor, &bid);
 }
+#endif
 
 static const plb_strategy_ops plb__rendezvous_ops = {"rendezvous",
-                                                     sizeof(plb__rendezvous_state),
+                                                     sizeof(plb_allocator),
                                                      0,
                                                      true,
-                                                     plb__rendezvous_open,
+                                                     plb__strategy_open,
                                                      NULL,
                                                      plb__rendezvous_build,
-                                                     plb__rendezvous_discard,
-                                                     plb__rendezvous_first,
-                                                     plb__rendezvous_next,
+                                                     plb__table_discard,
+                                                     PLB__IF_WALK(plb__rendezvous_first, NULL),
+                                                     PLB__IF_WALK(plb__rendezvous_next, NULL),
                                                      plb__rendezvous_pick,
                                                      NULL,
                                                      NULL,
@@ -8234,6 +9313,7 @@ PLB_API plb_strategy plb_rendezvous(void)
 {
     return plb__strategy(&plb__rendezvous_ops, NULL);
 }
+#endif
 
 /* ==== OPS ============================================================================================================
    Starts of discoveries and probes, and their completion from any thread, once. */
@@ -8258,6 +9338,31 @@ static plb__ticket *plb__ticket_take(plb_balancer *lb)
     return ticket;
 }
 
+static void plb__report_clear(plb__op *op)
+{
+    memset(&op->report, 0, sizeof op->report);
+    PLB__IF_LOG(op->text[0] = '\0', (void)0);
+}
+
+/* What is said of a probe's result, beside its status. */
+static void plb__op_say(plb__op *op, const char *words)
+{
+#ifndef PLB_NO_LOG
+    plb__text text = plb__text_in(op->text, sizeof op->text);
+    plb__put(&text, words != NULL ? words : "");
+#else
+    (void)op;
+    (void)words;
+#endif
+}
+
+/* What it said, or what its status means. */
+static const char *plb__op_why(const plb__op *op)
+{
+    (void)op;
+    return PLB__IF_LOG(op->text[0] != '\0' ? op->text : plb_status_text(op->report.status), "");
+}
+
 /* Starts one that was made or kept; false: no memory. */
 static bool plb__op_start(plb_balancer *lb, plb__op *op)
 {
@@ -8273,9 +9378,8 @@ static bool plb__op_start(plb_balancer *lb, plb__op *op)
     lb->running = op;
     op->started_us = plb__now_us(lb);
     op->started_ms = lb->timers.now_ms;
-    memset(&op->report, 0, sizeof op->report);
-    op->text[0] = '\0';
-    op->unread = false;
+    plb__report_clear(op);
+    PLB__IF_EXCHANGE(op->unread = false, (void)0);
     PLB__STORE(&ticket->state,
                (PLB__LOAD_RELAXED(&ticket->state) / PLB__OP_PHASES + 1) * PLB__OP_PHASES + PLB__OP_RUNNING);
     return true;
@@ -8352,7 +9456,7 @@ static void plb__op_delete(plb_balancer *lb, plb__op *op, size_t probe_size)
 
 static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *user), uint32_t delay_ms)
 {
-    if (lb->port.clock == NULL)
+    if (lb->env.port.clock == NULL)
         return;
     op->deadline.fn = fn;
     op->deadline.user = op;
@@ -8362,57 +9466,66 @@ static void plb__op_deadline(plb_balancer *lb, plb__op *op, void (*fn)(void *use
 /* ==== LISTS ==========================================================================================================
    Backends on their way: copied, checked, sorted. */
 
-static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *backends, size_t count)
+/* For so many backends, to be filled in, and for names of so many bytes behind all else. */
+static plb__list *plb__list_new(const plb_allocator *a, size_t count, size_t names_size)
 {
-    size_t i, size = sizeof(plb__list) + count * (sizeof(plb_backend) + 3 * sizeof(uint32_t));
-    plb__list *list;
-    char *names;
-    for (i = 0; i < count; i++)
-        size += plb__name_size(backends[i].name);
-    list = (plb__list *)a->alloc(a->user, size);
+    size_t each = sizeof(plb_backend) + sizeof(struct plb__slot *) + 3 * sizeof(uint32_t);
+    size_t size = sizeof(plb__list) + count * each + names_size;
+    plb__list *list = (plb__list *)plb__new(a, size);
     if (list == NULL)
         return NULL;
     list->size = size;
     list->count = count;
     list->backends = (plb_backend *)(list + 1);
-    list->order = (uint32_t *)(void *)(list->backends + count);
+    list->slots = (struct plb__slot **)(void *)(list->backends + count);
+    list->order = (uint32_t *)(void *)(list->slots + count);
     list->members = list->order + count;
     list->spare = list->members + count;
-    names = (char *)(list->spare + count);
-    for (i = 0; i < count; i++) {
-        size_t name_size = plb__name_size(backends[i].name);
-        list->order[i] = (uint32_t)i;
-        list->backends[i] = backends[i];
-        if (name_size == 0)
-            continue;
-        memcpy(names, backends[i].name, name_size);
-        list->backends[i].name = names;
-        names += name_size;
-    }
     return list;
 }
 
-static bool plb__is_name(const plb_backend *backend)
+#ifndef PLB_NO_UPDATES
+static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *backends, size_t count)
 {
-    return backend->addr.family == PLB_FAMILY_NONE;
+    size_t i, names_size = 0;
+    plb__list *list;
+    char *names;
+    for (i = 0; i < count; i++)
+        names_size += plb__name_size(plb__name_of(&backends[i]));
+    list = plb__list_new(a, count, names_size);
+    if (list == NULL)
+        return NULL;
+    names = (char *)(list->spare + count);
+    for (i = 0; i < count; i++) {
+        const char *name = plb__copy_text(&names, plb__name_of(&backends[i]));
+        list->order[i] = (uint32_t)i;
+        list->backends[i] = backends[i];
+        PLB__IF_NAMES(list->backends[i].name = name, (void)name);
+    }
+    return list;
 }
+#endif
 
 /* Is it fit to be in a set? `names`: one that is still to be resolved will do. */
 static plb_status plb__backend_check(const plb_backend *backend, bool names)
 {
-    if (backend->weight > PLB_WEIGHT_MAX)
+    if (plb__weight_of(backend) > PLB_WEIGHT_MAX)
         return PLB_ERR_WEIGHT;
-    if (backend->priority > PLB_PRIORITY_MAX || backend->checks >> PLB_CHECKS_MAX != 0)
+    if (PLB__IF_TIERS(backend->priority > PLB_PRIORITY_MAX, false) || plb__checks_of(backend) >> PLB_CHECKS_MAX != 0)
         return PLB_ERR_ARGUMENT;
     switch (backend->addr.family) {
     case PLB_FAMILY_IPV4:
-        return backend->addr.port != 0 && backend->addr.scope == 0 ? PLB_OK : PLB_ERR_ADDRESS;
+        return backend->addr.port != 0 && plb__addr_scope(&backend->addr) == 0 ? PLB_OK : PLB_ERR_ADDRESS;
+#ifndef PLB_NO_IPV6
     case PLB_FAMILY_IPV6:
         return backend->addr.port != 0 ? PLB_OK : PLB_ERR_ADDRESS;
+#endif
+#ifndef PLB_NO_UNIX
     case PLB_FAMILY_UNIX:
         return backend->addr.path_len > 0 && backend->addr.path_len <= PLB_PATH_MAX ? PLB_OK : PLB_ERR_ADDRESS;
+#endif
     case PLB_FAMILY_NONE:
-        if (backend->name == NULL || backend->addr.port == 0)
+        if (plb__name_of(backend) == NULL || backend->addr.port == 0)
             return PLB_ERR_ADDRESS;
         return names ? PLB_OK : PLB_ERR_UNSUPPORTED;
     default:
@@ -8420,20 +9533,19 @@ static plb_status plb__backend_check(const plb_backend *backend, bool names)
     }
 }
 
+static int plb__tier_compare(const plb_backend *a, const plb_backend *b)
+{
+    uint32_t x = plb__priority_of(a), y = plb__priority_of(b);
+    return x == y ? 0 : x < y ? -1 : 1;
+}
+
 /* The order of a tier: address, id, weight. */
 static int plb__backend_compare(const plb_backend *a, const plb_backend *b)
 {
     int order = plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
-    if (order == 0 && a->weight != b->weight)
-        order = a->weight < b->weight ? -1 : 1;
-    if (order == 0 && a->priority != b->priority)
-        order = a->priority < b->priority ? -1 : 1;
-    return order;
-}
-
-static int plb__tier_compare(const plb_backend *a, const plb_backend *b)
-{
-    return a->priority == b->priority ? 0 : a->priority < b->priority ? -1 : 1;
+    if (order == 0 && plb__weight_of(a) != plb__weight_of(b))
+        order = plb__weight_of(a) < plb__weight_of(b) ? -1 : 1;
+    return order == 0 ? plb__tier_compare(a, b) : order;
 }
 
 typedef int (*plb__compare_fn)(const plb_backend *a, const plb_backend *b);
@@ -8492,6 +9604,7 @@ static bool plb__list_continues(const plb__list *list, size_t position)
     return plb__identity_compare(&x->addr, x->id, &y->addr, y->id) == 0;
 }
 
+#ifndef PLB_NO_UPDATES
 /* In a sorted list: does one before, for the same (address, id), bring the same ext? */
 static bool plb__list_repeats_ext(const plb__list *list, size_t position)
 {
@@ -8501,6 +9614,7 @@ static bool plb__list_repeats_ext(const plb__list *list, size_t position)
             return true;
     return false;
 }
+#endif
 
 /* ==== SCHEDULE =======================================================================================================
    Which check of which backend is due when: a heap of numbers, the time above the task, so that those which are due
@@ -8574,31 +9688,42 @@ static plb_status plb__schedule_reserve(plb_balancer *lb, uint32_t count)
 {
     const plb_allocator *a = &lb->env.allocator;
     const plb__set *current = (const plb__set *)lb->current;
-    uint64_t wanted = (uint64_t)count * lb->check_count, *heap;
-    if (wanted > PLB__TASKS_MAX)
-        return PLB_ERR_LIMIT;
-    if (current != NULL && count < current->count)
-        wanted = (uint64_t)current->count * lb->check_count;
-    if (wanted == 0 || (wanted <= lb->schedule_capacity && wanted >= lb->schedule_capacity / 2))
+    uint64_t *heap;
+    if (lb->check_count == 0)
         return PLB_OK;
-    heap = (uint64_t *)plb__new(a, (size_t)wanted * sizeof *heap);
+    if (count > PLB__TASKS_MAX / lb->check_count)
+        return PLB_ERR_LIMIT;
+    if (PLB__IF_UPDATES(current != NULL && count < current->count, ((void)current, false)))
+        count = current->count;
+    count *= lb->check_count;
+    if (count == 0 || (count <= lb->schedule_capacity && count >= lb->schedule_capacity / 2))
+        return PLB_OK;
+    heap = (uint64_t *)plb__new(a, count * sizeof *heap);
     if (heap == NULL)
         return PLB_ERR_MEMORY;
     if (lb->scheduled > 0)
         memcpy(heap, lb->schedule, lb->scheduled * sizeof *heap);
     plb__delete(a, lb->schedule, lb->schedule_capacity * sizeof *heap);
     lb->schedule = heap;
-    lb->schedule_capacity = (uint32_t)wanted;
+    lb->schedule_capacity = count;
     return PLB_OK;
+}
+
+/* The checks that each backend has, if it has any. */
+PLB__INLINE uint32_t plb__tasks_each(const plb_balancer *lb)
+{
+    (void)lb;
+    return PLB__IF_CHECK_LIST(lb->check_count, 1);
 }
 
 /* Puts a check of a slot that is in the current set on the schedule. */
 static void plb__vital_due(plb_balancer *lb, plb__slot *slot, uint32_t check, uint64_t due_ms)
 {
     plb__slot_vitals(slot)[check].stage = PLB__VITAL_WAITING;
-    plb__schedule_add(lb, due_ms, PLB__LOAD_RELAXED(&slot->index) * lb->check_count + check);
+    plb__schedule_add(lb, due_ms, PLB__LOAD_RELAXED(&slot->index) * plb__tasks_each(lb) + check);
 }
 
+#ifndef PLB_NO_EXCHANGE
 /* Gives back what the last probe of a check has left open. */
 static void plb__vital_drop_kept(plb_balancer *lb, plb__vital *vital, uint32_t check)
 {
@@ -8620,6 +9745,33 @@ static void plb__slot_drop_kept(plb_balancer *lb, plb__slot *slot)
     for (c = 0; c < lb->check_count; c++)
         plb__vital_drop_kept(lb, &plb__slot_vitals(slot)[c], c);
 }
+#else
+PLB__INLINE void plb__vital_drop_kept(plb_balancer *lb, plb__vital *vital, uint32_t check)
+{
+    (void)lb;
+    (void)vital;
+    (void)check;
+}
+
+PLB__INLINE void plb__slot_drop_kept(plb_balancer *lb, plb__slot *slot)
+{
+    (void)lb;
+    (void)slot;
+}
+#endif
+
+/* Does the next start get its bytes? */
+PLB__INLINE bool plb__op_keeps(const plb__op *op)
+{
+    (void)op;
+    return PLB__IF_EXCHANGE(op->report.keep, false);
+}
+
+PLB__INLINE plb__op *plb__vital_kept(const plb__vital *vital)
+{
+    (void)vital;
+    return PLB__IF_EXCHANGE(vital->kept, NULL);
+}
 
 /* Newcomers are due at once. */
 static void plb__schedule_newcomers(plb_balancer *lb, const plb__set *set)
@@ -8631,13 +9783,14 @@ static void plb__schedule_newcomers(plb_balancer *lb, const plb__set *set)
             continue; /* the same slot again */
         for (c = 0; c < lb->check_count; c++) {
             plb__vital *vital = &plb__slot_vitals(set->slots[i])[c];
-            lb->unknown += !vital->absent && vital->status == PLB_AGAIN;
-            if (!vital->absent && vital->stage == PLB__VITAL_NEW)
+            lb->unknown += !plb__is_absent(vital) && vital->status == PLB_AGAIN;
+            if (!plb__is_absent(vital) && vital->stage == PLB__VITAL_NEW)
                 plb__vital_due(lb, set->slots[i], c, lb->timers.now_ms);
         }
     }
 }
 
+#ifndef PLB_NO_UPDATES
 /* Before a set takes the current one's place, and after its slots were told where they stand in it. */
 static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
 {
@@ -8658,7 +9811,14 @@ static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
             plb__slot_drop_kept(lb, old->slots[i]);
     plb__schedule_newcomers(lb, set);
 }
+#else
+static void plb__schedule_move(plb_balancer *lb, const plb__set *set)
+{
+    plb__schedule_newcomers(lb, set);
+}
+#endif
 
+#ifndef PLB_NO_CHECK_LIST
 /* Everything is due now; what is in flight, once more afterwards. What is overdue keeps its place, so that no number of
    calls keeps the last ones waiting. */
 static void plb__schedule_all(plb_balancer *lb)
@@ -8678,17 +9838,21 @@ static void plb__schedule_all(plb_balancer *lb)
             plb__vital *vital = &plb__slot_vitals(set->slots[i])[c];
             if (vital->stage == PLB__VITAL_RUNNING)
                 vital->again = true;
-            else if (!vital->absent && vital->stage != PLB__VITAL_WAITING)
+            else if (!plb__is_absent(vital) && vital->stage != PLB__VITAL_WAITING)
                 plb__vital_due(lb, set->slots[i], c, lb->timers.now_ms);
         }
     }
 }
+#endif
 
+#ifndef PLB_NO_CHECK_LIST
 /* Is a check for backends with these plb_backend.checks? */
 static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t checks)
 {
-    return checks != 0 ? (checks >> check & 1) != 0 : !lb->checks[check].what.by_name;
+    return PLB__IF_CHECK_LIST(checks != 0, false) ? (checks >> check & 1) != 0
+                                                  : PLB__IF_CHECK_LIST(!lb->checks[check].what.by_name, true);
 }
+#endif
 
 /* ==== UPDATE =========================================================================================================
    From an answer to the published set, wholly or not at all; and what becomes of the old one. */
@@ -8696,11 +9860,10 @@ static bool plb__check_is_for(const plb_balancer *lb, uint32_t check, uint32_t c
 /* One update under way: the answer, each backend with the slot that it has already (NULL: a new one). */
 typedef struct plb__update {
     plb__list *list;
-    plb__slot **slots; /* by index in list->backends */
-    size_t slots_size;
     bool changed;
     uint32_t *counts; /* backends of each tier */
     uint32_t tiers;
+    uint32_t members;   /* of the set; the count of a tier that is the only one */
     plb__slot *created; /* new slots, through next_departed */
     plb__set *set;
 } plb__update;
@@ -8712,11 +9875,10 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
     for (i = 0; i < list->count; i++) {
         plb_status status = plb__backend_check(&list->backends[i], false);
         if (status != PLB_OK) {
-            plb__log_backend(lb, PLB_LOG_ERROR, "update refused because of", &list->backends[i],
-                             plb_status_text(status));
+            plb__log_backend(lb, PLB_LOG_ERROR, "update refused because of", &list->backends[i], plb__words_of(status));
             return status;
         }
-        sum += list->backends[i].weight;
+        sum += plb__weight_of(&list->backends[i]);
     }
     if (sum <= UINT32_MAX && list->count < PLB_NONE)
         return PLB_OK;
@@ -8724,12 +9886,13 @@ static plb_status plb__update_check(const plb_balancer *lb, const plb__list *lis
     return PLB_ERR_WEIGHT;
 }
 
+#ifndef PLB_NO_UPDATES
 /* The slot that the current set has for a backend, or NULL. Asked for one after another in order of identity, so each
    tier is gone through once. */
 static plb__slot *plb__update_find(plb__set *current, const plb_backend *backend)
 {
     uint32_t t;
-    for (t = 0; current != NULL && t < current->tier_count; t++) {
+    for (t = 0; current != NULL && t < plb__set_tiers(current); t++) {
         plb__tier *tier = &current->tiers[t];
         for (; tier->cursor < tier->view.count; tier->cursor++) {
             plb__slot *slot = tier->view.slots[tier->cursor];
@@ -8742,25 +9905,17 @@ static plb__slot *plb__update_find(plb__set *current, const plb_backend *backend
     }
     return NULL;
 }
-
-static plb_status plb__update_match(plb_balancer *lb, plb__update *u)
+static void plb__update_match(const plb_balancer *lb, const plb__update *u)
 {
-    const plb_allocator *a = &lb->env.allocator;
     plb__set *current = (plb__set *)lb->current;
-    size_t i, count = u->list->count;
     uint32_t t;
-    u->slots_size = count * sizeof(plb__slot *);
-    if (count > 0) {
-        u->slots = (plb__slot **)a->alloc(a->user, u->slots_size);
-        if (u->slots == NULL)
-            return PLB_ERR_MEMORY;
-    }
-    for (t = 0; current != NULL && t < current->tier_count; t++)
+    size_t i;
+    for (t = 0; current != NULL && t < plb__set_tiers(current); t++)
         current->tiers[t].cursor = 0;
-    for (i = 0; i < count; i++)
-        u->slots[u->list->order[i]] = plb__update_find(current, plb__list_at(u->list, i));
-    return PLB_OK;
+    for (i = 0; i < u->list->count; i++)
+        u->list->slots[u->list->order[i]] = plb__update_find(current, plb__list_at(u->list, i));
 }
+#endif
 
 static const plb_backend *plb__list_member(const plb__list *list, size_t position)
 {
@@ -8768,38 +9923,48 @@ static const plb_backend *plb__list_member(const plb__list *list, size_t positio
 }
 
 /* Puts the backends in the order of a set, without exact duplicates, which end up behind; counts the tiers. */
-static size_t plb__update_arrange(plb__update *u)
+static void plb__update_arrange(plb__update *u)
 {
     plb__list *list = u->list;
-    size_t i, members = 0;
+    size_t i;
+    uint32_t members = 0;
     memcpy(list->members, list->order, list->count * sizeof *list->members);
-    plb__list_sort_by(list, list->members, plb__tier_compare);
+    PLB__IF_TIERS(plb__list_sort_by(list, list->members, plb__tier_compare), (void)0);
     u->tiers = 1;
     for (i = 0; i < list->count; i++) {
         const plb_backend *backend = plb__list_member(list, i);
         if (members > 0 && plb__backend_compare(plb__list_member(list, members - 1), backend) == 0)
             continue;
-        if (members > 0 && plb__list_member(list, members - 1)->priority != backend->priority)
+        if (members > 0 && plb__tier_compare(plb__list_member(list, members - 1), backend) != 0)
             u->tiers++;
         list->members[members++] = list->members[i];
     }
-    return members;
+    u->members = members;
 }
 
+/* How many tiers there will be. */
+PLB__INLINE uint32_t plb__update_tiers(const plb__update *u)
+{
+    (void)u;
+    return PLB__IF_TIERS(u->tiers, 1);
+}
+
+#ifndef PLB_NO_UPDATES
 /* Is it the set that is there already? */
-static bool plb__update_differs(const plb_balancer *lb, const plb__update *u, size_t members)
+static bool plb__update_differs(const plb_balancer *lb, const plb__update *u)
 {
     const plb__set *current = (const plb__set *)lb->current;
     uint32_t t = 0;
     size_t i;
-    if (current == NULL || current->count != members || current->tier_count != u->tiers)
+    if (current == NULL || current->count != u->members || plb__set_tiers(current) != u->tiers)
         return true;
-    for (i = 0; i < members; i++) {
+    for (i = 0; i < u->members; i++) {
         const plb_backend *backend = plb__list_member(u->list, i);
         while (i >= current->tiers[t].start + current->tiers[t].view.count)
             t++;
-        if (current->slots[i] != u->slots[u->list->members[i]] || current->weights[i] != backend->weight ||
-            current->tiers[t].priority != backend->priority)
+        if (current->slots[i] != u->list->slots[u->list->members[i]] ||
+            plb__set_weight(current, i) != plb__weight_of(backend) ||
+            plb__tier_priority(&current->tiers[t]) != plb__priority_of(backend))
             return true;
     }
     return false;
@@ -8824,10 +9989,27 @@ static plb_status plb__numbers_reserve(plb_balancer *lb)
     return PLB_OK;
 }
 
+static uint32_t plb__number_take(plb_balancer *lb)
+{
+    return lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
+}
+#else
+PLB__INLINE plb_status plb__numbers_reserve(plb_balancer *lb)
+{
+    (void)lb;
+    return PLB_OK;
+}
+
+PLB__INLINE uint32_t plb__number_take(plb_balancer *lb)
+{
+    return lb->next_number++;
+}
+#endif
+
 static size_t plb__slot_lead(const plb_balancer *lb)
 {
-    size_t care = lb->check_count > 0 || lb->watches != 0 ? sizeof(plb__care) : 0;
-    size_t record = lb->watches != 0 ? PLB__RECORD_LEAD : 0;
+    size_t care = lb->check_count > 0 || plb__watches(lb) ? PLB__CARE_SIZE : 0;
+    size_t record = plb__watches(lb) ? PLB__RECORD_LEAD : 0;
     care += lb->check_count * sizeof(plb__vital);
     return PLB__SLOT_LEAD(care) + record + PLB__SLOT_LEAD(lb->strategy->slot_size);
 }
@@ -8839,27 +10021,27 @@ static void plb__slot_init(const plb_balancer *lb, plb__slot *slot, const plb_ba
     for (c = 0; c < lb->check_count; c++) {
         plb__vital *vital = &plb__slot_vitals(slot)[c];
         vital->status = PLB_AGAIN;
-        vital->share = PLB__SHARE_ALL;
-        vital->absent = !plb__check_is_for(lb, c, backend->checks);
-        if (lb->desc.start_unhealthy && !vital->absent)
+        PLB__IF_SHARES(vital->share = PLB__SHARE_ALL, (void)0);
+        PLB__IF_CHECK_LIST(vital->absent = !plb__check_is_for(lb, c, backend->checks), (void)0);
+        if (lb->desc.start_unhealthy && !plb__is_absent(vital))
             slot->flags |= plb__failing(c);
     }
     if (plb__slot_care(slot) != NULL) {
-        plb__slot_care(slot)->checks = backend->checks;
-        plb__slot_care(slot)->every_ms = backend->check_every_ms;
+        PLB__IF_CHECK_LIST(plb__slot_care(slot)->checks = (uint8_t)backend->checks, (void)0);
+        PLB__IF_CHECK_LIST(plb__slot_care(slot)->every_ms = backend->check_every_ms, (void)0);
     }
-    if (lb->watches != 0)
+    if (plb__watches(lb))
         plb__record_init(slot);
     if (backend->enablement == PLB_ENABLEMENT_OFF)
         slot->flags |= PLB__DISABLED;
-    plb__slot_limit(slot, backend->max_conns);
+    plb__slot_limit(slot, plb__limit_of(backend));
 }
 
 static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
 {
     size_t i;
     for (i = 0; i < u->list->count; i++) {
-        plb__slot **slots = u->slots, *slot = slots[u->list->order[i]];
+        plb__slot **slots = u->list->slots, *slot = slots[u->list->order[i]];
         if (slot != NULL)
             continue;
         if (plb__list_continues(u->list, i)) {
@@ -8871,7 +10053,7 @@ static plb_status plb__update_create_slots(plb_balancer *lb, plb__update *u)
                                  PLB__SLOT_LEAD(lb->strategy->slot_size));
         if (slot == NULL)
             return PLB_ERR_MEMORY;
-        slot->number = lb->free_number_count > 0 ? lb->free_numbers[--lb->free_number_count] : lb->next_number++;
+        slot->u.control.number = plb__number_take(lb);
         plb__slot_init(lb, slot, plb__list_at(u->list, i));
         slot->u.control.next_departed = u->created;
         u->created = slot;
@@ -8885,8 +10067,8 @@ static const plb__tier *plb__update_old_tier(const plb_balancer *lb, uint32_t pr
 {
     const plb__set *old = (const plb__set *)lb->current;
     uint32_t t;
-    for (t = 0; old != NULL && t < old->tier_count; t++)
-        if (old->tiers[t].priority == priority && old->tiers[t].table != NULL)
+    for (t = 0; old != NULL && t < plb__set_tiers(old); t++)
+        if (plb__tier_priority(&old->tiers[t]) == priority && old->tiers[t].table != NULL)
             return &old->tiers[t];
     return NULL;
 }
@@ -8900,11 +10082,11 @@ static plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__t
     view->state = lb->strategy_state;
     for (i = 0; i < view->count; i++) {
         uint32_t index = u->list->members[tier->start + i];
-        plb__set_fill(tier, i, u->slots[index], u->list->backends[index].weight);
+        plb__set_fill(tier, i, u->list->slots[index], plb__weight_of(&u->list->backends[index]));
     }
     plb__set_fill_ready(u->set, tier);
     if (view->count > 0)
-        tier->priority = plb__list_member(u->list, tier->start)->priority;
+        tier->priority = plb__priority_of(plb__list_member(u->list, tier->start));
     if (view->count == 0 || lb->strategy->build == NULL)
         return PLB_OK;
     old = plb__update_old_tier(lb, tier->priority);
@@ -8912,16 +10094,19 @@ static plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__t
                                old != NULL ? old->table : NULL, &tier->table);
 }
 
-static plb_status plb__update_count_tiers(plb_balancer *lb, plb__update *u, size_t members)
+/* How large each tier will be. */
+static plb_status plb__update_count_tiers(const plb_balancer *lb, plb__update *u)
 {
     const plb_allocator *a = &lb->env.allocator;
-    uint32_t t = 0;
-    size_t i;
+    uint32_t t = 0, i;
+    u->counts = &u->members;
+    if (plb__update_tiers(u) == 1)
+        return PLB_OK;
     u->counts = (uint32_t *)plb__new(a, u->tiers * sizeof *u->counts);
     if (u->counts == NULL)
         return PLB_ERR_MEMORY;
-    for (i = 0; i < members; i++) {
-        if (i > 0 && plb__list_member(u->list, i)->priority != plb__list_member(u->list, i - 1)->priority)
+    for (i = 0; i < u->members; i++) {
+        if (i > 0 && plb__tier_compare(plb__list_member(u->list, i), plb__list_member(u->list, i - 1)) != 0)
             t++;
         u->counts[t]++;
     }
@@ -8929,15 +10114,15 @@ static plb_status plb__update_count_tiers(plb_balancer *lb, plb__update *u, size
 }
 
 /* The new set. */
-static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t members)
+static plb_status plb__update_build(plb_balancer *lb, plb__update *u)
 {
     plb_status status = plb__update_create_slots(lb, u);
     uint32_t t;
     if (status == PLB_OK)
-        status = plb__update_count_tiers(lb, u, members);
+        status = plb__update_count_tiers(lb, u);
     if (status != PLB_OK)
         return status;
-    u->set = plb__set_new(&lb->env.allocator, u->counts, u->tiers);
+    u->set = plb__set_new(&lb->env.allocator, u->counts, plb__update_tiers(u));
     if (u->set == NULL)
         return PLB_ERR_MEMORY;
     status = plb__schedule_reserve(lb, u->set->count);
@@ -8945,16 +10130,19 @@ static plb_status plb__update_build(plb_balancer *lb, plb__update *u, size_t mem
         return status;
     u->set->strategy = lb->strategy;
     u->set->strategy_state = lb->strategy_state;
-    u->set->panic_percent = lb->desc.panic_percent;
-    u->set->simple = u->tiers == 1 && members > 0 && lb->strategy->pick != NULL;
-    for (t = 0; t < u->tiers && status == PLB_OK; t++)
+    u->set->panic_percent = PLB__IF_TIERS(lb->desc.panic_percent, 0);
+    u->set->simple = plb__update_tiers(u) == 1 && u->members > 0 && lb->strategy->pick != NULL;
+    for (t = 0; t < plb__update_tiers(u) && status == PLB_OK; t++)
         status = plb__update_fill_tier(lb, u, &u->set->tiers[t]);
     u->set->active = plb__choose_tier(u->set);
     return status;
 }
 
+#ifndef PLB_NO_UPDATES
+#ifndef PLB_NO_CHECK_LIST
 /* Section HEALTH CHECK. */
 static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backend *backend);
+#endif
 
 /* Hands over what the answer says beside addresses and weights: ext, max_conns, checks, enablement. */
 static void plb__update_settle(plb_balancer *lb, plb__update *u)
@@ -8962,13 +10150,13 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
     size_t i;
     for (i = 0; i < u->list->count; i++) {
         const plb_backend *backend = plb__list_at(u->list, i);
-        plb__slot *slot = u->slots[u->list->order[i]];
+        plb__slot *slot = u->list->slots[u->list->order[i]];
         if (!plb__list_continues(u->list, i)) {
-            if (PLB__LOAD_RELAXED(&slot->max_conns) != backend->max_conns) {
-                plb__slot_limit(slot, backend->max_conns);
+            if (plb__slot_max_conns(slot) != plb__limit_of(backend)) {
+                plb__slot_limit(slot, plb__limit_of(backend));
                 plb__slot_changed(lb, slot, PLB__LOAD_RELAXED(&slot->index));
             }
-            plb__slot_checks(lb, slot, backend);
+            PLB__IF_CHECK_LIST(plb__slot_checks(lb, slot, backend), (void)0);
         }
         if (backend->enablement != PLB_ENABLEMENT_KEEP)
             plb__slot_flag(lb, slot, PLB__DISABLED, backend->enablement == PLB_ENABLEMENT_OFF);
@@ -8976,6 +10164,7 @@ static void plb__update_settle(plb_balancer *lb, plb__update *u)
             plb__release_ext(backend->ext, backend->ext_release);
     }
 }
+#endif
 
 /* New slots take over their first backend's ext, before anybody can see them. */
 static void plb__update_adopt(plb__update *u)
@@ -8983,7 +10172,7 @@ static void plb__update_adopt(plb__update *u)
     size_t i;
     for (i = 0; i < u->list->count; i++) {
         const plb_backend *backend = plb__list_at(u->list, i);
-        plb__slot *slot = u->slots[u->list->order[i]];
+        plb__slot *slot = u->list->slots[u->list->order[i]];
         if (slot->u.control.holders > 0 || plb__list_continues(u->list, i))
             continue;
         slot->ext = backend->ext;
@@ -8993,7 +10182,7 @@ static void plb__update_adopt(plb__update *u)
 
 static void plb__slot_free(plb_balancer *lb, plb__slot *slot)
 {
-    lb->free_numbers[lb->free_number_count++] = slot->number;
+    PLB__IF_UPDATES(lb->free_numbers[lb->free_number_count++] = slot->u.control.number, (void)0);
     plb__slot_delete(&lb->env.allocator, slot);
 }
 
@@ -9015,7 +10204,7 @@ static void plb__slot_let_go(plb_balancer *lb, plb__slot *slot)
 static void plb__set_free(plb_balancer *lb, plb__set *set)
 {
     uint32_t t;
-    for (t = 0; t < set->tier_count; t++)
+    for (t = 0; t < plb__set_tiers(set); t++)
         if (set->tiers[t].table != NULL)
             lb->strategy->discard(lb->strategy_state, set->tiers[t].table);
     plb__delete(&lb->env.allocator, set, set->size);
@@ -9029,6 +10218,7 @@ static void plb__set_delete(plb_balancer *lb, plb__set *set)
     plb__set_free(lb, set);
 }
 
+#ifndef PLB_NO_UPDATES
 /* Frees what nobody reads or holds any more; says whether something is left. */
 static bool plb__reclaim(plb_balancer *lb)
 {
@@ -9052,12 +10242,30 @@ static bool plb__reclaim(plb_balancer *lb)
     }
     return lb->retired[0] != NULL || lb->retired[1] != NULL;
 }
+#endif
+
+#ifndef PLB_NO_UPDATES
+/* The set takes the current one's place. */
+static void plb__succeed(plb_balancer *lb, plb__set *set)
+{
+    plb__set *old = (plb__set *)lb->current;
+    uint32_t i;
+    PLB__STORE(&lb->current, (uintptr_t)set);
+    if (lb->env.port.barrier != NULL)
+        lb->env.port.barrier->issue(lb->env.port.barrier->self);
+    if (old != NULL) {
+        i = lb->retired[0] != NULL;
+        lb->retired[i] = old;
+        lb->left[i] = 0;
+    }
+    plb__reclaim(lb);
+}
+#endif
 
 /* Publishes a set. From the first store on, flips are told to it; those that came before are read from the slots; then
    readers may have it. So a backend that was switched off before is not picked from it, not even for a moment. */
 static void plb__publish(plb_balancer *lb, plb__set *set)
 {
-    plb__set *old = (plb__set *)lb->current;
     uint32_t i;
     for (i = 0; i < set->count; i++) {
         set->slots[i]->u.control.holders++;
@@ -9067,21 +10275,12 @@ static void plb__publish(plb_balancer *lb, plb__set *set)
     plb__schedule_move(lb, set);
     plb__records_move(lb, set);
     PLB__STORE(&lb->newest, (uintptr_t)set);
-    plb__set_sync_all(set);
-    PLB__STORE(&lb->current, (uintptr_t)set);
-    if (lb->port.barrier != NULL)
-        lb->port.barrier->issue(lb->port.barrier->self);
-    if (old != NULL) {
-        i = lb->retired[0] != NULL;
-        lb->retired[i] = old;
-        lb->left[i] = 0;
-    }
-    plb__reclaim(lb);
+    PLB__IF_UPDATES(plb__set_sync_all(set), (void)0);
+    PLB__IF_UPDATES(plb__succeed(lb, set), PLB__STORE(&lb->current, (uintptr_t)set));
 }
 
 static void plb__update_free(plb_balancer *lb, plb__update *u)
 {
-    const plb_allocator *a = &lb->env.allocator;
     while (u->created != NULL) {
         plb__slot *slot = u->created;
         u->created = slot->u.control.next_departed;
@@ -9089,8 +10288,8 @@ static void plb__update_free(plb_balancer *lb, plb__update *u)
     }
     if (u->set != NULL)
         plb__set_free(lb, u->set);
-    plb__delete(a, u->counts, u->tiers * sizeof *u->counts);
-    plb__delete(a, u->slots, u->slots_size);
+    if (u->counts != &u->members)
+        plb__delete(&lb->env.allocator, u->counts, u->tiers * sizeof *u->counts);
 }
 
 /* Carries out an answer wholly, or not at all. */
@@ -9098,19 +10297,17 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
 {
     plb__update u;
     plb_status status;
-    size_t members = 0;
     memset(&u, 0, sizeof u);
     u.list = list;
     plb__list_sort(list);
     status = plb__update_check(lb, list);
-    if (status == PLB_OK)
-        status = plb__update_match(lb, &u);
     if (status == PLB_OK) {
-        members = plb__update_arrange(&u);
-        u.changed = plb__update_differs(lb, &u, members);
+        PLB__IF_UPDATES(plb__update_match(lb, &u), (void)0);
+        plb__update_arrange(&u);
+        u.changed = PLB__IF_UPDATES(plb__update_differs(lb, &u), true);
     }
     if (status == PLB_OK && u.changed)
-        status = plb__update_build(lb, &u, members);
+        status = plb__update_build(lb, &u);
     if (status == PLB_OK) {
         plb__set *set = u.set;
         u.set = NULL;
@@ -9119,13 +10316,14 @@ static plb_status plb__update_apply(plb_balancer *lb, plb__list *list, bool *cha
             plb__update_adopt(&u);
             plb__publish(lb, set);
         }
-        plb__update_settle(lb, &u);
+        PLB__IF_UPDATES(plb__update_settle(lb, &u), (void)0);
         *changed = u.changed;
     }
     plb__update_free(lb, &u);
     return status;
 }
 
+#ifndef PLB_NO_UPDATES
 /* Releases every ext that the set does not have. */
 static void plb__release_strangers(plb_balancer *lb, plb__list *list)
 {
@@ -9149,6 +10347,7 @@ static void plb__update_refuse(plb_balancer *lb, plb__list *list)
     if (lb->desc.discovery.ops->applied == NULL)
         plb__release_strangers(lb, list);
 }
+#endif
 
 /* ==== DISCOVERY ======================================================================================================
    The balancer's side: when a discovery starts, what becomes of its answer, changes from other threads. */
@@ -9157,6 +10356,13 @@ static void plb__update_refuse(plb_balancer *lb, plb__list *list)
    for them to leave. */
 #define PLB__RETRY_MS        1000
 #define PLB__WAIT_READERS_MS 1
+
+#ifndef PLB_NO_UPDATES
+static bool plb__is_name(const plb_backend *backend)
+{
+    (void)backend;
+    return PLB__IF_NAMES(backend->addr.family == PLB_FAMILY_NONE, false);
+}
 
 PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const plb_backend *backends, size_t count)
 {
@@ -9184,7 +10390,7 @@ PLB_API plb_status plb_discovery_done(plb_token token, plb_status status, const 
 static void plb__update_retry(plb_balancer *lb)
 {
     uint32_t regular = lb->desc.update_every_ms;
-    if (lb->port.clock != NULL && (regular == 0 || regular > PLB__RETRY_MS))
+    if (lb->env.port.clock != NULL && (regular == 0 || regular > PLB__RETRY_MS))
         plb_timer_set(&lb->timers, &lb->update_timer, PLB__RETRY_MS);
 }
 
@@ -9320,6 +10526,15 @@ PLB_API void plb_last_update(const plb_balancer *lb, plb_update_info *out)
     *out = lb->update;
 }
 
+#ifndef PLB_NO_CHANGES
+/* What tells nothing about which backend it is. */
+static void plb__backend_ignore(plb_backend *backend)
+{
+    PLB__IF_WEIGHTS(backend->weight = 0, (void)0);
+    PLB__IF_CHECK_LIST(backend->checks = 0, (void)0);
+    PLB__IF_TIERS(backend->priority = 0, (void)0);
+}
+
 /* Changes of the list, from any thread. */
 static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_backend *backends, size_t count)
 {
@@ -9332,8 +10547,9 @@ static plb_status plb__change_push(plb_balancer *lb, plb_change what, const plb_
         plb_backend backend = backends[i];
         plb_status status;
         if (what == PLB_CHANGE_REMOVE)
-            backend.weight = backend.priority = backend.checks = 0; /* they are not looked at */
-        status = plb__backend_check(&backend, lb->port.names != NULL || what == PLB_CHANGE_REMOVE);
+            plb__backend_ignore(&backend);
+        status =
+            plb__backend_check(&backend, PLB__IF_NAMES(lb->env.port.names != NULL, false) || what == PLB_CHANGE_REMOVE);
         if (status != PLB_OK)
             return status;
         if (plb__is_name(&backend) && backend.ext != NULL && what != PLB_CHANGE_REMOVE)
@@ -9444,23 +10660,27 @@ static void plb__changes_end(plb_balancer *lb)
         plb__change_pop(lb);
     }
 }
+#endif
+#endif
 
 /* ==== STATIC DISCOVERY ===============================================================================================
    The program's list, and the names in it. */
 
+#ifndef PLB_NO_UPDATES
 typedef struct plb__static plb__static;
 
 /* One line of the list: a backend, or a name and the addresses that it had last. */
 typedef struct plb__static_entry {
     struct plb__static_entry *next;
-    plb_backend backend; /* the name stands behind the entry */
-    size_t size;         /* of this allocation */
-    bool offered;        /* its ext is in the answer under way */
-    bool given;          /* its ext is the balancer's */
+    bool offered; /* its ext is in the answer under way */
+    bool given;   /* its ext is the balancer's */
+#ifndef PLB_NO_NAMES
     plb__static *list;
     plb_query *query;
     plb_addr *addrs;
     size_t addr_count;
+#endif
+    plb_backend backend; /* the name stands behind it */
 } plb__static_entry;
 
 struct plb__static {
@@ -9472,6 +10692,14 @@ struct plb__static {
     plb_status failure; /* of a name in this update; one of this side before others */
 };
 
+static uint32_t plb__static_timeout(const plb_static_desc *desc)
+{
+    uint32_t timeout_ms = 0;
+    if (desc != NULL)
+        PLB__IF_NAMES(timeout_ms = desc->timeout_ms, (void)0);
+    return plb__or(timeout_ms, 5000);
+}
+
 /* The order of the list, names last; 0: they are one line. */
 static int plb__static_compare(const plb_backend *a, const plb_backend *b)
 {
@@ -9479,24 +10707,25 @@ static int plb__static_compare(const plb_backend *a, const plb_backend *b)
     if (plb__is_name(a) != plb__is_name(b))
         return plb__is_name(a) ? 1 : -1;
     if (plb__is_name(a))
-        order = strcmp(a->name, b->name);
+        order = PLB__IF_NAMES(plb__compare(a->name, b->name), 0);
     return order != 0 ? order : plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
+}
+
+static size_t plb__static_entry_size(const plb_backend *backend)
+{
+    return sizeof(plb__static_entry) + plb__name_size(plb__name_of(backend));
 }
 
 static plb__static_entry *plb__static_entry_new(plb__static *self, const plb_backend *backend)
 {
     const plb_allocator *a = &self->env.allocator;
-    size_t name_size = plb__name_size(backend->name), size = sizeof(plb__static_entry) + name_size;
-    plb__static_entry *entry = (plb__static_entry *)plb__new(a, size);
+    plb__static_entry *entry = (plb__static_entry *)plb__new(a, plb__static_entry_size(backend));
+    char *name = (char *)(entry + 1);
     if (entry == NULL)
         return NULL;
-    entry->size = size;
-    entry->list = self;
     entry->backend = *backend;
-    if (name_size > 0) {
-        memcpy(entry + 1, backend->name, name_size);
-        entry->backend.name = (const char *)(entry + 1);
-    }
+    PLB__IF_NAMES(entry->list = self, (void)0);
+    PLB__IF_NAMES(entry->backend.name = plb__copy_text(&name, backend->name), (void)name);
     return entry;
 }
 
@@ -9510,17 +10739,25 @@ static void plb__static_release(const plb__static *self, const plb_backend *back
         plb__release_ext(backend->ext, backend->ext_release);
 }
 
-static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
+#ifndef PLB_NO_NAMES
+/* Gives up what is being asked, and what was answered. */
+static void plb__static_forget(plb__static *self, plb__static_entry *entry)
 {
-    const plb_allocator *a = &self->env.allocator;
+    const plb_names *names = self->env.port.names;
     if (entry->query != NULL) {
-        self->env.port.names->cancel(self->env.port.names->self, entry->query);
+        names->cancel(names->self, entry->query);
         self->unresolved--;
     }
+    plb__delete(&self->env.allocator, entry->addrs, entry->addr_count * sizeof(plb_addr));
+}
+#endif
+
+static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
+{
+    PLB__IF_NAMES(plb__static_forget(self, entry), (void)0);
     if (!entry->given)
         plb__static_release(self, &entry->backend);
-    plb__delete(a, entry->addrs, entry->addr_count * sizeof(plb_addr));
-    plb__delete(a, entry, entry->size);
+    plb__delete(&self->env.allocator, entry, plb__static_entry_size(&entry->backend));
 }
 
 static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
@@ -9535,7 +10772,7 @@ static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
 /* Appends a line. On failure ext stays the caller's. */
 static plb_status plb__static_append(plb__static *self, plb__static_entry ***end, const plb_backend *backend)
 {
-    plb_status status = plb__backend_check(backend, self->env.port.names != NULL);
+    plb_status status = plb__backend_check(backend, PLB__IF_NAMES(self->env.port.names != NULL, false));
     if (status == PLB_OK && plb__is_name(backend) && backend->ext != NULL)
         status = PLB_ERR_ARGUMENT;
     if (status == PLB_OK) {
@@ -9545,7 +10782,7 @@ static plb_status plb__static_append(plb__static *self, plb__static_entry ***end
         *end = &(**end)->next;
         return PLB_OK;
     }
-    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, plb_status_text(status));
+    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, plb__words_of(status));
     return status;
 }
 
@@ -9553,10 +10790,10 @@ static plb_status plb__static_append(plb__static *self, plb__static_entry ***end
 static plb_status plb__static_check_sum(const plb__static *self, const plb__static_entry *entries,
                                         const plb_backend *added)
 {
-    uint64_t sum = added != NULL ? added->weight : 0;
+    uint64_t sum = added != NULL ? plb__weight_of(added) : 0;
     for (; entries != NULL; entries = entries->next)
         if (added == NULL || plb__static_compare(&entries->backend, added) != 0)
-            sum += entries->backend.weight;
+            sum += plb__weight_of(&entries->backend);
     if (sum <= UINT32_MAX)
         return PLB_OK;
     plb__log(self->env.balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
@@ -9625,7 +10862,7 @@ static plb_status plb__static_open(void *opaque, const void *opaque_desc, const 
     plb_status status = PLB_OK;
     size_t i;
     self->env = *env;
-    self->timeout_ms = desc != NULL && desc->timeout_ms > 0 ? desc->timeout_ms : 5000;
+    self->timeout_ms = plb__static_timeout(desc);
     for (i = 0; desc != NULL && i < desc->address_count && status == PLB_OK; i++)
         status = plb__static_parse(self, &end, desc->addresses[i]);
     for (i = 0; desc != NULL && i < desc->backend_count && status == PLB_OK; i++)
@@ -9647,50 +10884,66 @@ static void plb__static_close(void *opaque)
     plb__static_free_all(self, self->entries);
 }
 
+/* How many backends a line stands for. */
+static size_t plb__static_count(const plb__static_entry *entry)
+{
+    return plb__is_name(&entry->backend) ? PLB__IF_NAMES(entry->addr_count, 0) : 1;
+}
+
+/* Writes them down. */
+static void plb__static_offer(plb__static_entry *entry, plb_backend *out)
+{
+    *out = entry->backend;
+#ifndef PLB_NO_NAMES
+    if (plb__is_name(&entry->backend)) {
+        size_t i;
+        for (i = 0; i < entry->addr_count; i++) {
+            out[i] = entry->backend;
+            out[i].addr = entry->addrs[i];
+        }
+        return;
+    }
+#endif
+    if (entry->given)
+        out->ext = NULL; /* the balancer has it already, and keeps it */
+    else
+        entry->offered = true;
+}
+
 static void plb__static_answer(plb__static *self)
 {
     const plb_allocator *a = &self->env.allocator;
     plb__static_entry *entry;
     plb_backend *backends = NULL;
-    size_t count = 0, n = 0, i;
+    plb_status status = PLB_OK;
+    size_t count = 0, n = 0;
     for (entry = self->entries; entry != NULL; entry = entry->next)
-        count += plb__is_name(&entry->backend) ? entry->addr_count : 1;
-    if (count == 0 && self->failure != PLB_OK) {
-        plb_discovery_done(self->token, self->failure, NULL, 0);
-        return;
-    }
-    if (count > 0) {
+        count += plb__static_count(entry);
+    if (count == 0) {
+        status = self->failure;
+    } else {
         backends = (plb_backend *)a->alloc(a->user, count * sizeof *backends);
-        if (backends == NULL) {
-            plb_discovery_done(self->token, PLB_ERR_MEMORY, NULL, 0);
-            return;
-        }
+        if (backends == NULL)
+            status = PLB_ERR_MEMORY;
     }
-    for (entry = self->entries; entry != NULL; entry = entry->next) {
-        if (plb__is_name(&entry->backend)) {
-            for (i = 0; i < entry->addr_count; i++) {
-                backends[n] = entry->backend;
-                backends[n++].addr = entry->addrs[i];
-            }
-            continue;
-        }
-        backends[n] = entry->backend;
-        if (entry->given)
-            backends[n].ext = NULL; /* the balancer has it already, and keeps it */
-        else
-            entry->offered = true;
-        n++;
+    for (entry = self->entries; entry != NULL && status == PLB_OK; entry = entry->next) {
+        if (plb__static_count(entry) > 0)
+            plb__static_offer(entry, backends + n);
+        n += plb__static_count(entry);
     }
     /* A name that failed for want of memory or the like should not wait for the next regular update. */
-    plb_discovery_done(self->token, plb_status_is_local(self->failure) ? PLB_AGAIN : PLB_OK, backends, count);
+    if (status == PLB_OK && plb_status_is_local(self->failure))
+        status = PLB_AGAIN;
+    plb_discovery_done(self->token, status, backends, n);
     plb__delete(a, backends, count * sizeof *backends);
 }
 
+#ifndef PLB_NO_NAMES
 static void plb__static_failed(plb__static *self, const plb__static_entry *entry, plb_status status)
 {
     if (!plb_status_is_local(self->failure))
         self->failure = status;
-    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb_status_text(status));
+    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb__words_of(status));
 }
 
 static void plb__static_resolved(void *user, plb_status status, const plb_addr *addrs, size_t count)
@@ -9753,14 +11006,29 @@ static void plb__static_cancel(void *opaque, plb_token token)
     }
     self->unresolved = 0;
 }
+#else
+static plb_status plb__static_start(void *opaque, plb_token token)
+{
+    plb__static *self = (plb__static *)opaque;
+    self->token = token;
+    plb__static_answer(self);
+    return PLB_OK;
+}
+
+PLB__INLINE void plb__static_cancel(void *opaque, plb_token token)
+{
+    (void)opaque;
+    (void)token;
+}
+#endif
 
 /* Which ext is the set's now: the one that was offered, or one that was there already and stays, and then the offered
    one is gone and its address may be used again. */
-static void plb__static_settle(plb__static_entry *entry)
+static void plb__static_settle(const plb__static *self, plb__static_entry *entry)
 {
     plb_backend_info info;
     entry->given = true;
-    if (plb_find(entry->list->env.balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
+    if (plb_find(self->env.balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
         return;
     entry->backend.ext = info.backend.ext;
     entry->backend.ext_release = info.backend.ext_release;
@@ -9768,14 +11036,16 @@ static void plb__static_settle(plb__static_entry *entry)
 
 static void plb__static_applied(void *opaque, plb_status status)
 {
+    plb__static *self = (plb__static *)opaque;
     plb__static_entry *entry;
-    for (entry = ((plb__static *)opaque)->entries; entry != NULL; entry = entry->next) {
+    for (entry = self->entries; entry != NULL; entry = entry->next) {
         if (entry->offered && status == PLB_OK)
-            plb__static_settle(entry);
+            plb__static_settle(self, entry);
         entry->offered = false;
     }
 }
 
+#ifndef PLB_NO_CHANGES
 /* Unlinks the line that matches and every duplicate of it; returns them. */
 static plb__static_entry *plb__static_take(plb__static_entry **link, const plb_backend *backend)
 {
@@ -9794,8 +11064,9 @@ static plb__static_entry *plb__static_take(plb__static_entry **link, const plb_b
 }
 
 /* A line takes the place of an older one for the same address: what that one owned, or had found out, stays. */
-static void plb__static_inherit(plb__static_entry *entry, plb__static_entry *old)
+static void plb__static_inherit(const plb__static *self, plb__static_entry *entry, plb__static_entry *old)
 {
+#ifndef PLB_NO_NAMES
     if (plb__is_name(&entry->backend)) {
         plb_addr *addrs = entry->addrs;
         size_t count = entry->addr_count;
@@ -9805,10 +11076,11 @@ static void plb__static_inherit(plb__static_entry *entry, plb__static_entry *old
         old->addr_count = count;
         return;
     }
+#endif
     if (entry->given || old->backend.ext == NULL)
         return;
     if (entry->backend.ext != old->backend.ext)
-        plb__static_release(entry->list, &entry->backend);
+        plb__static_release(self, &entry->backend);
     entry->backend.ext = old->backend.ext;
     entry->backend.ext_release = old->backend.ext_release;
     entry->given = old->given;
@@ -9844,7 +11116,7 @@ static plb_status plb__static_add(plb__static *self, const plb_backend *backend)
     }
     old = plb__static_take(&self->entries, backend);
     for (o = old; o != NULL; o = o->next)
-        plb__static_inherit(added, o);
+        plb__static_inherit(self, added, o);
     plb__static_free_all(self, old);
     while (*link != NULL && plb__static_compare(&(*link)->backend, backend) < 0)
         link = &(*link)->next;
@@ -9875,7 +11147,7 @@ static plb_status plb__static_replace(plb__static *self, const plb_backend *back
     while (entry != NULL && old != NULL) {
         int order = plb__static_compare(&entry->backend, &old->backend);
         if (order == 0)
-            plb__static_inherit(entry, old);
+            plb__static_inherit(self, entry, old);
         if (order < 0)
             entry = entry->next;
         else
@@ -9908,10 +11180,11 @@ static plb_status plb__static_change(void *opaque, plb_change change, const plb_
         plb__static_answer(self);
     return status;
 }
+#endif
 
 static const plb_discovery_ops plb__static_ops = {
     "static",          sizeof(plb__static), plb__static_open,    plb__static_close,
-    plb__static_start, plb__static_cancel,  plb__static_applied, plb__static_change};
+    plb__static_start, plb__static_cancel,  plb__static_applied, PLB__IF_CHANGES(plb__static_change, NULL)};
 
 PLB_API plb_discovery plb_static(const plb_static_desc *desc)
 {
@@ -9919,10 +11192,53 @@ PLB_API plb_discovery plb_static(const plb_static_desc *desc)
     discovery.ops = &plb__static_ops;
     discovery.desc = desc;
     /* The names' own deadline comes first, so that one that hangs does not hold up the others' answer. */
-    discovery.timeout_ms = (desc != NULL && desc->timeout_ms > 0 ? desc->timeout_ms : 5000) + 1000;
+    discovery.timeout_ms = plb__static_timeout(desc) + 1000;
     return discovery;
 }
+#else
+/* The list as it was handed in. */
+static plb_status plb__static_fill(plb_balancer *lb, const plb_static_desc *desc, plb__list *list)
+{
+    plb_status status = PLB_OK;
+    size_t i;
+    for (i = 0; i < list->count && status == PLB_OK; i++) {
+        list->order[i] = (uint32_t)i;
+        if (i < desc->address_count)
+            status = plb_backend_parse(&list->backends[i], desc->addresses[i], PLB_ZSTRING, NULL);
+        else
+            list->backends[i] = desc->backends[i - desc->address_count];
+    }
+    if (status != PLB_OK)
+        plb__log(lb, PLB_LOG_ERROR, "bad address", PLB_OK);
+    return status;
+}
 
+/* The first set, and the last one. */
+static plb_status plb__static_apply(plb_balancer *lb)
+{
+    const plb_static_desc *desc = (const plb_static_desc *)lb->desc.discovery.desc;
+    size_t count = desc != NULL ? desc->address_count + desc->backend_count : 0;
+    plb__list *list = plb__list_new(&lb->env.allocator, count, 0);
+    plb_status status = PLB_ERR_MEMORY;
+    bool changed;
+    if (list == NULL)
+        return PLB_ERR_MEMORY;
+    status = plb__static_fill(lb, desc, list);
+    if (status == PLB_OK)
+        status = plb__update_apply(lb, list, &changed);
+    plb__delete(&lb->env.allocator, list, list->size);
+    return status;
+}
+
+PLB_API plb_discovery plb_static(const plb_static_desc *desc)
+{
+    plb_discovery discovery;
+    discovery.desc = desc;
+    return discovery;
+}
+#endif
+
+#ifndef PLB_NO_NAMES
 static bool plb__is_digit(char c)
 {
     return c >= '0' && c <= '9';
@@ -9951,31 +11267,42 @@ static bool plb__is_host(const char *text, size_t length)
     return digits < length - label && !(text[label] == '0' && (text[label + 1] | 32) == 'x');
 }
 
+/* "host:port", the host into name_buffer. */
+static bool plb__scan_name(const char *text, size_t length, uint16_t *port, char *name_buffer)
+{
+    const char *colon = (const char *)memchr(text, ':', length);
+    plb__scan scan;
+    if (colon == NULL || name_buffer == NULL || !plb__is_host(text, (size_t)(colon - text)))
+        return false;
+    scan.at = colon;
+    scan.end = text + length;
+    if (!plb__scan_port(&scan, port))
+        return false;
+    memcpy(name_buffer, text, (size_t)(colon - text));
+    name_buffer[colon - text] = '\0';
+    return true;
+}
+#endif
+
 PLB_API plb_status plb_backend_parse(plb_backend *out, const char *text, size_t length, char *name_buffer)
 {
-    const char *colon = NULL;
-    plb__scan scan;
     plb_addr addr;
+    bool named = false;
+    (void)name_buffer;
     if (text == NULL)
         return PLB_ERR_ADDRESS;
     if (length == PLB_ZSTRING)
         length = strlen(text);
     if (!plb__read_addr(&addr, text, length)) {
-        colon = (const char *)memchr(text, ':', length);
-        if (colon == NULL || name_buffer == NULL || !plb__is_host(text, (size_t)(colon - text)))
-            return PLB_ERR_ADDRESS;
         memset(&addr, 0, sizeof addr);
-        scan.at = colon;
-        scan.end = text + length;
-        if (!plb__scan_port(&scan, &addr.port))
+        named = PLB__IF_NAMES(plb__scan_name(text, length, &addr.port, name_buffer), false);
+        if (!named)
             return PLB_ERR_ADDRESS;
-        memcpy(name_buffer, text, (size_t)(colon - text));
-        name_buffer[colon - text] = '\0';
     }
     memset(out, 0, sizeof *out);
     out->addr = addr;
-    out->weight = 1;
-    out->name = colon != NULL ? name_buffer : NULL;
+    PLB__IF_WEIGHTS(out->weight = 1, (void)0);
+    PLB__IF_NAMES(out->name = named ? name_buffer : NULL, (void)named);
     return PLB_OK;
 }
 
@@ -9991,10 +11318,9 @@ PLB_API void plb_check_done(plb_token token, plb_status status)
 
 static void plb__report_set(plb__op *op, const plb_report *report)
 {
-    plb__text text = plb__text_in(op->text, sizeof op->text);
     op->report = *report;
-    op->report.text = NULL;
-    plb__put(&text, report->text != NULL ? report->text : "");
+    plb__op_say(op, PLB__IF_LOG(report->text, NULL));
+    PLB__IF_LOG(op->report.text = NULL, (void)0);
 }
 
 PLB_API void plb_check_report(plb_token token, const plb_report *report)
@@ -10006,6 +11332,15 @@ PLB_API void plb_check_report(plb_token token, const plb_report *report)
     plb__op_complete(op, report->status);
 }
 
+/* A probe that is over. */
+typedef struct plb__result {
+    plb__op *op;
+    plb__slot *slot;
+    plb__vital *vital;
+    const char *why; /* what the probe said, or what its status means */
+} plb__result;
+
+#ifndef PLB_NO_SHARES
 /* Slow start: a share grows in so many steps, so that what wakes up for it is bounded. */
 #define PLB__RAMP_STEPS 64u
 
@@ -10072,7 +11407,7 @@ static void plb__ramp_go_on(void *user)
     plb_balancer *lb = (plb_balancer *)user;
     const plb__set *set = (const plb__set *)lb->current;
     uint32_t t, w;
-    for (t = 0; set != NULL && t < set->tier_count; t++) {
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++) {
         const plb__tier *tier = &set->tiers[t];
         for (w = 0; w < tier->view.words; w++) {
             uintptr_t word = PLB__LOAD(&tier->bits[PLB__BITS_PARTIAL][w]);
@@ -10081,14 +11416,6 @@ static void plb__ramp_go_on(void *user)
         }
     }
 }
-
-/* A probe that is over. */
-typedef struct plb__result {
-    plb__op *op;
-    plb__slot *slot;
-    plb__vital *vital;
-    const char *why; /* what the probe said, or what its status means */
-} plb__result;
 
 /* What the report advises, if it does. */
 static void plb__health_advise(plb_balancer *lb, const plb__result *r)
@@ -10102,6 +11429,25 @@ static void plb__health_advise(plb_balancer *lb, const plb__result *r)
         r->vital->advised_off = report->enablement == PLB_ENABLEMENT_OFF;
     plb__slot_advise(lb, r->slot);
 }
+#else
+PLB__INLINE void plb__ramp_start(plb_balancer *lb, plb__slot *slot)
+{
+    (void)lb;
+    (void)slot;
+}
+
+PLB__INLINE void plb__health_advise(plb_balancer *lb, const plb__result *r)
+{
+    (void)lb;
+    (void)r;
+}
+#endif
+
+PLB__INLINE bool plb__is_neutral(const plb__op *op)
+{
+    (void)op;
+    return PLB__IF_SHARES(op->report.neutral, false);
+}
 
 /* One check flips; the backend with it, unless another check fails. */
 static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, bool success, plb_status status,
@@ -10113,7 +11459,8 @@ static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, b
     plb_backend_info info;
     if (success && flips)
         plb__ramp_start(lb, slot);
-    PLB__STORE_RELAXED(&plb__slot_care(slot)->flips, plb__slot_care(slot)->flips + (flips ? 1u : 0u));
+    PLB__IF_PROBE_INFO(
+        PLB__STORE_RELAXED(&plb__slot_care(slot)->flips, plb__slot_care(slot)->flips + (flips ? 1u : 0u)), (void)0);
     plb__slot_flag(lb, slot, bit, !success);
     if (!flips)
         return;
@@ -10125,6 +11472,17 @@ static void plb__vital_flip(plb_balancer *lb, plb__slot *slot, uint32_t check, b
         lb->desc.on_flip(lb->desc.user, &info, status);
 }
 
+#if !defined(PLB_NO_UPDATES) && !defined(PLB_NO_CHECK_LIST)
+#ifndef PLB_NO_SHARES
+/* A check is gone, and what its agent said. */
+static void plb__vital_unadvise(plb_balancer *lb, plb__slot *slot, plb__vital *vital)
+{
+    vital->share = PLB__SHARE_ALL;
+    vital->advised_off = false;
+    plb__slot_advise(lb, slot);
+}
+#endif
+
 /* A backend gets a check, or loses it: what that said goes with it. */
 static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check, bool absent)
 {
@@ -10133,9 +11491,7 @@ static void plb__vital_switch(plb_balancer *lb, plb__slot *slot, uint32_t check,
     if (absent) {
         lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
         plb__vital_drop_kept(lb, vital, check);
-        vital->share = PLB__SHARE_ALL;
-        vital->advised_off = false;
-        plb__slot_advise(lb, slot);
+        PLB__IF_SHARES(plb__vital_unadvise(lb, slot, vital), (void)0);
         if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0)
             plb__vital_flip(lb, slot, check, true, PLB_OK, "it is not checked so any more");
     } else {
@@ -10157,7 +11513,7 @@ static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backen
         return;
     changes = care->every_ms != backend->check_every_ms;
     PLB__STORE_RELAXED(&care->every_ms, backend->check_every_ms);
-    PLB__STORE_RELAXED(&care->checks, backend->checks);
+    PLB__STORE_RELAXED(&care->checks, (uint8_t)backend->checks);
     for (c = 0; c < lb->check_count; c++) {
         bool absent = !plb__check_is_for(lb, c, backend->checks);
         plb__vital *vital = &plb__slot_vitals(slot)[c];
@@ -10167,14 +11523,15 @@ static void plb__slot_checks(plb_balancer *lb, plb__slot *slot, const plb_backen
             plb__vital_due(lb, slot, c, lb->timers.now_ms); /* nothing more was due */
     }
 }
+#endif
 
 /* The state machine of pingora-load-balancing's Health::observe_health. */
 static void plb__health_observe(plb_balancer *lb, const plb__result *r)
 {
     const plb_check *check = &lb->checks[r->op->check].what;
-    bool success = r->op->report.status == PLB_OK || r->op->report.neutral;
+    bool success = r->op->report.status == PLB_OK || plb__is_neutral(r->op);
     bool passing = (PLB__LOAD(&r->slot->flags) & plb__failing(r->op->check)) == 0;
-    if (r->op->report.neutral && r->vital->passed + r->vital->failed > 0)
+    if (plb__is_neutral(r->op) && PLB__IF_SHARES(r->vital->judged, false))
         return;
     if (success == passing) {
         r->vital->streak = 0;
@@ -10186,16 +11543,15 @@ static void plb__health_observe(plb_balancer *lb, const plb__result *r)
     plb__vital_flip(lb, r->slot, r->op->check, success, r->op->report.status, success ? NULL : r->why);
 }
 
-/* Writes a result down. */
-static void plb__vital_record(plb_balancer *lb, const plb__result *r)
+#ifndef PLB_NO_PROBE_INFO
+/* Writes down what a result tells beside its status. */
+static void plb__vital_detail(const plb__result *r)
 {
     plb__vital *vital = r->vital;
-    lb->unknown -= vital->status == PLB_AGAIN ? 1u : 0u;
-    vital->status = (uint8_t)r->op->report.status;
     vital->code = (uint16_t)r->op->report.code;
     vital->latency_us = r->op->latency_us < UINT32_MAX ? (uint32_t)r->op->latency_us : UINT32_MAX;
-    vital->passed += vital->status == PLB_OK && !r->op->report.neutral;
-    vital->failed += vital->status != PLB_OK && !r->op->report.neutral;
+    vital->passed += vital->status == PLB_OK && !plb__is_neutral(r->op);
+    vital->failed += vital->status != PLB_OK && !plb__is_neutral(r->op);
 }
 
 static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint32_t check, plb_probe_info *out)
@@ -10207,26 +11563,47 @@ static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint
     out->passed = vital->passed;
     out->failed = vital->failed;
     out->passing = (PLB__LOAD(&slot->flags) & plb__failing(check)) == 0;
-    out->text = plb_status_text(out->status);
+    PLB__IF_LOG(out->text = plb_status_text(out->status), (void)0);
 }
 
-PLB__RARE void plb__probe_tell(plb_balancer *lb, const plb__result *r)
+PLB__APART void plb__probe_tell(plb_balancer *lb, const plb__result *r)
 {
     const plb__tier *tier = NULL;
     plb_backend_info info;
     plb_probe_info probe;
     uint32_t index;
-    if (lb->desc.on_probe == NULL && lb->desc.log_level < PLB_LOG_DEBUG)
+    if (lb->desc.on_probe == NULL && PLB__IF_LOG(!plb__logs(lb, PLB_LOG_DEBUG), true))
         return;
     index = plb__set_find_slot((const plb__set *)lb->current, r->slot, &tier);
     plb__fill_info(tier, index, &info);
     plb__probe_fill(r->slot, r->vital, r->op->check, &probe);
     probe.status = r->op->report.status;
-    probe.text = r->why;
+    PLB__IF_LOG(probe.text = r->why, (void)0);
     plb__log_backend(lb, PLB_LOG_DEBUG, probe.status == PLB_OK ? "probe succeeded:" : "probe failed:", &info.backend,
-                     probe.status == PLB_OK && r->op->text[0] == '\0' ? NULL : r->why);
+                     probe.status == PLB_OK && PLB__IF_LOG(r->op->text[0] == '\0', true) ? NULL : r->why);
     if (lb->desc.on_probe != NULL)
         lb->desc.on_probe(lb->desc.user, &info, r->op->check, &probe);
+}
+#else
+PLB__INLINE void plb__vital_detail(const plb__result *r)
+{
+    (void)r;
+}
+
+PLB__INLINE void plb__probe_tell(plb_balancer *lb, const plb__result *r)
+{
+    (void)lb;
+    (void)r;
+}
+#endif
+
+/* Writes a result down. */
+static void plb__vital_record(plb_balancer *lb, const plb__result *r)
+{
+    lb->unknown -= r->vital->status == PLB_AGAIN ? 1u : 0u;
+    PLB__IF_SHARES(r->vital->judged = r->vital->judged || !plb__is_neutral(r->op), (void)0);
+    r->vital->status = (uint8_t)r->op->report.status;
+    plb__vital_detail(r);
 }
 
 /* A backend could not be probed for reasons of this side, which says nothing of it. */
@@ -10236,42 +11613,52 @@ static void plb__probe_impossible(plb_balancer *lb, plb__slot *slot, uint32_t ch
     plb_backend backend;
     plb__fill_backend(slot, 0, &backend);
     plb__log_backend(lb, PLB_LOG_WARN, "could not probe", &backend, why);
-    if (vital->again)
+    if (PLB__IF_CHECK_LIST(vital->again, false))
         plb__vital_due(lb, slot, check, lb->timers.now_ms);
-    else if (lb->port.clock != NULL)
+    else if (lb->env.port.clock != NULL)
         plb__vital_due(lb, slot, check, lb->timers.now_ms + PLB__RETRY_MS);
     else
         vital->stage = PLB__VITAL_DONE;
-    vital->again = false;
+    PLB__IF_CHECK_LIST(vital->again = false, (void)0);
 }
 
+#ifndef PLB_NO_CHECK_LIST
 /* From the start of a check's last probe to the next; 0: there is none. */
 static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t check)
 {
     const plb_check *what = &lb->checks[check].what;
     uint32_t own_ms = plb__slot_care(slot)->every_ms, every_ms = own_ms > 0 ? own_ms : what->every_ms;
-    uint64_t spread;
+    uint32_t spread;
+    uint64_t wait;
     if (plb__slot_vitals(slot)[check].streak > 0 && what->fast_every_ms > 0)
         every_ms = what->fast_every_ms;
     else if ((PLB__LOAD(&slot->flags) & plb__failing(check)) != 0 && what->down_every_ms > 0)
         every_ms = what->down_every_ms;
     if (every_ms == 0 || what->jitter_percent == 0)
         return every_ms;
-    spread = (uint64_t)every_ms * what->jitter_percent / 100;
+    spread = every_ms / 100 * what->jitter_percent + every_ms % 100 * what->jitter_percent / 100;
     lb->jitter = plb__mix(lb->jitter + PLB__GOLDEN);
-    spread = every_ms - spread + lb->jitter % (2 * spread + 1);
-    return spread == 0 ? 1 : spread < UINT32_MAX ? (uint32_t)spread : UINT32_MAX;
+    wait = every_ms - spread + ((lb->jitter >> 32) * (2 * (uint64_t)spread + 1) >> 32);
+    return wait == 0 ? 1 : wait < UINT32_MAX ? (uint32_t)wait : UINT32_MAX;
 }
+#else
+PLB__INLINE uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t check)
+{
+    (void)slot;
+    return lb->checks[check].what.every_ms;
+}
+#endif
 
 static void plb__probe_again(plb_balancer *lb, const plb__result *r)
 {
     uint32_t interval = plb__probe_interval(lb, r->slot, r->op->check);
     uint64_t due_ms = r->op->started_ms + interval;
-    if (r->vital->again || due_ms < lb->timers.now_ms)
+    bool again = PLB__IF_CHECK_LIST(r->vital->again, false);
+    if (again || due_ms < lb->timers.now_ms)
         due_ms = lb->timers.now_ms;
-    if (r->vital->again || (interval > 0 && lb->port.clock != NULL))
+    if (again || (interval > 0 && lb->env.port.clock != NULL))
         plb__vital_due(lb, r->slot, r->op->check, due_ms);
-    r->vital->again = false;
+    PLB__IF_CHECK_LIST(r->vital->again = false, (void)0);
 }
 
 static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r);
@@ -10303,18 +11690,19 @@ static void plb__probe_over(plb_balancer *lb, plb__op *op, plb_status status)
     r.op = op;
     r.slot = op->slot;
     r.vital = &plb__slot_vitals(op->slot)[op->check];
-    r.why = op->text[0] != '\0' ? op->text : plb_status_text(op->report.status);
+    r.why = plb__op_why(op);
     lb->probes--;
     plb__op_stop(lb, op);
     r.vital->stage = PLB__VITAL_DONE;
-    if (plb__set_has_slot((const plb__set *)lb->current, r.slot) && !r.vital->absent) { /* else it has left meanwhile */
-        if (op->report.keep)
-            r.vital->kept = op;
+    if (plb__set_has_slot((const plb__set *)lb->current, r.slot) &&
+        !plb__is_absent(r.vital)) { /* else it has left meanwhile */
+        if (plb__op_keeps(op))
+            PLB__IF_EXCHANGE(r.vital->kept = op, (void)0);
         plb__probe_judge(lb, &r);
-    } else if (op->report.keep) {
+    } else if (plb__op_keeps(op)) {
         lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
     }
-    if (r.vital->kept != op)
+    if (plb__vital_kept(r.vital) != op)
         plb__op_delete(lb, op, probe_size);
     plb__slot_let_go(lb, r.slot);
 }
@@ -10335,30 +11723,30 @@ static void plb__probe_timeout(void *user)
 PLB_API void plb_check_deadline(plb_token token, uint32_t delay_ms)
 {
     plb__op *op = plb__op_running(token);
-    if (op == NULL || op->lb->port.clock == NULL)
+    if (op == NULL || op->lb->env.port.clock == NULL)
         return;
-    plb_timers_update(&op->lb->timers, op->lb->port.clock); /* the port's callbacks come long after the last poll */
+    plb_timers_update(&op->lb->timers, op->lb->env.port.clock); /* the port's callbacks come long after the last poll */
     plb__op_deadline(op->lb, op, plb__probe_timeout, delay_ms);
 }
 
 /* An op for the next probe: the one that was kept, or a new one; NULL: no memory. */
 static plb__op *plb__probe_op(plb_balancer *lb, plb__vital *vital, const plb__check *check)
 {
-    plb__op *op = vital->kept;
+    plb__op *op = plb__vital_kept(vital);
     if (op == NULL)
         op = plb__op_new(lb, check->what.ops->probe_size);
     if (op == NULL)
         return NULL;
     if (plb__op_start(lb, op)) {
-        vital->kept = NULL;
+        PLB__IF_EXCHANGE(vital->kept = NULL, (void)0);
         return op;
     }
-    if (op != vital->kept)
+    if (op != plb__vital_kept(vital))
         plb__op_delete(lb, op, check->what.ops->probe_size);
     return NULL;
 }
 
-PLB__RARE void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
+PLB__APART void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
 {
     const plb__check *check = &lb->checks[c];
     plb__vital *vital = &plb__slot_vitals(slot)[c];
@@ -10367,7 +11755,7 @@ PLB__RARE void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, u
     plb_token token;
     plb_status status;
     if (op == NULL) {
-        plb__probe_impossible(lb, slot, c, plb_status_text(PLB_ERR_MEMORY));
+        plb__probe_impossible(lb, slot, c, plb__words_of(PLB_ERR_MEMORY));
         return;
     }
     op->slot = slot;
@@ -10410,21 +11798,24 @@ static void plb__probes_start(plb_balancer *lb)
     uint64_t begun_us = plb__now_us(lb);
     uint32_t starts;
     for (starts = 0; plb__probes_go_on(lb, starts, begun_us); starts++) {
-        uint32_t task = plb__schedule_take(lb), index = task / lb->check_count, c = task % lb->check_count;
+        uint32_t task = plb__schedule_take(lb), index = task / plb__tasks_each(lb), c = task % plb__tasks_each(lb);
         plb__vital *vital = &plb__slot_vitals(set->slots[index])[c];
-        if (vital->absent)
+        if (plb__is_absent(vital))
             vital->stage = PLB__VITAL_DONE;
         else
-            plb__probe_start(lb, set->slots[index], c, set->weights[index]);
+            plb__probe_start(lb, set->slots[index], c, plb__set_weight(set, index));
     }
 }
 
+#ifndef PLB_NO_CHECK_LIST
 PLB_API void plb_check_now(plb_balancer *lb)
 {
     plb__fetch_or(&lb->wanted, PLB__WANT_CHECK);
     plb__wake(lb);
 }
+#endif
 
+#ifndef PLB_NO_PROBE_INFO
 PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32_t id, uint32_t check,
                                   plb_probe_info *out)
 {
@@ -10433,15 +11824,17 @@ PLB_API plb_status plb_find_probe(plb_balancer *lb, const plb_addr *addr, uint32
     uint32_t index = set != NULL ? plb__set_find(set, addr, id, &tier) : PLB_NONE;
     if (index == PLB_NONE)
         return PLB_ERR_ADDRESS;
-    if (check >= lb->check_count || plb__slot_vitals(tier->view.slots[index])[check].absent)
+    if (check >= lb->check_count || plb__is_absent(&plb__slot_vitals(tier->view.slots[index])[check]))
         return PLB_ERR_ARGUMENT;
     plb__probe_fill(tier->view.slots[index], &plb__slot_vitals(tier->view.slots[index])[check], check, out);
     return PLB_OK;
 }
+#endif
 
 /* ==== EXCHANGE =======================================================================================================
    A probe over a stream. */
 
+#ifndef PLB_NO_TLS
 /* A copy of what a check's TLS sessions need, in one allocation: the struct, the list of protocols, the texts. */
 static size_t plb__tls_size(const plb_tls *tls, size_t *protocols)
 {
@@ -10450,18 +11843,6 @@ static size_t plb__tls_size(const plb_tls *tls, size_t *protocols)
         size += plb__name_size(tls->alpn[i]);
     *protocols = i;
     return size + (i + 1) * sizeof(char *);
-}
-
-/* Copies a text to *at, which moves on. NULL stays NULL. */
-static const char *plb__copy_text(char **at, const char *text)
-{
-    size_t size = plb__name_size(text);
-    char *copy = *at;
-    if (text == NULL)
-        return NULL;
-    memcpy(copy, text, size);
-    *at += size;
-    return copy;
 }
 
 static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t *size)
@@ -10485,6 +11866,17 @@ static plb_tls *plb__tls_copy(const plb_allocator *a, const plb_tls *tls, size_t
     return copy;
 }
 
+static plb_status plb__exchange_take_tls(plb_exchange_check *check, const plb_connect_desc *connect)
+{
+    check->connect.tls = NULL;
+    if (connect == NULL || connect->tls == NULL)
+        return PLB_OK;
+    check->connect.tls = plb__tls_copy(&check->env->allocator, connect->tls, &check->memory_size);
+    check->memory = (void *)(uintptr_t)check->connect.tls;
+    return check->memory != NULL ? PLB_OK : PLB_ERR_MEMORY;
+}
+#endif
+
 PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
                                      const plb_env *env)
 {
@@ -10493,23 +11885,26 @@ PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connec
         return PLB_ERR_UNSUPPORTED;
     if (connect != NULL)
         check->connect = *connect;
-    check->connect.tls = NULL;
     if (check->connect.timeout_ms == 0)
         check->connect.timeout_ms = 1000;
     check->answer_ms = answer_ms > 0 ? answer_ms : check->connect.timeout_ms;
-    if (connect == NULL || connect->tls == NULL)
-        return PLB_OK;
-    check->connect.tls = plb__tls_copy(&env->allocator, connect->tls, &check->memory_size);
-    check->memory = (void *)(uintptr_t)check->connect.tls;
-    return check->memory != NULL ? PLB_OK : PLB_ERR_MEMORY;
+    return PLB__IF_TLS(plb__exchange_take_tls(check, connect), PLB_OK);
 }
 
 PLB_API void plb_exchange_close(plb_exchange_check *check)
 {
-    if (check->memory != NULL)
-        plb__delete(&check->env->allocator, check->memory, check->memory_size);
+    (void)check;
+    PLB__IF_TLS(plb__delete(&check->env->allocator, check->memory, check->memory_size), (void)0);
 }
 
+/* The TLS of its probes, or NULL. */
+PLB__INLINE const plb_tls *plb__exchange_tls(const plb_exchange_check *check)
+{
+    (void)check;
+    return PLB__IF_TLS(check->connect.tls, NULL);
+}
+
+#ifndef PLB_NO_EXCHANGE
 static void plb__exchange_forget_rest(plb_exchange *x)
 {
     if (x->rest != NULL)
@@ -10517,17 +11912,36 @@ static void plb__exchange_forget_rest(plb_exchange *x)
     x->rest = NULL;
     x->rest_size = 0;
 }
+#endif
 
 static void plb__exchange_close_stream(plb_exchange *x, plb_close_how how)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream *stream = x->stream;
     x->stream = NULL;
-    plb__exchange_forget_rest(x);
+    PLB__IF_EXCHANGE(plb__exchange_forget_rest(x), (void)0);
     if (stream != NULL)
         io->close(io->self, stream, how);
 }
 
+#if !defined(PLB_NO_EXCHANGE) || !defined(PLB_NO_TLS)
+/* Says why, and leaves the rest of the report as it is. */
+static void plb__exchange_explain(plb_exchange *x, const char *why)
+{
+    plb__op *op = plb__op_running(x->token);
+    if (op != NULL)
+        plb__op_say(op, why);
+}
+#endif
+
+/* The probe is over with a stream that is broken, or not worth more words. */
+static void plb__exchange_over(plb_exchange *x, plb_status status)
+{
+    plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
+    plb_check_done(x->token, status);
+}
+
+#ifndef PLB_NO_EXCHANGE
 PLB_API void plb_exchange_say(plb_exchange *x, const plb_report *report)
 {
     plb__op *op = plb__op_running(x->token);
@@ -10537,17 +11951,6 @@ PLB_API void plb_exchange_say(plb_exchange *x, const plb_report *report)
     keep = op->report.keep;
     plb__report_set(op, report);
     op->report.keep = keep;
-}
-
-/* Says why, and leaves the rest of the report as it is. */
-static void plb__exchange_explain(plb_exchange *x, const char *why)
-{
-    plb__op *op = plb__op_running(x->token);
-    plb__text text;
-    if (op == NULL)
-        return;
-    text = plb__text_in(op->text, sizeof op->text);
-    plb__put(&text, why);
 }
 
 /* Leaves the connection open for the next start. What comes on it meanwhile can only be its end. */
@@ -10563,21 +11966,15 @@ static bool plb__exchange_rest_idle(plb_exchange *x)
     return true;
 }
 
-/* The probe is over with a stream that is broken, or not worth more words. */
-static void plb__exchange_over(plb_exchange *x, plb_status status)
-{
-    plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
-    plb_check_done(x->token, status);
-}
-
 /* Takes so many bytes off what is to be sent. */
 static void plb__exchange_taken(plb_exchange *x, size_t taken)
 {
-    uint8_t gone = 0;
+    uint8_t gone = 0, i;
     while (gone < x->chunk_count && taken >= x->chunks[gone].size)
         taken -= x->chunks[gone++].size;
     x->chunk_count = (uint8_t)(x->chunk_count - gone);
-    memmove(x->chunks, x->chunks + gone, x->chunk_count * sizeof *x->chunks);
+    for (i = 0; i < x->chunk_count; i++)
+        x->chunks[i] = x->chunks[i + gone];
     if (taken > 0) {
         x->chunks[0].data = (const char *)x->chunks[0].data + taken;
         x->chunks[0].size -= taken;
@@ -10598,13 +11995,19 @@ static plb_status plb__exchange_offer(plb_exchange *x)
     return PLB_OK;
 }
 
-/* The probe is over in good order, whatever it found: what is still to be sent is a farewell, and goes as far as it
-   goes at once. */
-static void plb__exchange_end(plb_exchange *x, plb_status status)
+/* What is still to be sent is a farewell, and goes as far as it goes at once. Is the connection kept? */
+static bool plb__exchange_part(plb_exchange *x, plb_status status)
 {
     if (x->chunk_count > 0)
         plb__exchange_offer(x);
-    if (status != PLB_OK || !plb__exchange_rest_idle(x))
+    return status == PLB_OK && plb__exchange_rest_idle(x);
+}
+#endif
+
+/* The probe is over in good order, whatever it found. */
+static void plb__exchange_end(plb_exchange *x, plb_status status)
+{
+    if (!PLB__IF_EXCHANGE(plb__exchange_part(x, status), false))
         plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     plb_check_done(x->token, status);
 }
@@ -10614,22 +12017,25 @@ static void plb__exchange_event(void *user, plb_stream *stream, plb_event event,
 /* The port that a probe connects to; `port`: plb_exchange's. */
 static uint16_t plb__exchange_port(const plb_exchange_check *check, uint16_t port, const plb_addr *addr)
 {
-    if (addr->family == PLB_FAMILY_UNIX)
+    if (plb__addr_is_path(addr))
         return 0;
     return port != 0 ? port : check->connect.port != 0 ? check->connect.port : addr->port;
 }
 
+#ifndef PLB_NO_TLS
 #define PLB__IP_TEXT_MAX 46 /* of an IPv6 address that ends as an IPv4 one, NUL included */
 
 /* An IP address as certificates have it: without port and zone. NULL: it is none. */
 static const char *plb__ip_text(const plb_addr *addr, char *text)
 {
     plb__text ip = plb__text_in(text, PLB__IP_TEXT_MAX);
-    if (addr->family != PLB_FAMILY_IPV4 && addr->family != PLB_FAMILY_IPV6)
+    if (!plb__addr_is_ip(addr))
         return NULL;
     plb__put_host(&ip, addr);
     return text;
 }
+
+#endif
 
 static plb_status plb__exchange_connect_peer(plb_exchange *x, const plb_peer *peer)
 {
@@ -10640,8 +12046,9 @@ static plb_status plb__exchange_connect_peer(plb_exchange *x, const plb_peer *pe
     return io->connect(io->self, peer, handler, &x->stream);
 }
 
+#ifndef PLB_NO_TLS
 /* The same with TLS, for which there is a name. */
-PLB__RARE plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name, plb_peer *peer)
+PLB__APART plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name, plb_peer *peer)
 {
     char ip[PLB__IP_TEXT_MAX];
     plb_tls tls = *x->check->connect.tls;
@@ -10652,20 +12059,25 @@ PLB__RARE plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name
     peer->tls = &tls;
     return plb__exchange_connect_peer(x, peer);
 }
+#endif
 
 /* Connects to a backend's address and name. What it returns is start's to return. */
-PLB__RARE plb_status plb__exchange_connect(plb_exchange *x, const plb_addr *addr, const char *name)
+PLB__APART plb_status plb__exchange_connect(plb_exchange *x, const plb_addr *addr, const char *name)
 {
     const plb_connect_desc *connect = &x->check->connect;
     plb_peer peer;
+    (void)name;
     memset(&peer, 0, sizeof peer);
     plb__addr_copy(&peer.addr, addr);
-    peer.addr.port = plb__exchange_port(x->check, x->port, addr);
+    peer.addr.port = plb__exchange_port(x->check, PLB__IF_EXCHANGE(x->port, 0), addr);
     if (connect->source.family == addr->family)
         peer.source = connect->source;
-    return connect->tls != NULL ? plb__exchange_connect_tls(x, name, &peer) : plb__exchange_connect_peer(x, &peer);
+    if (plb__exchange_tls(x->check) != NULL)
+        return PLB__IF_TLS(plb__exchange_connect_tls(x, name, &peer), PLB_ERR_UNSUPPORTED);
+    return plb__exchange_connect_peer(x, &peer);
 }
 
+#ifndef PLB_NO_EXCHANGE
 /* A connection that was kept had gone: once more, on one of its own. */
 static bool plb__exchange_renew(plb_exchange *x)
 {
@@ -10676,35 +12088,38 @@ static bool plb__exchange_renew(plb_exchange *x)
     plb__exchange_close_stream(x, PLB_CLOSE_ABORT);
     x->resumed = false;
     x->chunk_count = 0;
-    memset(&op->report, 0, sizeof op->report);
-    op->text[0] = '\0';
+    plb__report_clear(op);
     plb_check_deadline(x->token, x->check->connect.timeout_ms);
-    status = plb__exchange_connect(x, &op->slot->addr, op->slot->name);
+    status = plb__exchange_connect(x, &op->slot->addr, plb__slot_name(op->slot));
     if (status == PLB_OK)
         plb__exchange_event(x, x->stream, PLB_EVENT_CONNECT, PLB_OK);
     else if (status != PLB_AGAIN)
         plb__exchange_over(x, status);
     return true;
 }
+#endif
 
-/* What the port knows of why there is no TLS session goes into the report. */
-PLB__RARE void plb__exchange_explain_tls(plb_exchange *x)
+#ifndef PLB_NO_TLS
+/* What the port knows of a session that did not come about. */
+PLB__APART void plb__exchange_tell_tls(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
     if (io->info(io->self, x->stream, &info) == PLB_OK && info.tls_reason != NULL)
         plb__exchange_explain(x, info.tls_reason);
 }
+#endif
 
 /* The connection broke. */
 static void plb__exchange_broke(plb_exchange *x, plb_status status)
 {
-    if (plb__exchange_renew(x))
+    if (PLB__IF_EXCHANGE(plb__exchange_renew(x), false))
         return;
-    plb__exchange_explain_tls(x);
+    PLB__IF_TLS(plb__exchange_tell_tls(x), (void)0);
     plb__exchange_over(x, status);
 }
 
+#ifndef PLB_NO_EXCHANGE
 PLB_API void plb_exchange_send(plb_exchange *x, const plb_chunk *chunks, size_t count)
 {
     size_t i;
@@ -10856,35 +12271,54 @@ static void plb__exchange_connected(plb_exchange *x)
         plb__exchange_read(x);
 }
 
+/* Something may be read or written. */
+static void plb__exchange_go_on(plb_exchange *x, plb_event event)
+{
+    if (event == PLB_EVENT_READ)
+        plb__exchange_read(x);
+    else
+        plb__exchange_write(x);
+}
+
+/* A start: what was left of an earlier one is a connection, or nothing. */
+static void plb__exchange_begin(plb_exchange *x, const plb_exchange_ops *ops)
+{
+    x->ops = ops;
+    x->idle = x->keep = x->answered = false;
+    x->chunk_count = 0;
+    x->resumed = x->stream != NULL;
+}
+#else
+PLB__INLINE void plb__exchange_connected(plb_exchange *x)
+{
+    plb__exchange_end(x, PLB_OK);
+}
+#endif
+
 static void plb__exchange_event(void *user, plb_stream *stream, plb_event event, plb_status status)
 {
     plb_exchange *x = (plb_exchange *)user;
     (void)stream;
-    if (x->idle)
+    if (PLB__IF_EXCHANGE(x->idle, false))
         plb__exchange_close_stream(x, PLB_CLOSE_GRACEFUL);
     else if (status != PLB_OK)
         plb__exchange_broke(x, status);
     else if (event == PLB_EVENT_CONNECT)
         plb__exchange_connected(x);
-    else if (event == PLB_EVENT_READ)
-        plb__exchange_read(x);
     else
-        plb__exchange_write(x);
+        PLB__IF_EXCHANGE(plb__exchange_go_on(x, event), (void)0);
 }
 
 PLB_API plb_status plb_exchange_start(plb_exchange *x, const plb_exchange_ops *ops, const plb_exchange_check *check,
                                       const plb_backend *target, const char *tls_name, plb_token token)
 {
     plb_status status = PLB_OK;
-    x->ops = ops;
     x->check = check;
     x->token = token;
     x->tls_name = tls_name;
-    x->idle = x->keep = x->answered = false;
-    x->chunk_count = 0;
-    x->resumed = x->stream != NULL;
-    if (!x->resumed) {
-        status = plb__exchange_connect(x, &target->addr, target->name);
+    PLB__IF_EXCHANGE(plb__exchange_begin(x, ops), (void)ops);
+    if (PLB__IF_EXCHANGE(!x->resumed, true)) {
+        status = plb__exchange_connect(x, &target->addr, plb__name_of(target));
         if (status == PLB_AGAIN)
             return PLB_OK;
     }
@@ -10899,7 +12333,7 @@ PLB_API void plb_exchange_cancel(void *state, void *probe, plb_token token)
     (void)state;
     (void)token;
     if (x->check != NULL)
-        plb__exchange_close_stream(x, x->idle ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
+        plb__exchange_close_stream(x, PLB__IF_EXCHANGE(x->idle, false) ? PLB_CLOSE_GRACEFUL : PLB_CLOSE_ABORT);
 }
 
 /* plb_check_ops.close, where nothing else is to be closed. */
@@ -10950,22 +12384,11 @@ PLB_API plb_check plb_tcp_check(const plb_tcp_check_desc *desc)
 /* ==== HTTP CHECK =====================================================================================================
    What a request says and how its answer is judged, whatever version carries them; then HTTP/1.1. */
 
+#ifndef PLB_NO_HTTP1
 #define PLB__HTTP_STATUSES 1000
 #define PLB__HTTP_HEADERS  64 /* of an answer */
 #define PLB__HTTP_PORT     80
 #define PLB__HTTPS_PORT    443
-
-#define PLB__HTTP2_EXTRA     32 /* headers of the program's in a request */
-#define PLB__HTTP2_AUTHORITY 320
-
-/* Room for what is too large for a stack; belongs to the probe that is being called. */
-typedef struct plb__http_room {
-    union {
-        plb_http1_header answer[PLB__HTTP_HEADERS];
-        plb_http2_header request[4 + PLB__HTTP2_EXTRA + 1];
-    } headers;
-    char authority[PLB__HTTP2_AUTHORITY];
-} plb__http_room;
 
 typedef struct plb__http_check {
     plb_exchange_check exchange;
@@ -10975,7 +12398,6 @@ typedef struct plb__http_check {
     uint16_t *fallbacks; /* of desc.contains, see plb__http_find */
     plb_text begin;      /* "GET /path HTTP/1.1 CR LF Host: " */
     plb_text rest;       /* what follows the host */
-    plb__http_room *room;
     char *memory;
     size_t memory_size;
 } plb__http_check;
@@ -11006,7 +12428,7 @@ static plb_status plb__http_say(plb__http_probe *probe, plb_status status, const
     plb_report report;
     memset(&report, 0, sizeof report);
     report.code = probe->status;
-    report.text = words;
+    PLB__IF_LOG(report.text = words, (void)words);
     plb_exchange_say(&probe->exchange, &report);
     return status;
 }
@@ -11017,7 +12439,7 @@ static plb_status plb__http_say_status(plb__http_probe *probe, const char *words
     char line[PLB_REPORT_TEXT];
     plb__text text = plb__text_in(line, sizeof line);
     plb__put(&text, words);
-    plb__put_number(&text, probe->status, 10);
+    plb__put_decimal(&text, probe->status);
     return plb__http_say(probe, PLB_ERR_ANSWER, line);
 }
 
@@ -11103,13 +12525,13 @@ static bool plb__http_is_visible(const char *text)
 
 static bool plb__http_is_path(const char *path)
 {
-    return (path[0] == '/' || strcmp(path, "*") == 0) && plb__http_is_visible(path);
+    return (path[0] == '/' || plb__same_text(path, "*")) && plb__http_is_visible(path);
 }
 
 /* NULL: it is the backend's. TLS's name has no port. */
 static bool plb__http_is_host(const plb__http_check *check, const char *host)
 {
-    const plb_tls *tls = check->exchange.connect.tls;
+    const plb_tls *tls = plb__exchange_tls(&check->exchange);
     if (host == NULL)
         return true;
     return *host != '\0' && plb__http_is_visible(host) &&
@@ -11210,10 +12632,10 @@ static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
     check->contains_size = strlen(desc->contains);
     method.data = desc->method;
     method.size = strlen(desc->method);
-    if (!plb_http1_is_token(method) || strcmp(desc->method, "CONNECT") == 0)
+    if (!plb_http1_is_token(method) || plb__same_text(desc->method, "CONNECT"))
         return PLB_ERR_ARGUMENT;
     if (check->contains_size > UINT16_MAX || check->contains_size > desc->body_limit ||
-        (check->contains_size > 0 && strcmp(desc->method, "HEAD") == 0))
+        (check->contains_size > 0 && plb__same_text(desc->method, "HEAD")))
         return PLB_ERR_ARGUMENT;
     if (!plb__http_is_path(desc->path) || !plb__http_is_host(check, desc->host) ||
         !plb__http_headers_fit(desc->headers, "user-agent", has_agent) || !plb__http_accept_all(check, desc->statuses))
@@ -11221,24 +12643,23 @@ static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
     return PLB_OK;
 }
 
-static void plb__http_put_begin(plb__text *text, const plb_http_check_desc *desc)
+/* A request but for its host; returns how much of it stands before that. Nothing says that the connection will close,
+   though RFC 9112 section 9.6 would like a hint: a server that knows closes first, and every backend would keep each
+   probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it here. */
+static size_t plb__http_put_request(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
 {
+    size_t begin;
     plb__put(text, desc->method);
     plb__put_char(text, ' ');
     plb__put(text, desc->path);
     plb__put(text, " HTTP/1.1\r\nHost: ");
-}
-
-/* Nothing says that the connection will close, though RFC 9112 section 9.6 would like a hint: a server that knows
-   closes first, and every backend would keep each probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it
-   here. */
-static void plb__http_put_rest(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
-{
+    begin = text->length;
     plb__put(text, "\r\n");
     if (!has_agent)
         plb__put(text, "User-Agent: pingora_lb/" PLB_VERSION "\r\n");
     plb__put(text, desc->headers);
     plb__put(text, "\r\n");
+    return begin;
 }
 
 /* For each length that may have been matched, less one: how much of it still is when the next byte is another one. */
@@ -11259,30 +12680,23 @@ static void plb__http_fill_fallbacks(plb__http_check *check)
 static plb_status plb__http_copy(plb__http_check *check, bool has_agent)
 {
     plb_http_check_desc *desc = &check->desc;
-    plb__text begin = plb__text_in(NULL, 0), rest = begin;
+    plb__text request = plb__text_in(NULL, 0);
     size_t numbers = check->contains_size * sizeof *check->fallbacks;
     char *at;
-    plb__http_put_begin(&begin, desc);
-    plb__http_put_rest(&rest, desc, has_agent);
-    check->memory_size = sizeof *check->room + numbers + begin.length + 1 + rest.length + 1 +
-                         plb__name_size(desc->method) + plb__name_size(desc->path) + plb__name_size(desc->host) +
-                         plb__name_size(desc->headers) + plb__name_size(desc->contains);
+    check->begin.size = plb__http_put_request(&request, desc, has_agent);
+    check->rest.size = request.length - check->begin.size;
+    check->memory_size = numbers + request.length + 1 + plb__name_size(desc->method) + plb__name_size(desc->path) +
+                         plb__name_size(desc->host) + plb__name_size(desc->headers) + plb__name_size(desc->contains);
     check->memory = (char *)plb__new(&check->exchange.env->allocator, check->memory_size);
     if (check->memory == NULL)
         return PLB_ERR_MEMORY;
-    check->room = (plb__http_room *)(void *)check->memory;
-    check->fallbacks = (uint16_t *)(void *)(check->room + 1);
-    at = (char *)check->fallbacks + numbers;
+    check->fallbacks = (uint16_t *)(void *)check->memory;
+    at = check->memory + numbers;
     check->begin.data = at;
-    check->begin.size = begin.length;
-    begin = plb__text_in(at, begin.length + 1);
-    plb__http_put_begin(&begin, desc);
-    at += begin.length + 1;
-    check->rest.data = at;
-    check->rest.size = rest.length;
-    rest = plb__text_in(at, rest.length + 1);
-    plb__http_put_rest(&rest, desc, has_agent);
-    at += rest.length + 1;
+    check->rest.data = at + check->begin.size;
+    request = plb__text_in(at, request.length + 1);
+    plb__http_put_request(&request, desc, has_agent);
+    at += request.length + 1;
     desc->method = plb__copy_text(&at, desc->method);
     desc->path = plb__copy_text(&at, desc->path);
     desc->host = plb__copy_text(&at, desc->host);
@@ -11317,20 +12731,22 @@ static void plb__http_check_close(void *state)
 
 /* RFC 9110 section 7.2: the host, with the port unless it is the scheme's own (section 4.2.3); a zone says something to
    this machine only (RFC 6874 section 4). */
-PLB__RARE void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check,
-                                        const plb_backend *backend)
+PLB__APART void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check,
+                                         const plb_backend *backend)
 {
     plb__text text = plb__text_in(probe->authority, sizeof probe->authority);
     uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, &backend->addr);
-    bool is_unix = backend->addr.family == PLB_FAMILY_UNIX;
+    bool is_unix = plb__addr_is_path(&backend->addr);
     if (probe->target.host != NULL)
         return;
-    probe->target.host = backend->name != NULL ? backend->name : is_unix ? "localhost" : "";
+    probe->target.host = plb__name_of(backend);
+    if (probe->target.host == NULL)
+        probe->target.host = is_unix ? "localhost" : "";
     if (is_unix)
         return;
-    if (backend->name == NULL)
+    if (plb__name_of(backend) == NULL)
         plb__put_bracketed(&text, &backend->addr, 0);
-    if (port != (check->exchange.connect.tls != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
+    if (port != (plb__exchange_tls(&check->exchange) != NULL ? PLB__HTTPS_PORT : PLB__HTTP_PORT))
         plb__put_port(&text, port);
 }
 
@@ -11352,7 +12768,7 @@ static plb_status plb__http_aim(plb__http_probe *probe, const plb__http_check *c
     }
     peer = probe->target.port;
     if (probe->target.host != NULL)
-        peer = plb__hash64(probe->target.host, strlen(probe->target.host)) + peer;
+        peer = plb__fnv1a(peer, probe->target.host, strlen(probe->target.host));
     if (probe->exchange.stream != NULL && probe->peer != peer)
         plb_exchange_cancel((void *)(uintptr_t)check, probe, token);
     probe->peer = peer;
@@ -11374,6 +12790,11 @@ static plb_status plb__http_start(const plb__http_check *check, plb__http_probe 
 }
 
 /* ---- HTTP/1.1 ---- */
+
+typedef struct plb__http1_check {
+    plb__http_check http;
+    plb_http1_header headers[PLB__HTTP_HEADERS]; /* of the answer that is being judged: a stack may be too small */
+} plb__http1_check;
 
 typedef struct plb__http1_probe {
     plb__http_probe http;
@@ -11436,7 +12857,7 @@ static plb_status plb__http1_probe_final(plb__http1_probe *probe, const plb_http
     plb_status status = plb__http_judge_head(&probe->http, head->status, head->headers, head->header_count);
     if (status != PLB_AGAIN)
         return status;
-    status = plb_http1_response_body(head, strcmp(check->desc.method, "HEAD") == 0, &probe->body);
+    status = plb_http1_response_body(head, plb__same_text(check->desc.method, "HEAD"), &probe->body);
     if (status != PLB_OK)
         return plb__http1_probe_garbage(probe, status);
     probe->in_body = true;
@@ -11451,7 +12872,7 @@ static plb_status plb__http1_probe_head(plb__http1_probe *probe, const char *byt
     plb_http1_head head;
     plb_status status;
     memset(&head, 0, sizeof head);
-    head.headers = plb__http_check_of(&probe->http)->room->headers.answer;
+    head.headers = ((plb__http1_check *)(uintptr_t)plb__http_check_of(&probe->http))->headers;
     head.header_capacity = PLB__HTTP_HEADERS;
     head.scanned = probe->scanned;
     *used = 0;
@@ -11541,7 +12962,7 @@ static plb_status plb__http1_check_start(void *state, void *probe, const plb_bac
 }
 
 static const plb_check_ops plb__http_check_ops = {"http",
-                                                  sizeof(plb__http_check),
+                                                  sizeof(plb__http1_check),
                                                   sizeof(plb__http1_probe),
                                                   plb__http_check_open,
                                                   plb__http_check_close,
@@ -11552,10 +12973,12 @@ PLB_API plb_check plb_http_check(const plb_http_check_desc *desc)
 {
     return plb__check_of(&plb__http_check_ops, desc, desc != NULL ? &desc->connect : NULL);
 }
+#endif
 
 /* ==== SEND AND EXPECT ================================================================================================
    Steps, each a text to send and an answer to judge. */
 
+#ifndef PLB_NO_EXPECT
 #define PLB__EXPECT_LIMIT 4096u
 
 typedef struct plb__expect_check {
@@ -11727,7 +13150,7 @@ static plb_status plb__expect_fail(plb__expect_probe *probe, plb_status status, 
     plb_report report;
     memset(&report, 0, sizeof report);
     report.code = probe->step + 1;
-    report.text = line;
+    PLB__IF_LOG(report.text = line, (void)line);
     plb__put(&text, "step ");
     plb__put_number(&text, report.code, 10);
     plb__put(&text, ": ");
@@ -11974,10 +13397,12 @@ PLB_API plb_check plb_postgres_check(const plb_connect_desc *connect)
                                       plb_exchange_cancel};
     return plb__check_of(&ops, connect, connect);
 }
+#endif
 
 /* ==== AGENT CHECK ====================================================================================================
    One line from a backend's agent. */
 
+#ifndef PLB_NO_AGENT
 /* "75%": a share in 255ths. */
 static bool plb__agent_share(plb_text word, uint8_t *share)
 {
@@ -12114,7 +13539,7 @@ static plb_status plb__agent_judge(plb_exchange *x, const char *line, size_t siz
     memset(&report, 0, sizeof report);
     plb__put(&text, "agent: ");
     plb__put_quoted(&text, line, size, sizeof said - 1 - text.length - 2);
-    report.text = said;
+    PLB__IF_LOG(report.text = said, (void)said);
     report.has_share = answer.has_share;
     report.share = answer.share;
     report.enablement = answer.enablement;
@@ -12155,14 +13580,22 @@ PLB_API plb_check plb_agent_check(const plb_agent_check_desc *desc)
                                       plb__agent_close, plb__agent_start,         plb_exchange_cancel};
     return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
 }
+#endif
 
 /* ==== HTTP/2 CHECK ===================================================================================================
    One request at a time over HTTP/2: a page, or gRPC's health service. */
+
+#ifndef PLB_NO_HTTP2
+#define PLB__HTTP2_EXTRA     32 /* headers of the program's in a request */
+#define PLB__HTTP2_AUTHORITY 320
 
 typedef struct plb__http2_probe plb__http2_probe;
 
 typedef struct plb__http2_check {
     plb__http_check http;
+    plb_http2_header
+        headers[4 + PLB__HTTP2_EXTRA + 1]; /* of the request that is being made: a stack may be too small */
+    char authority[PLB__HTTP2_AUTHORITY];  /* its, too */
     plb_status (*request)(plb__http2_probe *probe, plb_text authority);
     plb_status (*event)(plb__http2_probe *probe, const plb_http2_event *event); /* PLB_AGAIN: the next one */
     char *service;                                                              /* gRPC: the request's body */
@@ -12180,7 +13613,9 @@ struct plb__http2_probe {
     plb__http_probe http;
     plb_http2 connection;
     size_t offered; /* bytes of output that the exchange was given */
+#ifndef PLB_NO_GRPC
     plb_grpc_health health;
+#endif
     uint32_t grpc_status;
     bool has_grpc_status, has_health;
     char memory[PLB_HTTP2_MEMORY];
@@ -12192,9 +13627,10 @@ typedef struct plb__http2_fields_probe {
     plb__http2_fields fields;
 } plb__http2_fields_probe;
 
-static const plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
+/* The check's state, which exchanges may only read, and probes write too. */
+static plb__http2_check *plb__http2_check_of(const plb__http2_probe *probe)
 {
-    return (const plb__http2_check *)(const void *)probe->http.exchange.check;
+    return (plb__http2_check *)(uintptr_t)probe->http.exchange.check;
 }
 
 /* Bytes that the exchange has sent of the codec's output are the codec's no more; what is left is taken back, for the
@@ -12227,24 +13663,24 @@ static void plb__http2_probe_sent(plb_exchange *x)
 }
 
 /* Over TLS the two sides must have agreed. */
-PLB__RARE bool plb__http2_is_spoken(plb_exchange *x)
+PLB__APART bool plb__http2_is_spoken(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
-    if (x->check->connect.tls == NULL)
+    if (plb__exchange_tls(x->check) == NULL)
         return true;
-    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && strcmp(info.alpn, "h2") == 0;
+    return io->info(io->self, x->stream, &info) == PLB_OK && info.alpn != NULL && plb__same_text(info.alpn, "h2");
 }
 
 static plb_status plb__http2_probe_connected(plb_exchange *x)
 {
     plb__http2_probe *probe = (plb__http2_probe *)(void *)x;
-    char *authority = plb__http_check_of(&probe->http)->room->authority;
-    plb__text text = plb__text_in(authority, PLB__HTTP2_AUTHORITY);
+    plb__http2_check *check = plb__http2_check_of(probe);
+    plb__text text = plb__text_in(check->authority, sizeof check->authority);
     plb_text host;
     plb_status status;
     plb__http_await(&probe->http);
-    memset(&probe->health, 0, sizeof probe->health);
+    PLB__IF_GRPC(memset(&probe->health, 0, sizeof probe->health), (void)0);
     probe->has_grpc_status = probe->has_health = false;
     probe->offered = 0;
     if (!plb__http2_is_spoken(x))
@@ -12253,15 +13689,15 @@ static plb_status plb__http2_probe_connected(plb_exchange *x)
         plb_http2_open(&probe->connection, probe->memory, sizeof probe->memory);
     plb__put(&text, probe->http.target.host);
     plb__put(&text, probe->http.authority);
-    host.data = authority;
+    host.data = check->authority;
     host.size = text.length;
-    status = text.length < PLB__HTTP2_AUTHORITY ? plb__http2_check_of(probe)->request(probe, host) : PLB_ERR_ARGUMENT;
+    status = text.length < sizeof check->authority ? check->request(probe, host) : PLB_ERR_ARGUMENT;
     if (status == PLB_AGAIN || status == PLB_END) /* a connection that was kept takes no more requests */
         return PLB_ERR_RESET;
     if (status != PLB_OK)
         return status;
     plb__http2_offer(probe);
-    x->keep = plb__http2_check_of(probe)->http.desc.reuse_connection;
+    x->keep = check->http.desc.reuse_connection;
     return PLB_AGAIN;
 }
 
@@ -12339,21 +13775,29 @@ static void plb__http2_check_close(void *state)
     plb__http_check_close(state);
 }
 
-/* Opens the part that both kinds have, with "h2" as what TLS asks for unless the program has something else. */
-static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_check_desc *desc, const plb_env *env)
+#ifndef PLB_NO_TLS
+/* "h2" is what TLS asks for, unless the program has something else. */
+static void plb__http2_ask(plb_connect_desc *connect, plb_tls *tls)
 {
     static const char *const alpn[] = {"h2", NULL};
+    if (connect->tls == NULL)
+        return;
+    *tls = *connect->tls;
+    if (tls->alpn == NULL)
+        tls->alpn = alpn;
+    connect->tls = tls;
+}
+#endif
+
+/* Opens the part that both kinds have. */
+static plb_status plb__http2_open_check(plb__http2_check *check, const plb_http_check_desc *desc, const plb_env *env)
+{
     plb_http_check_desc with;
     plb_tls tls;
     memset(&with, 0, sizeof with);
     if (desc != NULL)
         with = *desc;
-    if (with.connect.tls != NULL) {
-        tls = *with.connect.tls;
-        if (tls.alpn == NULL)
-            tls.alpn = alpn;
-        with.connect.tls = &tls;
-    }
+    PLB__IF_TLS(plb__http2_ask(&with.connect, &tls), (void)&tls);
     return plb__http_check_open(&check->http, &with, env);
 }
 
@@ -12387,20 +13831,21 @@ static plb_status plb__http2_page_headers(const plb__http_check *check, plb_http
     return PLB_OK;
 }
 
-static plb_status plb__http2_page_queue(const plb__http_check *check, plb_http2 *connection, const char *path,
+static plb_status plb__http2_page_queue(plb__http2_check *check, plb_http2 *connection, const char *path,
                                         plb_text authority)
 {
-    plb_http2_header *headers = check->room->headers.request;
+    plb_http2_header *headers = check->headers;
     plb_text no_body;
     plb_status status;
     size_t count = 0;
     memset(&no_body, 0, sizeof no_body);
-    plb__http2_put_header(headers, &count, ":method", check->desc.method);
-    plb__http2_put_header(headers, &count, ":scheme", check->exchange.connect.tls != NULL ? "https" : "http");
+    plb__http2_put_header(headers, &count, ":method", check->http.desc.method);
+    plb__http2_put_header(headers, &count, ":scheme",
+                          plb__exchange_tls(&check->http.exchange) != NULL ? "https" : "http");
     plb__http2_put_header(headers, &count, ":path", path);
     plb__http2_put_header(headers, &count, ":authority", "");
     headers[count - 1].value = authority;
-    status = plb__http2_page_headers(check, headers, &count);
+    status = plb__http2_page_headers(&check->http, headers, &count);
     return status == PLB_OK ? plb_http2_request(connection, headers, count, no_body) : status;
 }
 
@@ -12413,7 +13858,7 @@ static plb__http2_fields *plb__http2_fields_of(plb__http2_probe *probe)
 
 static plb_status plb__http2_page_request(plb__http2_probe *probe, plb_text authority)
 {
-    const plb__http_check *check = &plb__http2_check_of(probe)->http;
+    plb__http2_check *check = plb__http2_check_of(probe);
     return plb__http2_page_queue(check, &probe->connection, probe->http.target.path, authority);
 }
 
@@ -12474,18 +13919,18 @@ static void plb__http2_lower_names(plb__http_check *check)
 }
 
 /* A request on trial, so that what HTTP/2 cannot carry fails plb_create and not each probe. */
-static plb_status plb__http2_page_try(const plb__http_check *check)
+static plb_status plb__http2_page_try(plb__http2_check *check)
 {
-    const plb_allocator *a = &check->exchange.env->allocator;
+    const plb_allocator *a = &check->http.exchange.env->allocator;
     plb_http2 *connection = (plb_http2 *)plb__new(a, sizeof *connection + PLB_HTTP2_MEMORY);
     plb_text authority;
     plb_status status;
     if (connection == NULL)
         return PLB_ERR_MEMORY;
-    authority.data = check->desc.host != NULL ? check->desc.host : "a";
+    authority.data = check->http.desc.host != NULL ? check->http.desc.host : "a";
     authority.size = strlen(authority.data);
     plb_http2_open(connection, connection + 1, PLB_HTTP2_MEMORY);
-    status = plb__http2_page_queue(check, connection, check->desc.path, authority);
+    status = plb__http2_page_queue(check, connection, check->http.desc.path, authority);
     plb__delete(a, connection, sizeof *connection + PLB_HTTP2_MEMORY);
     return status == PLB_ERR_LIMIT ? PLB_ERR_ARGUMENT : status;
 }
@@ -12499,7 +13944,7 @@ static plb_status plb__http2_fields_open(void *state, const void *desc, const pl
     check->request = plb__http2_page_request;
     check->event = plb__http2_page_event;
     plb__http2_lower_names(&check->http);
-    return plb__http2_page_try(&check->http);
+    return plb__http2_page_try(check);
 }
 
 /* Where probes were given no room for headers. */
@@ -12529,10 +13974,12 @@ PLB_API plb_check plb_http2_check(const plb_http_check_desc *desc)
     bool validates = desc != NULL && desc->validate != NULL;
     return plb__check_of(validates ? &with_fields : &plain, desc, desc != NULL ? &desc->connect : NULL);
 }
+#endif
 
 /* ==== GRPC CHECK =====================================================================================================
    A call of grpc.health.v1.Health/Check. */
 
+#ifndef PLB_NO_GRPC
 #define PLB__GRPC_SERVICE_MAX 256
 
 static plb_status plb__grpc_request(plb__http2_probe *probe, plb_text authority)
@@ -12542,7 +13989,7 @@ static plb_status plb__grpc_request(plb__http2_probe *probe, plb_text authority)
     plb_text body;
     body.data = check->service;
     body.size = check->service_size;
-    plb_grpc_health_headers(headers, authority, check->http.exchange.connect.tls != NULL);
+    plb_grpc_health_headers(headers, authority, plb__exchange_tls(&check->http.exchange) != NULL);
     return plb_http2_request(&probe->connection, headers, PLB_GRPC_HEADERS, body);
 }
 
@@ -12556,7 +14003,7 @@ static plb_status plb__grpc_say(plb__http2_probe *probe, uint32_t code, const ch
     plb__put(&text, name);
     memset(&report, 0, sizeof report);
     report.code = code < UINT16_MAX ? code : UINT16_MAX;
-    report.text = line;
+    PLB__IF_LOG(report.text = line, (void)line);
     plb_exchange_say(&probe->http.exchange, &report);
     return PLB_ERR_ANSWER;
 }
@@ -12657,10 +14104,12 @@ PLB_API plb_check plb_grpc_check(const plb_grpc_check_desc *desc)
                                       plb_exchange_cancel};
     return plb__check_of(&ops, desc, desc != NULL ? &desc->connect : NULL);
 }
+#endif
 
 /* ==== OUTLIER DETECTION ==============================================================================================
    What is made of the records: who is ejected, for how long, and who comes back. */
 
+#ifndef PLB_NO_OUTLIER
 static void plb__outlier_tell(plb_balancer *lb, const plb__record *record, plb_ejection why, const char *reason)
 {
     bool back = why >= PLB_EJECTION_TIME_OVER;
@@ -12737,7 +14186,7 @@ static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r)
     uint32_t flags = PLB__LOAD(&r->slot->flags);
     if ((flags & PLB__EJECTED) == 0 || (flags & PLB__UNHEALTHY) != 0 || lb->desc.outlier.ignore_probes)
         return;
-    if (r->op->report.status == PLB_OK && !r->op->report.neutral &&
+    if (r->op->report.status == PLB_OK && !plb__is_neutral(r->op) &&
         r->op->started_ms > plb__slot_record(r->slot)->ejected_ms)
         plb__outlier_return(lb, plb__slot_record(r->slot), PLB_EJECTION_PROBE_PASSED);
 }
@@ -12780,8 +14229,9 @@ static void plb__outlier_eject(plb_balancer *lb, plb__record *record, plb_ejecti
 #define PLB__REASON_MAX 120
 
 /* A thread left word. New failures are counted from here on, and may leave word again. */
-PLB__RARE void plb__outlier_suspected(plb_balancer *lb, plb__record *record)
+PLB__APART void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
 {
+    plb__record *record = (plb__record *)(void *)mail;
     plb_ejection why = (plb_ejection)PLB__LOAD(&record->told);
     const plb__tier *tier = NULL;
     char buffer[PLB__REASON_MAX];
@@ -12886,9 +14336,45 @@ static void plb__outlier_interval(void *user)
         plb__outlier_compare(lb, set, &rates);
 }
 
+/* At the end nobody is ejected any more. */
+static void plb__outlier_forget(plb__mail *mail)
+{
+    PLB__STORE(&((plb__record *)(void *)mail)->told, PLB_EJECTION_NONE);
+}
+
+static void plb__outlier_resolve(plb_outlier_desc *outlier)
+{
+    outlier->consecutive_errors = plb__or(outlier->consecutive_errors, 5);
+    outlier->consecutive_connect_errors = plb__or(outlier->consecutive_connect_errors, 5);
+    outlier->interval_ms = plb__or(outlier->interval_ms, 10000);
+    outlier->base_ejection_ms = plb__or(outlier->base_ejection_ms, 30000);
+    outlier->max_ejection_ms = plb__or(outlier->max_ejection_ms, 300000);
+    if (outlier->max_ejection_ms < outlier->base_ejection_ms)
+        outlier->max_ejection_ms = outlier->base_ejection_ms;
+    outlier->max_ejection_percent = plb__or(outlier->max_ejection_percent, 10);
+    outlier->success_rate_backends = plb__or(outlier->success_rate_backends, 5);
+    outlier->success_rate_requests = plb__or(outlier->success_rate_requests, 100);
+    outlier->success_rate_stdev_factor = plb__or(outlier->success_rate_stdev_factor, 1900);
+}
+
+static plb_status plb__outlier_check(const plb_balancer *lb)
+{
+    if (lb->env.port.clock == NULL && lb->desc.outlier.on) {
+        plb__log(lb, PLB_LOG_ERROR, "outlier detection needs port.clock", PLB_OK);
+        return PLB_ERR_UNSUPPORTED;
+    }
+    if (lb->desc.outlier.max_ejection_percent > 100) {
+        plb__log(lb, PLB_LOG_ERROR, "max_ejection_percent is above 100", PLB_OK);
+        return PLB_ERR_ARGUMENT;
+    }
+    return PLB_OK;
+}
+
 static void plb__outlier_start(plb_balancer *lb)
 {
-    if (lb->watches != 0)
+    plb__timer_init(&lb->interval_timer, plb__outlier_interval, lb);
+    plb__timer_init(&lb->return_timer, plb__outlier_returns, lb);
+    if (plb__watches(lb))
         plb_timer_set(&lb->timers, &lb->interval_timer, lb->desc.outlier.interval_ms);
 }
 
@@ -12920,6 +14406,35 @@ PLB_API plb_status plb_find_outlier(plb_balancer *lb, const plb_addr *addr, uint
     plb__record_fill(lb, plb__slot_record(tier->view.slots[index]), out);
     return PLB_OK;
 }
+#else
+PLB__INLINE void plb__outlier_absolve(plb_balancer *lb, const plb__result *r)
+{
+    (void)lb;
+    (void)r;
+}
+
+PLB__INLINE void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
+{
+    (void)lb;
+    (void)mail;
+}
+
+PLB__INLINE void plb__outlier_forget(plb__mail *mail)
+{
+    (void)mail;
+}
+
+PLB__INLINE plb_status plb__outlier_check(const plb_balancer *lb)
+{
+    (void)lb;
+    return PLB_OK;
+}
+
+PLB__INLINE void plb__outlier_start(plb_balancer *lb)
+{
+    (void)lb;
+}
+#endif
 
 /* ==== BALANCER =======================================================================================================
    Creation, the schedule that plb_poll keeps, and the end. */
@@ -12929,7 +14444,9 @@ static void plb__mail_sort(plb_balancer *lb)
 {
     plb__mail *mail = plb__mail_take(&lb->mailbox);
     while (mail != NULL) {
-        plb__mail *next = mail->next, ***end = mail->kind == PLB__MAIL_CHANGE ? &lb->changes_end : &lb->completions_end;
+        plb__mail *next = mail->next, ***end = &lb->completions_end;
+        if (mail->kind == PLB__MAIL_CHANGE)
+            PLB__IF_CHANGES(end = &lb->changes_end, (void)0);
         mail->next = NULL;
         **end = mail;
         *end = &mail->next;
@@ -12951,9 +14468,9 @@ static void plb__mail_read(plb_balancer *lb)
         if (lb->completions == NULL)
             lb->completions_end = &lb->completions;
         if (mail->kind == PLB__MAIL_SUSPECT)
-            plb__outlier_suspected(lb, (plb__record *)(void *)mail);
-        else if (op == lb->discovery)
-            plb__discovery_answered(lb, op->report.status);
+            plb__outlier_suspected(lb, mail);
+        else if (op == plb__discovery_op(lb))
+            PLB__IF_UPDATES(plb__discovery_answered(lb, op->report.status), (void)0);
         else
             plb__probe_over(lb, op, op->report.status);
     }
@@ -12968,23 +14485,25 @@ static void plb__mail_drop(plb_balancer *lb)
     for (mail = lb->completions; mail != NULL; mail = mail->next) {
         plb__op *op = (plb__op *)(void *)mail;
         if (mail->kind == PLB__MAIL_SUSPECT)
-            PLB__STORE(&((plb__record *)(void *)mail)->told, PLB_EJECTION_NONE);
-        else if (op != lb->discovery && op->report.keep)
+            plb__outlier_forget(mail);
+        else if (op != plb__discovery_op(lb) && plb__op_keeps(op))
             lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), plb__op_token(op));
     }
 }
 
+#ifndef PLB_NO_UPDATES
 static void plb__discover(plb_balancer *lb)
 {
-    plb__changes_apply(lb);
+    PLB__IF_CHANGES(plb__changes_apply(lb), (void)0);
     if (plb__discovery_can_start(lb))
         plb__discovery_start(lb);
     plb__mail_read(lb); /* what completed at once */
 }
+#endif
 
 static void plb__check_all(plb_balancer *lb)
 {
-    if (!lb->first_update_over)
+    if (PLB__IF_UPDATES(!lb->first_update_over, false))
         return;
     plb__probes_start(lb);
     plb__mail_read(lb); /* what completed at once */
@@ -13000,20 +14519,24 @@ static bool plb__is_busy(plb_balancer *lb)
 {
     if (PLB__LOAD(&lb->mailbox) != 0 || PLB__LOAD(&lb->wanted) != 0 || lb->completions != NULL)
         return true;
-    if (plb__discovery_can_start(lb) || (lb->discovery == NULL && lb->changes != NULL && !lb->changes_stalled))
+    if (PLB__IF_UPDATES(plb__discovery_can_start(lb), false))
+        return true;
+    if (PLB__IF_CHANGES(lb->discovery == NULL && lb->changes != NULL && !lb->changes_stalled, false))
         return true;
     return plb__probe_can_start(lb);
 }
 
+#ifndef PLB_NO_DRAW
 /* Sees to what threads that had their hands full left behind. */
 static void plb__lists_catch_up(plb_balancer *lb)
 {
     plb__set *set = (plb__set *)lb->current;
     uint32_t t;
-    for (t = 0; set != NULL && t < set->tier_count; t++)
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++)
         if (PLB__LOAD_RELAXED(&set->tiers[t].view.list_behind) != 0)
             plb__list_changed(&set->tiers[t].view, 0);
 }
+#endif
 
 /* Until the next timer, or the next probe if it may start then. */
 static uint32_t plb__delay(const plb_balancer *lb)
@@ -13031,22 +14554,22 @@ PLB_API uint32_t plb_poll(plb_balancer *lb)
 {
     uint32_t delay;
     uintptr_t wanted = plb__exchange(&lb->wanted, 0);
-    if (lb->port.clock != NULL) {
-        plb_timers_update(&lb->timers, lb->port.clock);
+    if (lb->env.port.clock != NULL) {
+        plb_timers_update(&lb->timers, lb->env.port.clock);
         plb__timers_run_some(&lb->timers, PLB__ENDS_PER_POLL);
     }
     if ((wanted & PLB__WANT_READ) != 0)
-        plb__exchanges_go_on(lb);
-    lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0;
+        PLB__IF_EXCHANGE(plb__exchanges_go_on(lb), (void)0);
+    PLB__IF_UPDATES(lb->update_due = lb->update_due || (wanted & PLB__WANT_UPDATE) != 0, (void)0);
     plb__mail_read(lb);
     if ((wanted & PLB__WANT_CHECK) != 0)
-        plb__schedule_all(lb);
-    plb__lists_catch_up(lb);
-    plb__reclaim(lb);
-    plb__discover(lb);
+        PLB__IF_CHECK_LIST(plb__schedule_all(lb), (void)0);
+    PLB__IF_DRAW(plb__lists_catch_up(lb), (void)0);
+    PLB__IF_UPDATES(plb__reclaim(lb), (void)0);
+    PLB__IF_UPDATES(plb__discover(lb), (void)0);
     plb__check_all(lb);
     delay = plb__delay(lb);
-    if (plb__reclaim(lb) && delay > PLB__WAIT_READERS_MS)
+    if (PLB__IF_UPDATES(plb__reclaim(lb), false) && delay > PLB__WAIT_READERS_MS)
         delay = PLB__WAIT_READERS_MS;
     return plb__is_busy(lb) ? 0 : delay;
 }
@@ -13061,38 +14584,24 @@ PLB_API plb_task *plb_balancer_task(plb_balancer *lb)
     return &lb->task;
 }
 
-static uint32_t plb__or(uint32_t value, uint32_t default_value)
+#ifndef PLB_NO_UPDATES
+static void plb__discovery_resolve(plb_discovery *discovery)
 {
-    return value > 0 ? value : default_value;
+    if (discovery->ops == NULL)
+        *discovery = plb_static(NULL);
+    discovery->timeout_ms = plb__or(discovery->timeout_ms, 5000);
 }
-
-static void plb__outlier_resolve(plb_outlier_desc *outlier)
-{
-    outlier->consecutive_errors = plb__or(outlier->consecutive_errors, 5);
-    outlier->consecutive_connect_errors = plb__or(outlier->consecutive_connect_errors, 5);
-    outlier->interval_ms = plb__or(outlier->interval_ms, 10000);
-    outlier->base_ejection_ms = plb__or(outlier->base_ejection_ms, 30000);
-    outlier->max_ejection_ms = plb__or(outlier->max_ejection_ms, 300000);
-    if (outlier->max_ejection_ms < outlier->base_ejection_ms)
-        outlier->max_ejection_ms = outlier->base_ejection_ms;
-    outlier->max_ejection_percent = plb__or(outlier->max_ejection_percent, 10);
-    outlier->success_rate_backends = plb__or(outlier->success_rate_backends, 5);
-    outlier->success_rate_requests = plb__or(outlier->success_rate_requests, 100);
-    outlier->success_rate_stdev_factor = plb__or(outlier->success_rate_stdev_factor, 1900);
-}
+#endif
 
 /* The one place where zero becomes a default. */
 static void plb__desc_resolve(plb_balancer_desc *desc)
 {
     if (desc->strategy.ops == NULL)
         desc->strategy = plb_round_robin();
-    if (desc->discovery.ops == NULL)
-        desc->discovery = plb_static(NULL);
-    desc->discovery.timeout_ms = plb__or(desc->discovery.timeout_ms, 5000);
+    PLB__IF_UPDATES(plb__discovery_resolve(&desc->discovery), (void)0);
     desc->parallel_checks = plb__or(desc->parallel_checks, 64);
-    plb__outlier_resolve(&desc->outlier);
-    if (desc->log_level == PLB_LOG_NONE)
-        desc->log_level = PLB_LOG_INFO;
+    PLB__IF_OUTLIER(plb__outlier_resolve(&desc->outlier), (void)0);
+    PLB__IF_LOG(desc->log_level = desc->log_level == PLB_LOG_NONE ? PLB_LOG_INFO : desc->log_level, (void)0);
 }
 
 static void plb__check_resolve(plb_check *check, uint32_t every_ms)
@@ -13103,6 +14612,7 @@ static void plb__check_resolve(plb_check *check, uint32_t every_ms)
     check->every_ms = plb__or(check->every_ms, every_ms);
 }
 
+#ifndef PLB_NO_LOG
 /* Room for the lines of the log, where somebody listens. */
 static plb_status plb__line_take(plb_balancer *lb)
 {
@@ -13111,7 +14621,9 @@ static plb_status plb__line_take(plb_balancer *lb)
     lb->line = (plb__line *)plb__new(&lb->env.allocator, sizeof *lb->line);
     return lb->line != NULL ? PLB_OK : PLB_ERR_MEMORY;
 }
+#endif
 
+#ifndef PLB_NO_METRICS
 /* Copies the name. */
 static plb_status plb__name_take(plb_balancer *lb, const char *name)
 {
@@ -13126,23 +14638,25 @@ static plb_status plb__name_take(plb_balancer *lb, const char *name)
         memcpy(copy, name, size);
     return PLB_OK;
 }
+#endif
 
 /* Copies the checks. */
 static plb_status plb__checks_take(plb_balancer *lb, const plb_balancer_desc *desc)
 {
     uint32_t first = desc->check.ops != NULL, c;
-    if (desc->check_count > PLB_CHECKS_MAX - first) {
+    size_t more = PLB__IF_CHECK_LIST(desc->check_count, 0);
+    if (more > PLB_CHECKS_MAX - first) {
         plb__log(lb, PLB_LOG_ERROR, "more checks than PLB_CHECKS_MAX", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (first + desc->check_count == 0)
+    if (first + more == 0)
         return PLB_OK;
-    lb->checks = (plb__check *)plb__new(&lb->env.allocator, (first + desc->check_count) * sizeof *lb->checks);
+    lb->checks = (plb__check *)plb__new(&lb->env.allocator, (first + more) * sizeof *lb->checks);
     if (lb->checks == NULL)
         return PLB_ERR_MEMORY;
-    lb->check_count = first + (uint32_t)desc->check_count;
+    lb->check_count = first + (uint32_t)more;
     for (c = 0; c < lb->check_count; c++) {
-        lb->checks[c].what = c < first ? desc->check : desc->checks[c - first];
+        lb->checks[c].what = PLB__IF_CHECK_LIST(c < first ? desc->check : desc->checks[c - first], desc->check);
         plb__check_resolve(&lb->checks[c].what, desc->check_every_ms);
     }
     return PLB_OK;
@@ -13150,7 +14664,7 @@ static plb_status plb__checks_take(plb_balancer *lb, const plb_balancer_desc *de
 
 static plb_status plb__check_check(const plb_balancer *lb, const plb_check *check)
 {
-    bool timed = check->every_ms > 0 || check->fast_every_ms > 0 || check->down_every_ms > 0;
+    bool timed = check->every_ms > 0 || PLB__IF_CHECK_LIST(check->fast_every_ms > 0 || check->down_every_ms > 0, false);
     if (check->ops == NULL) {
         plb__log(lb, PLB_LOG_ERROR, "a check has no ops", PLB_OK);
         return PLB_ERR_ARGUMENT;
@@ -13159,11 +14673,11 @@ static plb_status plb__check_check(const plb_balancer *lb, const plb_check *chec
         plb__log(lb, PLB_LOG_ERROR, "consecutive_success or consecutive_failure is above 65535", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (check->jitter_percent > 100) {
+    if (PLB__IF_CHECK_LIST(check->jitter_percent > 100, false)) {
         plb__log(lb, PLB_LOG_ERROR, "jitter_percent is above 100", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (lb->port.clock == NULL && timed) {
+    if (lb->env.port.clock == NULL && timed) {
         plb__log(lb, PLB_LOG_ERROR, "intervals of checks need port.clock", PLB_OK);
         return PLB_ERR_UNSUPPORTED;
     }
@@ -13174,27 +14688,22 @@ static plb_status plb__desc_check(const plb_balancer *lb)
 {
     const plb_balancer_desc *desc = &lb->desc;
     plb_status status = PLB_OK;
+    bool timed = desc->check_every_ms > 0 || PLB__IF_SHARES(desc->slow_start_ms > 0, false) ||
+                 PLB__IF_UPDATES(desc->update_every_ms > 0, false);
     uint32_t c;
     if (desc->start_unhealthy && lb->check_count == 0) {
         plb__log(lb, PLB_LOG_ERROR, "start_unhealthy needs a check, or no backend would ever be ready", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (lb->port.clock == NULL && (desc->update_every_ms > 0 || desc->check_every_ms > 0 || desc->slow_start_ms > 0)) {
+    if (lb->env.port.clock == NULL && timed) {
         plb__log(lb, PLB_LOG_ERROR, "update_every_ms, check_every_ms and slow_start_ms need port.clock", PLB_OK);
         return PLB_ERR_UNSUPPORTED;
     }
-    if (desc->panic_percent > 100) {
+    if (PLB__IF_TIERS(desc->panic_percent > 100, false)) {
         plb__log(lb, PLB_LOG_ERROR, "panic_percent is above 100", PLB_OK);
         return PLB_ERR_ARGUMENT;
     }
-    if (lb->port.clock == NULL && desc->outlier.on) {
-        plb__log(lb, PLB_LOG_ERROR, "outlier detection needs port.clock", PLB_OK);
-        return PLB_ERR_UNSUPPORTED;
-    }
-    if (desc->outlier.max_ejection_percent > 100) {
-        plb__log(lb, PLB_LOG_ERROR, "max_ejection_percent is above 100", PLB_OK);
-        return PLB_ERR_ARGUMENT;
-    }
+    status = plb__outlier_check(lb);
     for (c = 0; c < lb->check_count && status == PLB_OK; c++)
         status = plb__check_check(lb, &lb->checks[c].what);
     return status;
@@ -13217,7 +14726,7 @@ static plb_status plb__open(plb_balancer *lb, const char *kind, const char *name
         plb__put_char(line, ' ');
         plb__put(line, name);
         plb__put(line, " cannot start: ");
-        plb__put(line, plb_status_text(status));
+        plb__put(line, plb__words_of(status));
         plb__log_end(lb);
     }
     return status;
@@ -13232,6 +14741,23 @@ static void plb__close(plb_balancer *lb, size_t state_size, void (*close)(void *
     plb__delete(&lb->env.allocator, state, state_size > 0 ? state_size : 1);
 }
 
+#ifndef PLB_NO_UPDATES
+static plb_status plb__discovery_open(plb_balancer *lb)
+{
+    const plb_discovery *discovery = &lb->desc.discovery;
+    lb->update.status = PLB_AGAIN;
+    plb__timer_init(&lb->update_timer, plb__update_due, lb);
+    return plb__open(lb, "discovery", discovery->ops->name, discovery->ops->state_size, discovery->ops->open,
+                     discovery->desc, &lb->discovery_state);
+}
+
+#else
+PLB__INLINE plb_status plb__discovery_open(plb_balancer *lb)
+{
+    return plb__static_apply(lb);
+}
+#endif
+
 static plb_status plb__open_all(plb_balancer *lb)
 {
     const plb_balancer_desc *desc = &lb->desc;
@@ -13245,40 +14771,33 @@ static plb_status plb__open_all(plb_balancer *lb)
         status = plb__open(lb, "check", check->what.ops->name, check->what.ops->state_size, check->what.ops->open,
                            check->what.desc, &check->state);
     }
-    if (status == PLB_OK)
-        status = plb__open(lb, "discovery", desc->discovery.ops->name, desc->discovery.ops->state_size,
-                           desc->discovery.ops->open, desc->discovery.desc, &lb->discovery_state);
-    return status;
+    return status == PLB_OK ? plb__discovery_open(lb) : status;
 }
 
+#ifndef PLB_NO_TICK
 /* Lets the strategy do what it does from time to time. */
 static void plb__strategy_tick(void *user)
 {
     plb_balancer *lb = (plb_balancer *)user;
     plb__set *set = (plb__set *)lb->current;
     uint32_t t;
-    if (lb->strategy->tick == NULL || lb->port.clock == NULL)
+    if (lb->strategy->tick == NULL || lb->env.port.clock == NULL)
         return;
     plb_timer_set(&lb->timers, &lb->tick_timer, lb->strategy->tick_ms);
-    for (t = 0; set != NULL && t < set->tier_count; t++)
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++)
         if (set->tiers[t].view.count > 0)
             lb->strategy->tick(lb->strategy_state, set->tiers[t].table, &set->tiers[t].view);
 }
-
-static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
-{
-    timer->fn = fn;
-    timer->user = lb;
-}
+#endif
 
 /* Every cell has random numbers of its own, so that drawing one costs no atomic operation. */
 static void plb__seed_readers(plb_balancer *lb)
 {
     uint32_t i;
-    if (lb->port.random != NULL)
-        lb->port.random->fill(lb->port.random->self, &lb->seed, sizeof lb->seed);
+    if (lb->env.port.random != NULL)
+        lb->env.port.random->fill(lb->env.port.random->self, &lb->seed, sizeof lb->seed);
     for (i = 0; i < sizeof lb->cells / sizeof *lb->cells; i++)
-        lb->cells[i].reader.random = plb__mix(lb->seed + i);
+        lb->cells[i].reader.random = PLB__IF_DRAW(plb__mix(lb->seed + i), lb->seed + i);
 #ifdef PLB_NO_THREADS
     lb->cells[0].reader.own_turn = true; /* there is no other that could share it */
 #endif
@@ -13294,30 +14813,25 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
         return PLB_ERR_MEMORY;
     lb->desc = *desc;
     plb__desc_resolve(&lb->desc);
-    lb->port = desc->port;
     lb->strategy = lb->desc.strategy.ops;
-    lb->watches = desc->outlier.on;
+    lb->watches = PLB__IF_OUTLIER(desc->outlier.on, 0);
     lb->env.port = desc->port;
     lb->env.allocator = allocator;
     lb->env.balancer = lb;
     lb->task.poll = plb__task_poll;
     lb->task.user = lb;
-    lb->changes_end = &lb->changes;
+    PLB__IF_CHANGES(lb->changes_end = &lb->changes, (void)0);
     lb->completions_end = &lb->completions;
-    lb->update.status = PLB_AGAIN;
-    plb__timer_init(&lb->update_timer, plb__update_due, lb);
-    plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb);
-    plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb);
-    plb__timer_init(&lb->interval_timer, plb__outlier_interval, lb);
-    plb__timer_init(&lb->return_timer, plb__outlier_returns, lb);
-    if (lb->port.clock != NULL)
-        plb_timers_update(&lb->timers, lb->port.clock);
+    PLB__IF_TICK(plb__timer_init(&lb->tick_timer, plb__strategy_tick, lb), (void)0);
+    PLB__IF_SHARES(plb__timer_init(&lb->ramp_timer, plb__ramp_go_on, lb), (void)0);
+    if (lb->env.port.clock != NULL)
+        plb_timers_update(&lb->timers, lb->env.port.clock);
     lb->epoch_ms = lb->timers.now_ms;
     plb__seed_readers(lb);
-    lb->jitter = lb->seed;
-    status = plb__name_take(lb, desc->name);
+    PLB__IF_CHECK_LIST(lb->jitter = lb->seed, (void)0);
+    status = PLB__IF_METRICS(plb__name_take(lb, desc->name), PLB_OK);
     if (status == PLB_OK)
-        status = plb__line_take(lb);
+        status = PLB__IF_LOG(plb__line_take(lb), PLB_OK);
     if (status == PLB_OK)
         status = plb__checks_take(lb, desc);
     if (status == PLB_OK)
@@ -13327,9 +14841,9 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
         return status;
     }
     *out = lb;
-    plb__strategy_tick(lb);
+    PLB__IF_TICK(plb__strategy_tick(lb), (void)0);
     plb__outlier_start(lb);
-    plb__discovery_start(lb);
+    PLB__IF_UPDATES(plb__discovery_start(lb), (void)0);
     plb__mail_read(lb);
     return PLB_OK;
 }
@@ -13337,19 +14851,16 @@ PLB_API plb_status plb_create(const plb_balancer_desc *desc, plb_balancer **out)
 /* Calls off what is in flight. */
 static void plb__cancel_all(plb_balancer *lb)
 {
-    const plb_discovery_ops *discovery = lb->desc.discovery.ops;
     plb__op *op;
     for (op = lb->running; op != NULL; op = op->next_running) {
         plb_token token = plb__op_token(op);
         if (plb__op_claim(token) == NULL)
             continue; /* it has completed, and nobody will look at it */
-        if (op == lb->discovery)
-            discovery->cancel(lb->discovery_state, token);
+        if (op == plb__discovery_op(lb))
+            PLB__IF_UPDATES(lb->desc.discovery.ops->cancel(lb->discovery_state, token), (void)0);
         else
             lb->checks[op->check].what.ops->cancel(lb->checks[op->check].state, plb__op_probe(op), token);
     }
-    if (lb->discovery != NULL && discovery->applied != NULL)
-        discovery->applied(lb->discovery_state, PLB_ERR_CANCELLED);
 }
 
 static void plb__set_drop_kept(plb_balancer *lb, const plb__set *set)
@@ -13371,24 +14882,60 @@ static void plb__checks_close(plb_balancer *lb)
     }
 }
 
+#ifndef PLB_NO_UPDATES
+static void plb__discovery_free(plb_balancer *lb, plb__op *op)
+{
+    if (op->answer != NULL) {
+        plb__update_refuse(lb, op->answer);
+        plb__delete(&lb->env.allocator, op->answer, op->answer->size);
+    }
+    plb__op_delete(lb, op, 0);
+}
+#endif
+
 /* Frees what was in flight, once no completion can be on its way any more. */
 static void plb__free_running(plb_balancer *lb)
 {
     while (lb->running != NULL) {
         plb__op *op = lb->running;
         plb__op_stop(lb, op);
-        if (op != lb->discovery) {
+        if (op == plb__discovery_op(lb)) {
+            PLB__IF_UPDATES(plb__discovery_free(lb, op), (void)0);
+        } else {
             plb__slot_let_go(lb, op->slot);
             plb__op_delete(lb, op, lb->checks[op->check].what.ops->probe_size);
-            continue;
         }
-        if (op->answer != NULL) {
-            plb__update_refuse(lb, op->answer);
-            plb__delete(&lb->env.allocator, op->answer, op->answer->size);
-        }
-        plb__op_delete(lb, op, 0);
     }
 }
+
+#ifndef PLB_NO_UPDATES
+/* Nothing is asked any more; what was asked for, and what came of it, goes. */
+static void plb__discovery_end(plb_balancer *lb)
+{
+    const plb_discovery_ops *ops = lb->desc.discovery.ops;
+    if (lb->discovery != NULL && ops->applied != NULL)
+        ops->applied(lb->discovery_state, PLB_ERR_CANCELLED);
+    plb__mail_drop(lb);
+    PLB__IF_CHANGES(plb__changes_end(lb), (void)0);
+    plb__close(lb, ops->state_size, ops->close, lb->discovery_state);
+}
+
+/* All sets but the current one. */
+static void plb__retired_free(plb_balancer *lb)
+{
+    int i;
+    for (i = 0; i < 2; i++) {
+        if (lb->retired[i] != NULL)
+            plb__set_delete(lb, lb->retired[i]);
+        lb->retired[i] = NULL;
+    }
+}
+
+static void plb__numbers_free(plb_balancer *lb)
+{
+    plb__delete(&lb->env.allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
+}
+#endif
 
 static void plb__free_tickets(plb_balancer *lb)
 {
@@ -13413,159 +14960,136 @@ static void plb__orphan_departed(plb_balancer *lb)
 PLB_API void plb_destroy(plb_balancer *lb)
 {
     plb_allocator allocator;
-    const plb_balancer_desc *desc;
-    int i;
     if (lb == NULL)
         return;
     allocator = lb->env.allocator;
-    desc = &lb->desc;
     plb__cancel_all(lb);
-    plb__mail_drop(lb);
-    plb__changes_end(lb);
-    plb__close(lb, desc->discovery.ops->state_size, desc->discovery.ops->close, lb->discovery_state);
+    PLB__IF_UPDATES(plb__discovery_end(lb), plb__mail_drop(lb));
     plb__checks_close(lb);
     plb__free_running(lb);
-    for (i = 0; i < 2; i++)
-        if (lb->retired[i] != NULL)
-            plb__set_delete(lb, lb->retired[i]);
+    PLB__IF_UPDATES(plb__retired_free(lb), (void)0);
     if (lb->current != 0)
         plb__set_delete(lb, (plb__set *)lb->current);
-    plb__close(lb, desc->strategy.ops->state_size, desc->strategy.ops->close, lb->strategy_state);
-    lb->retired[0] = lb->retired[1] = NULL;
-    plb__reclaim(lb);
+    plb__close(lb, lb->strategy->state_size, lb->strategy->close, lb->strategy_state);
+    PLB__IF_UPDATES((void)plb__reclaim(lb), (void)0);
     plb__orphan_departed(lb);
-    plb__handles_free(lb);
+    PLB__IF_HANDLES(plb__handles_free(lb), (void)0);
     plb__free_tickets(lb);
-    if (lb->scratch != NULL)
-        plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE);
-    plb__delete(&allocator, lb->line, sizeof *lb->line);
+    PLB__IF_EXCHANGE(plb__delete(&allocator, lb->scratch, PLB_EXCHANGE_SIZE), (void)0);
+    PLB__IF_LOG(plb__delete(&allocator, lb->line, sizeof *lb->line), (void)0);
     plb__delete(&allocator, lb->schedule, lb->schedule_capacity * sizeof *lb->schedule);
     plb__delete(&allocator, lb->checks, lb->check_count * sizeof *lb->checks);
-    plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name));
-    plb__delete(&allocator, lb->free_numbers, lb->numbers_capacity * sizeof *lb->free_numbers);
+    PLB__IF_METRICS(plb__delete(&allocator, (void *)(uintptr_t)lb->desc.name, plb__name_size(lb->desc.name)), (void)0);
+    PLB__IF_UPDATES(plb__numbers_free(lb), (void)0);
     plb__delete(&allocator, lb, sizeof *lb);
 }
 
 /* ==== METRICS ========================================================================================================
    Prometheus text, one metric after another; of each, one sample after another. */
 
+#ifndef PLB_NO_METRICS
 enum {
-    PLB__METRIC_COUNT,
+    PLB__METRIC_GAUGE,
+    PLB__METRIC_COUNTER,
     PLB__METRIC_MICROSECONDS,
     PLB__METRIC_SHARE,
     PLB__METRIC_STATUS
-}; /* how values are written */
+}; /* how values are written; all but the counter are gauges */
 
-/* Of what a metric has a sample: a balancer; a backend in a tier, for what depends on its weight; a backend; one of its
-   checks; one of its checks, once it has a result. */
-enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_RECORD, PLB__OF_CHECK, PLB__OF_RESULT };
+/* Of what a metric has a sample: a balancer; a balancer, by counting through its set; a backend in a tier, for what
+   depends on its weight; a backend; one of its checks; one of its checks, once it has a result. */
+enum { PLB__OF_BALANCER, PLB__OF_SET, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_RECORD, PLB__OF_CHECK, PLB__OF_RESULT };
 
-enum {
-    PLB__METRIC_BACKENDS,
-    PLB__METRIC_BACKENDS_READY,
-    PLB__METRIC_BACKENDS_HEALTHY,
-    PLB__METRIC_BACKENDS_EJECTED,
-    PLB__METRIC_UPDATES,
-    PLB__METRIC_UPDATE_FAILURES,
-    PLB__METRIC_CHANGES,
-    PLB__METRIC_UPDATE_STATUS,
-    PLB__METRIC_DISCOVERY,
-    PLB__METRIC_BUILD,
-    PLB__METRIC_PROBES,
-    PLB__METRIC_RETIRED,
-    PLB__METRIC_READY,
-    PLB__METRIC_WEIGHT,
-    PLB__METRIC_HEALTHY,
-    PLB__METRIC_ENABLED,
-    PLB__METRIC_EJECTED,
-    PLB__METRIC_ADVISED_OFF,
-    PLB__METRIC_SHARE_RATIO,
-    PLB__METRIC_IN_FLIGHT,
-    PLB__METRIC_FLIPS,
-    PLB__METRIC_REQUESTS,
-    PLB__METRIC_FAILURES,
-    PLB__METRIC_EJECTIONS,
-    PLB__METRIC_PASSING,
-    PLB__METRIC_PASSED,
-    PLB__METRIC_FAILED,
-    PLB__METRIC_LAST_STATUS,
-    PLB__METRIC_LAST_CODE,
-    PLB__METRIC_LAST_LATENCY
-};
+enum { PLB__RESULT_NONE, PLB__RESULT_PASSED, PLB__RESULT_FAILED }; /* a metric's label */
+
+/* One sample: whose it is, and what is known of it. */
+typedef struct plb__sample {
+    const plb_balancer *lb;
+    uint32_t ready, healthy, ejected, retired; /* of a set: backends; sets before it that are read */
+    plb_backend_info info;
+#ifndef PLB_NO_OUTLIER
+    plb_outlier_info outlier;
+#endif
+    uint32_t check;
+    plb_probe_info probe;
+} plb__sample;
 
 typedef struct plb__metric {
-    uint8_t id, of, unit;
-    bool counter;
-    const char *name;   /* without plb_; the same as the row's before: another sample of that metric */
-    const char *result; /* a label's value, or NULL */
+    uint8_t of, unit, result;
+    uint8_t size;     /* of the number, */
+    uint32_t offset;  /* which is there in the balancer, or in the sample */
+    const char *name; /* without plb_; the same as the row's before: another sample of that metric */
     const char *help;
 } plb__metric;
 
+#define PLB__MEMBER(type, member)    (uint8_t)sizeof(((type *)0)->member), (uint32_t)offsetof(type, member)
+#define PLB__METRIC(of, unit, value) PLB__OF_##of, PLB__METRIC_##unit, PLB__RESULT_NONE, value
+#define PLB__IN_BALANCER(member)     PLB__MEMBER(plb_balancer, member)
+#define PLB__IN_SAMPLE(member)       PLB__MEMBER(plb__sample, member)
+
 static const plb__metric plb__metric_rows[] = {
-    {PLB__METRIC_BACKENDS, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends", NULL, "Backends in the set."},
-    {PLB__METRIC_BACKENDS_READY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ready", NULL,
-     "Backends in the set that may be picked now."},
-    {PLB__METRIC_BACKENDS_HEALTHY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_healthy", NULL,
+    {PLB__METRIC(BALANCER, GAUGE, PLB__IN_BALANCER(update.backends)), "backends", "Backends in the set."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(ready)), "backends_ready", "Backends in the set that may be picked now."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(healthy)), "backends_healthy",
      "Backends in the set whose checks all pass."},
-    {PLB__METRIC_BACKENDS_EJECTED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ejected", NULL,
+#ifndef PLB_NO_OUTLIER
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(ejected)), "backends_ejected",
      "Backends in the set that are taken out for what requests met with."},
-    {PLB__METRIC_UPDATES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "updates_total", NULL,
+#endif
+    {PLB__METRIC(BALANCER, COUNTER, PLB__IN_BALANCER(update.updates)), "updates_total",
      "Answers of the discovery that were applied, those that changed nothing too."},
-    {PLB__METRIC_UPDATE_FAILURES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "update_failures_total", NULL,
+    {PLB__METRIC(BALANCER, COUNTER, PLB__IN_BALANCER(update.failures)), "update_failures_total",
      "Discoveries that failed, and answers that were refused."},
-    {PLB__METRIC_CHANGES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "set_changes_total", NULL, "Sets published."},
-    {PLB__METRIC_UPDATE_STATUS, PLB__OF_BALANCER, PLB__METRIC_STATUS, false, "update_last_status", NULL,
+    {PLB__METRIC(BALANCER, COUNTER, PLB__IN_BALANCER(update.changes)), "set_changes_total", "Sets published."},
+    {PLB__METRIC(BALANCER, STATUS, PLB__IN_BALANCER(update.status)), "update_last_status",
      "How the last update went, as a label."},
-    {PLB__METRIC_DISCOVERY, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "discovery_duration_seconds", NULL,
+    {PLB__METRIC(BALANCER, MICROSECONDS, PLB__IN_BALANCER(update.discovery_us)), "discovery_duration_seconds",
      "How long the last discovery took to answer."},
-    {PLB__METRIC_BUILD, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "build_duration_seconds", NULL,
+    {PLB__METRIC(BALANCER, MICROSECONDS, PLB__IN_BALANCER(update.build_us)), "build_duration_seconds",
      "How long the last answer took to compare, build and publish."},
-    {PLB__METRIC_PROBES, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "probes_in_flight", NULL, "Probes in flight."},
-    {PLB__METRIC_RETIRED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "retired_sets", NULL,
-     "Earlier sets that somebody still reads."},
-    {PLB__METRIC_READY, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_ready", NULL, "1: it may be picked now."},
-    {PLB__METRIC_WEIGHT, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_weight", NULL, "Its weight in its tier."},
-    {PLB__METRIC_HEALTHY, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_healthy", NULL,
-     "1: all of its checks pass."},
-    {PLB__METRIC_ENABLED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_enabled", NULL, "0: it is switched off."},
-    {PLB__METRIC_EJECTED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_ejected", NULL,
+    {PLB__METRIC(BALANCER, GAUGE, PLB__IN_BALANCER(probes)), "probes_in_flight", "Probes in flight."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(retired)), "retired_sets", "Earlier sets that somebody still reads."},
+    {PLB__METRIC(MEMBER, GAUGE, PLB__IN_SAMPLE(info.ready)), "backend_ready", "1: it may be picked now."},
+#ifndef PLB_NO_WEIGHTS
+    {PLB__METRIC(MEMBER, GAUGE, PLB__IN_SAMPLE(info.backend.weight)), "backend_weight", "Its weight in its tier."},
+#endif
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.healthy)), "backend_healthy", "1: all of its checks pass."},
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.enabled)), "backend_enabled", "0: it is switched off."},
+#ifndef PLB_NO_OUTLIER
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.ejected)), "backend_ejected",
      "1: it is taken out for what requests met with."},
-    {PLB__METRIC_ADVISED_OFF, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_advised_off", NULL,
+#endif
+#ifndef PLB_NO_SHARES
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.advised_off)), "backend_advised_off",
      "1: its agent wants no new requests."},
-    {PLB__METRIC_SHARE_RATIO, PLB__OF_BACKEND, PLB__METRIC_SHARE, false, "backend_share_ratio", NULL,
+    {PLB__METRIC(BACKEND, SHARE, PLB__IN_SAMPLE(info.share)), "backend_share_ratio",
      "How much of its weight counts, as it starts slowly or as its agent advises."},
-    {PLB__METRIC_IN_FLIGHT, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_requests_in_flight", NULL,
+#endif
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.in_flight)), "backend_requests_in_flight",
      "Requests that began and have not ended."},
-    {PLB__METRIC_FLIPS, PLB__OF_BACKEND, PLB__METRIC_COUNT, true, "backend_flips_total", NULL,
+    {PLB__METRIC(BACKEND, COUNTER, PLB__IN_SAMPLE(info.flips)), "backend_flips_total",
      "How often it became healthy or unhealthy."},
-    {PLB__METRIC_REQUESTS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_requests_total", NULL,
+#ifndef PLB_NO_OUTLIER
+    {PLB__METRIC(RECORD, COUNTER, PLB__IN_SAMPLE(outlier.requests)), "backend_requests_total",
      "Requests that ended, but for those that were called off."},
-    {PLB__METRIC_FAILURES, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_request_failures_total", NULL,
+    {PLB__METRIC(RECORD, COUNTER, PLB__IN_SAMPLE(outlier.failures)), "backend_request_failures_total",
      "Requests that found no connection, broke, or were answered with a server error."},
-    {PLB__METRIC_EJECTIONS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_ejections_total", NULL,
+    {PLB__METRIC(RECORD, COUNTER, PLB__IN_SAMPLE(outlier.ejections)), "backend_ejections_total",
      "How often it was taken out for what requests met with."},
-    {PLB__METRIC_PASSING, PLB__OF_CHECK, PLB__METRIC_COUNT, false, "check_passing", NULL, "1: the check passes."},
-    {PLB__METRIC_PASSED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "passed",
+#endif
+    {PLB__METRIC(CHECK, GAUGE, PLB__IN_SAMPLE(probe.passing)), "check_passing", "1: the check passes."},
+    {PLB__OF_CHECK, PLB__METRIC_COUNTER, PLB__RESULT_PASSED, PLB__IN_SAMPLE(probe.passed), "check_probes_total",
      "Probes by their result."},
-    {PLB__METRIC_FAILED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "failed", NULL},
-    {PLB__METRIC_LAST_STATUS, PLB__OF_CHECK, PLB__METRIC_STATUS, false, "check_last_status", NULL,
+    {PLB__OF_CHECK, PLB__METRIC_COUNTER, PLB__RESULT_FAILED, PLB__IN_SAMPLE(probe.failed), "check_probes_total", NULL},
+    {PLB__METRIC(CHECK, STATUS, PLB__IN_SAMPLE(probe.status)), "check_last_status",
      "How the last probe went, as a label."},
-    {PLB__METRIC_LAST_CODE, PLB__OF_RESULT, PLB__METRIC_COUNT, false, "check_last_code", NULL,
+    {PLB__METRIC(RESULT, GAUGE, PLB__IN_SAMPLE(probe.code)), "check_last_code",
      "The protocol's own number for the last probe's result (HTTP status, ...); 0: none."},
-    {PLB__METRIC_LAST_LATENCY, PLB__OF_RESULT, PLB__METRIC_MICROSECONDS, false, "check_last_duration_seconds", NULL,
+    {PLB__METRIC(RESULT, MICROSECONDS, PLB__IN_SAMPLE(probe.latency_us)), "check_last_duration_seconds",
      "How long the last probe took."},
 };
 
 #define PLB__METRIC_ROWS (sizeof plb__metric_rows / sizeof *plb__metric_rows)
-
-/* One sample: whose it is. */
-typedef struct plb__sample {
-    const plb_balancer *lb;
-    plb_backend_info info;
-    plb_outlier_info outlier;
-    uint32_t check;
-    plb_probe_info probe;
-} plb__sample;
 
 /* The text, and what stands before the next label. */
 typedef struct plb__metrics {
@@ -13573,113 +15097,46 @@ typedef struct plb__metrics {
     char before;
 } plb__metrics;
 
-/* The set's backends that are as a metric says. */
-static uint32_t plb__metric_backends(const plb_balancer *lb, uint32_t id)
+/* What the metrics of a set say, but for the number of its backends. */
+static void plb__metric_count(plb__sample *sample)
 {
+    const plb_balancer *lb = sample->lb;
     const plb__set *set = (const plb__set *)lb->current;
-    uint32_t t, i, backends = 0;
-    for (t = 0; set != NULL && t < set->tier_count; t++) {
+    uint32_t t, i;
+    sample->ready = sample->healthy = sample->ejected = 0;
+    sample->retired = (lb->retired[0] != NULL ? 1u : 0u) + (lb->retired[1] != NULL ? 1u : 0u);
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++) {
         const plb_view *view = &set->tiers[t].view;
         for (i = 0; i < view->count; i++) {
             uint32_t flags = PLB__LOAD(&view->slots[i]->flags);
-            bool is_ready = id == PLB__METRIC_BACKENDS_READY && plb__view_ready(view, i);
-            bool is_healthy = id == PLB__METRIC_BACKENDS_HEALTHY && (flags & PLB__UNHEALTHY) == 0;
-            bool is_ejected = id == PLB__METRIC_BACKENDS_EJECTED && (flags & PLB__EJECTED) != 0;
-            backends += is_ready || is_healthy || is_ejected;
+            sample->ready += plb__view_ready(view, i);
+            sample->healthy += (flags & PLB__UNHEALTHY) == 0;
+            sample->ejected += (flags & PLB__EJECTED) != 0;
         }
     }
-    return backends;
 }
 
-static uint64_t plb__metric_of_balancer(const plb_balancer *lb, uint32_t id)
+static uint64_t plb__metric_number(const plb__metric *m, const plb__sample *sample)
 {
-    switch (id) {
-    case PLB__METRIC_BACKENDS:
-        return lb->update.backends;
-    case PLB__METRIC_UPDATES:
-        return lb->update.updates;
-    case PLB__METRIC_UPDATE_FAILURES:
-        return lb->update.failures;
-    case PLB__METRIC_CHANGES:
-        return lb->update.changes;
-    case PLB__METRIC_UPDATE_STATUS:
-        return (uint64_t)lb->update.status;
-    case PLB__METRIC_DISCOVERY:
-        return lb->update.discovery_us;
-    case PLB__METRIC_BUILD:
-        return lb->update.build_us;
-    case PLB__METRIC_PROBES:
-        return lb->probes;
-    case PLB__METRIC_RETIRED:
-        return (lb->retired[0] != NULL ? 1u : 0u) + (lb->retired[1] != NULL ? 1u : 0u);
-    default:
-        return plb__metric_backends(lb, id);
+    const char *at = (m->of == PLB__OF_BALANCER ? (const char *)sample->lb : (const char *)sample) + m->offset;
+    uint8_t byte;
+    uint16_t half;
+    uint32_t word;
+    uint64_t number;
+    if (m->size == sizeof byte) {
+        memcpy(&byte, at, sizeof byte);
+        return byte;
     }
-}
-
-static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id)
-{
-    switch (id) {
-    case PLB__METRIC_READY:
-        return info->ready;
-    case PLB__METRIC_WEIGHT:
-        return info->backend.weight;
-    case PLB__METRIC_HEALTHY:
-        return info->healthy;
-    case PLB__METRIC_ENABLED:
-        return info->enabled;
-    case PLB__METRIC_EJECTED:
-        return info->ejected;
-    case PLB__METRIC_ADVISED_OFF:
-        return info->advised_off;
-    case PLB__METRIC_SHARE_RATIO:
-        return info->share;
-    case PLB__METRIC_IN_FLIGHT:
-        return info->in_flight;
-    default:
-        return info->flips;
+    if (m->size == sizeof half) {
+        memcpy(&half, at, sizeof half);
+        return half;
     }
-}
-
-static uint64_t plb__metric_of_record(const plb_outlier_info *outlier, uint32_t id)
-{
-    switch (id) {
-    case PLB__METRIC_REQUESTS:
-        return outlier->requests;
-    case PLB__METRIC_FAILURES:
-        return outlier->failures;
-    default:
-        return outlier->ejections;
+    if (m->size == sizeof word) {
+        memcpy(&word, at, sizeof word);
+        return word;
     }
-}
-
-static uint64_t plb__metric_of_check(const plb_probe_info *probe, uint32_t id)
-{
-    switch (id) {
-    case PLB__METRIC_PASSING:
-        return probe->passing;
-    case PLB__METRIC_PASSED:
-        return probe->passed;
-    case PLB__METRIC_FAILED:
-        return probe->failed;
-    case PLB__METRIC_LAST_STATUS:
-        return (uint64_t)probe->status;
-    case PLB__METRIC_LAST_CODE:
-        return probe->code;
-    default:
-        return probe->latency_us;
-    }
-}
-
-static uint64_t plb__metric_get(const plb__metric *m, const plb__sample *sample)
-{
-    if (m->of == PLB__OF_BALANCER)
-        return plb__metric_of_balancer(sample->lb, m->id);
-    if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
-        return plb__metric_of_backend(&sample->info, m->id);
-    if (m->of == PLB__OF_RECORD)
-        return plb__metric_of_record(&sample->outlier, m->id);
-    return plb__metric_of_check(&sample->probe, m->id);
+    memcpy(&number, at, sizeof number);
+    return number;
 }
 
 /* A status as a label's value. */
@@ -13763,22 +15220,20 @@ static void plb__metric_backend_labels(plb__metrics *out, const plb__metric *m, 
     plb__metric_label(out, "address", addr, length);
     if (backend->id != 0)
         plb__metric_number_label(out, "id", backend->id);
-    plb__metric_text_label(out, "name", backend->name);
+    plb__metric_text_label(out, "name", plb__name_of(backend));
     if (m->of == PLB__OF_MEMBER)
-        plb__metric_number_label(out, "priority", backend->priority);
+        plb__metric_number_label(out, "priority", plb__priority_of(backend));
 }
 
-/* A number of 10^digits parts, as a decimal fraction. */
-static void plb__put_fraction(plb__text *text, uint64_t parts, uint32_t digits)
+/* A number of parts of a whole, which is a power of ten, as a decimal fraction. */
+static void plb__put_fraction(plb__text *text, uint64_t parts, uint32_t whole)
 {
-    uint64_t unit = 1, left;
-    uint32_t i;
-    for (i = 0; i < digits; i++)
-        unit *= 10;
-    plb__put_number(text, parts / unit, 10);
-    plb__put_char(text, '.');
-    for (left = parts % unit; (unit /= 10) > 0; left %= unit)
-        plb__put_number(text, left / unit, 10);
+    char digits[24];
+    plb__text rest = plb__text_in(digits, sizeof digits);
+    plb__put_number(text, parts / whole, 10);
+    plb__put_number(&rest, whole + parts % whole, 10); /* with all its zeros, behind a one */
+    digits[0] = '.';
+    plb__put(text, digits);
 }
 
 static void plb__metric_value(plb__metrics *out, const plb__metric *m, uint64_t value)
@@ -13791,9 +15246,9 @@ static void plb__metric_value(plb__metrics *out, const plb__metric *m, uint64_t 
         plb__put_char(&out->text, '}');
     plb__put_char(&out->text, ' ');
     if (m->unit == PLB__METRIC_MICROSECONDS)
-        plb__put_fraction(&out->text, value, 6);
+        plb__put_fraction(&out->text, value, 1000000);
     else if (m->unit == PLB__METRIC_SHARE)
-        plb__put_fraction(&out->text, (value * 1000 + PLB__SHARE_ALL / 2) / PLB__SHARE_ALL, 3);
+        plb__put_fraction(&out->text, ((uint32_t)value * 1000 + PLB__SHARE_ALL / 2) / PLB__SHARE_ALL, 1000);
     else
         plb__put_number(&out->text, value, 10);
     plb__put_char(&out->text, '\n');
@@ -13805,22 +15260,23 @@ static void plb__metric_sample(plb__metrics *out, const plb__metric *m, const pl
     plb__put(&out->text, m->name);
     out->before = '{';
     plb__metric_text_label(out, "balancer", sample->lb->desc.name);
-    if (m->of != PLB__OF_BALANCER)
+    if (m->of > PLB__OF_SET)
         plb__metric_backend_labels(out, m, &sample->info.backend);
-    if (m->of == PLB__OF_CHECK || m->of == PLB__OF_RESULT) {
+    if (m->of >= PLB__OF_CHECK) {
         plb__metric_number_label(out, "check", sample->check);
         plb__metric_text_label(out, "kind", sample->lb->checks[sample->check].what.ops->name);
     }
-    plb__metric_text_label(out, "result", m->result);
-    plb__metric_value(out, m, plb__metric_get(m, sample));
+    if (m->result != PLB__RESULT_NONE)
+        plb__metric_text_label(out, "result", m->result == PLB__RESULT_PASSED ? "passed" : "failed");
+    plb__metric_value(out, m, plb__metric_number(m, sample));
 }
 
 /* Requests are counted where outlier detection is on. */
 static void plb__metric_record(plb__metrics *out, const plb__metric *m, plb__sample *sample, plb__slot *slot)
 {
-    if (sample->lb->watches == 0)
+    if (!plb__watches(sample->lb))
         return;
-    plb__record_fill(sample->lb, plb__slot_record(slot), &sample->outlier);
+    PLB__IF_OUTLIER(plb__record_fill(sample->lb, plb__slot_record(slot), &sample->outlier), (void)slot);
     plb__metric_sample(out, m, sample);
 }
 
@@ -13828,7 +15284,7 @@ static void plb__metric_checks(plb__metrics *out, const plb__metric *m, plb__sam
 {
     for (sample->check = 0; sample->check < sample->lb->check_count; sample->check++) {
         const plb__vital *vital = &plb__slot_vitals(slot)[sample->check];
-        if (vital->absent || (m->of == PLB__OF_RESULT && vital->status == PLB_AGAIN))
+        if (plb__is_absent(vital) || (m->of == PLB__OF_RESULT && vital->status == PLB_AGAIN))
             continue;
         plb__probe_fill(slot, vital, sample->check, &sample->probe);
         plb__metric_sample(out, m, sample);
@@ -13841,7 +15297,7 @@ static void plb__metric_merge(const plb__tier *tier, uint32_t first, plb_backend
     const plb_view *view = &tier->view;
     uint32_t i;
     for (i = first + 1; i < view->count && view->slots[i] == view->slots[first]; i++) {
-        info->backend.weight += view->weights[i];
+        PLB__IF_WEIGHTS(info->backend.weight += view->weights[i], (void)0);
         info->ready = info->ready || plb__view_ready(view, i);
     }
 }
@@ -13875,11 +15331,13 @@ static void plb__metric_row(plb__metrics *out, const plb__metric *m, const plb_b
     plb__sample sample;
     uint32_t t;
     sample.lb = lb;
-    if (m->of == PLB__OF_BALANCER) {
+    if (m->of == PLB__OF_SET)
+        plb__metric_count(&sample);
+    if (m->of <= PLB__OF_SET) {
         plb__metric_sample(out, m, &sample);
         return;
     }
-    for (t = 0; set != NULL && t < set->tier_count; t++)
+    for (t = 0; set != NULL && t < plb__set_tiers(set); t++)
         plb__metric_tier(out, m, &sample, &set->tiers[t]);
 }
 
@@ -13891,7 +15349,7 @@ static void plb__metric_head(plb__metrics *out, const plb__metric *m)
     plb__put(&out->text, m->help);
     plb__put(&out->text, "\n# TYPE plb_");
     plb__put(&out->text, m->name);
-    plb__put(&out->text, m->counter ? " counter\n" : " gauge\n");
+    plb__put(&out->text, m->unit == PLB__METRIC_COUNTER ? " counter\n" : " gauge\n");
 }
 
 PLB_API size_t plb_metrics_of(plb_balancer *const *balancers, size_t count, char *text, size_t capacity)
@@ -13918,10 +15376,12 @@ PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity)
 {
     return plb_metrics_of(&lb, 1, text, capacity);
 }
+#endif
 
 /* ==== HTTP/1 =========================================================================================================
    The wire codec. */
 
+#ifndef PLB_NO_HTTP1
 enum {
     PLB__HTTP1_TCHAR = 1, /* RFC 9110 section 5.6.2 */
     PLB__HTTP1_VALUE = 2  /* may stand in a value (section 5.5): no control byte but the tab */
@@ -13998,9 +15458,9 @@ static const char *plb__http1_value_end(const char *p, const char *end)
 {
     do {
         const char *stop;
-        while (end - p >= 8 && !plb__http1_has_control(p))
+        while (!PLB__SMALL && end - p >= 8 && !plb__http1_has_control(p))
             p += 8;
-        stop = end - p < 8 ? end : p + 8;
+        stop = PLB__SMALL || end - p < 8 ? end : p + 8;
         while (p < stop && (plb__http1_bytes[(uint8_t)*p] & PLB__HTTP1_VALUE) != 0)
             p++;
         if (p < stop)
@@ -14084,6 +15544,14 @@ static plb_status plb__http1_parse_request_line(plb_http1_head *head, const char
     return plb__http1_parse_version(head, p + 1, end);
 }
 
+/* A status of three digits, 100 or above (RFC 9110 section 15); 0: it is none. */
+static uint16_t plb__http1_status(const char *p)
+{
+    if (p[0] < '1' || p[0] > '9' || !plb__http1_is_digit(p[1]) || !plb__http1_is_digit(p[2]))
+        return 0;
+    return (uint16_t)((p[0] - '0') * 100 + (p[1] - '0') * 10 + (p[2] - '0'));
+}
+
 /* RFC 9112 section 4: HTTP-version SP status-code SP [ reason-phrase ]. The last space is missing in the answers of
    some servers; nothing hangs on it. */
 static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char *p, const char *end)
@@ -14094,11 +15562,10 @@ static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char 
     status = plb__http1_parse_version(head, p, p + 8);
     if (status != PLB_OK)
         return status;
-    p += 9;
-    if (p[0] < '1' || p[0] > '9' || !plb__http1_is_digit(p[1]) || !plb__http1_is_digit(p[2]))
+    head->status = plb__http1_status(p + 9);
+    if (head->status == 0)
         return PLB_ERR_PROTOCOL;
-    head->status = (uint16_t)((p[0] - '0') * 100 + (p[1] - '0') * 10 + (p[2] - '0'));
-    p += 3;
+    p += 12;
     if (p < end && *p++ != ' ')
         return PLB_ERR_PROTOCOL;
     head->reason = plb__http1_slice(p, end);
@@ -14236,9 +15703,11 @@ PLB_API plb_status plb_http1_content_length(plb_text value, uint64_t *out)
     size_t i;
     for (i = 0; i < value.size; i++) {
         uint64_t digit = (uint64_t)(value.data[i] - '0');
-        if (!plb__http1_is_digit(value.data[i]) || sum > (UINT64_MAX - digit) / 10)
+        if (!plb__http1_is_digit(value.data[i]) || sum > UINT64_MAX / 10)
             return PLB_ERR_PROTOCOL;
         sum = sum * 10 + digit;
+        if (sum < digit) /* it has gone past 2^64 */
+            return PLB_ERR_PROTOCOL;
     }
     if (value.size == 0)
         return PLB_ERR_PROTOCOL;
@@ -14414,10 +15883,12 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
     *used = at;
     return status;
 }
+#endif
 
 /* ==== HPACK ==========================================================================================================
    Tables, strings, integers; one byte after another. */
 
+#ifndef PLB_NO_HTTP2
 typedef struct plb__hpack_entry {
     const char *name, *value;
 } plb__hpack_entry;
@@ -14916,11 +16387,13 @@ PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_te
     plb__hpack_put_string(&to, value);
     return to.size;
 }
+#endif
 
 /* ==== HTTP/2 =========================================================================================================
    Frames, streams, windows. A fault of the connection goes through plb__http2_fail, one of the stream through
    plb__http2_reset. */
 
+#ifndef PLB_NO_HTTP2
 enum { /* RFC 9113 section 6 */
        PLB__FRAME_DATA = 0,
        PLB__FRAME_HEADERS,
@@ -14976,9 +16449,7 @@ enum {
     PLB__HTTP2_FRAMES_MAX = 1000,
     PLB__HTTP2_CONTINUATIONS_MAX = 64,
     /* What a connection begins with: a request that has no room beside it has none later on either. */
-    PLB__HTTP2_PREFACE = 24,
-    PLB__HTTP2_SETTINGS = 18,
-    PLB__HTTP2_OPENING = PLB__HTTP2_PREFACE + PLB__HTTP2_FRAME_HEAD + PLB__HTTP2_SETTINGS,
+    PLB__HTTP2_OPENING = 24 + PLB__HTTP2_FRAME_HEAD + 18, /* the preface, and a frame with three settings */
     /* What is kept free in the output, so that a RST_STREAM and a GOAWAY can always be said. */
     PLB__HTTP2_GOAWAY_ROOM = PLB__HTTP2_FRAME_HEAD + 8,
     PLB__HTTP2_RESERVE = PLB__HTTP2_GOAWAY_ROOM + PLB__HTTP2_FRAME_HEAD + 4
@@ -15054,7 +16525,7 @@ static void plb__http2_put_goaway(plb_http2 *h, uint32_t code)
 }
 
 /* RFC 9113 section 5.4.1. */
-static plb_status plb__http2_fail(plb_http2 *h, plb_http2_event *event, plb_status status, plb_http2_code code)
+PLB__RARE plb_status plb__http2_fail(plb_http2 *h, plb_http2_event *event, plb_status status, plb_http2_code code)
 {
     plb__http2_put_goaway(h, (uint32_t)code);
     h->exchange = PLB__EXCHANGE_NONE;
@@ -15158,11 +16629,14 @@ PLB_API void plb_http2_sent(plb_http2 *h, size_t size)
 
 PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
 {
-    static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 section 3.4 */
-    char settings[PLB__HTTP2_SETTINGS] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0,
-                                          0, PLB__SETTING_ENABLE_PUSH,         0, 0, 0, 0,
-                                          0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
+    /* RFC 9113 section 3.4: the preface; then SETTINGS, whose values follow */
+    static const char opening[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+                                  "\0\0\x12\4\0\0\0\0\0"
+                                  "\0\1----"     /* SETTINGS_HEADER_TABLE_SIZE */
+                                  "\0\2\0\0\0\0" /* SETTINGS_ENABLE_PUSH: no */
+                                  "\0\6----";    /* SETTINGS_MAX_HEADER_LIST_SIZE */
     size_t half = size / 2;
+    char *at;
     memset(h, 0, sizeof *h);
     if (memory == NULL || size < PLB_HTTP2_MEMORY_MIN)
         return PLB_ERR_ARGUMENT;
@@ -15174,10 +16648,10 @@ PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
     h->peer_window = PLB__HTTP2_WINDOW;
     h->peer_frame_size = PLB__HTTP2_FRAME_SIZE;
     h->streams_allowed = true;
-    plb__write32(settings + 2, h->hpack.table_size);
-    plb__write32(settings + 14, PLB_HTTP2_HEADER_LIST_MAX);
-    memcpy(plb__http2_room(h, PLB__HTTP2_PREFACE, 0), preface, PLB__HTTP2_PREFACE);
-    (void)plb__http2_put(h, PLB__FRAME_SETTINGS, 0, 0, settings, sizeof settings, 0);
+    at = plb__http2_room(h, PLB__HTTP2_OPENING, 0);
+    memcpy(at, opening, PLB__HTTP2_OPENING);
+    plb__write32(at + PLB__HTTP2_OPENING - 16, h->hpack.table_size);
+    plb__write32(at + PLB__HTTP2_OPENING - 4, PLB_HTTP2_HEADER_LIST_MAX);
     return PLB_OK;
 }
 
@@ -15352,58 +16826,64 @@ static bool plb__http2_collect(plb_http2 *h, plb__http2_input *in, uint8_t size)
     return true;
 }
 
+/* What is true of each frame that is known. */
+enum {
+    PLB__FRAME_OF_CONNECTION = 1, /* may name no stream */
+    PLB__FRAME_OF_STREAM = 2,     /* may name a stream that this side has begun */
+    PLB__FRAME_OF_IDLE = 4        /* may name any other stream */
+};
+
+typedef struct plb__http2_rule {
+    uint8_t size; /* of its content, or of each piece of it; 0: any */
+    uint8_t of;
+} plb__http2_rule;
+
+static const plb__http2_rule plb__http2_rules[PLB__FRAME_UNKNOWN] = {
+    {0, PLB__FRAME_OF_STREAM},                            /* DATA */
+    {0, PLB__FRAME_OF_STREAM},                            /* HEADERS */
+    {5, PLB__FRAME_OF_STREAM | PLB__FRAME_OF_IDLE},       /* PRIORITY */
+    {4, PLB__FRAME_OF_STREAM},                            /* RST_STREAM */
+    {6, PLB__FRAME_OF_CONNECTION},                        /* SETTINGS */
+    {0, 0},                                               /* PUSH_PROMISE */
+    {8, PLB__FRAME_OF_CONNECTION},                        /* PING */
+    {8, PLB__FRAME_OF_CONNECTION},                        /* GOAWAY, and text behind that */
+    {4, PLB__FRAME_OF_CONNECTION | PLB__FRAME_OF_STREAM}, /* WINDOW_UPDATE */
+    {0, PLB__FRAME_OF_STREAM}                             /* CONTINUATION */
+};
+
 static bool plb__http2_length_is_right(const plb_http2 *h)
 {
-    switch (h->frame_type) {
-    case PLB__FRAME_PRIORITY:
-        return h->frame_left == 5;
-    case PLB__FRAME_RST_STREAM:
-    case PLB__FRAME_WINDOW_UPDATE:
-        return h->frame_left == 4;
-    case PLB__FRAME_SETTINGS:
-        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? h->frame_left == 0 : h->frame_left % 6 == 0;
-    case PLB__FRAME_PING:
-        return h->frame_left == 8;
-    case PLB__FRAME_GOAWAY:
-        return h->frame_left >= 8;
-    default:
+    uint32_t size = plb__http2_rules[h->frame_type].size;
+    if (size == 0)
         return true;
-    }
+    if (h->frame_type == PLB__FRAME_GOAWAY)
+        return h->frame_left >= size;
+    if (h->frame_type == PLB__FRAME_SETTINGS)
+        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? h->frame_left == 0 : h->frame_left % size == 0;
+    return h->frame_left == size;
 }
 
-/* Frames of streams name one, frames of the connection do not, WINDOW_UPDATE may do either. */
 static bool plb__http2_stream_is_right(const plb_http2 *h)
 {
-    switch (h->frame_type) {
-    case PLB__FRAME_SETTINGS:
-    case PLB__FRAME_PING:
-    case PLB__FRAME_GOAWAY:
-        return h->frame_stream == 0;
-    case PLB__FRAME_PRIORITY:
-        return h->frame_stream != 0;
-    case PLB__FRAME_DATA:
-    case PLB__FRAME_HEADERS:
-    case PLB__FRAME_RST_STREAM:
-    case PLB__FRAME_CONTINUATION:
-        return !plb__http2_is_idle(h); /* 0 among them */
-    case PLB__FRAME_WINDOW_UPDATE:
-        return h->frame_stream == 0 || !plb__http2_is_idle(h);
-    default:
-        return true;
-    }
+    uint32_t is = PLB__FRAME_OF_STREAM;
+    if (h->frame_stream == 0)
+        is = PLB__FRAME_OF_CONNECTION;
+    else if (plb__http2_is_idle(h))
+        is = PLB__FRAME_OF_IDLE;
+    return (plb__http2_rules[h->frame_type].of & is) != 0;
 }
 
 /* Before anything of a frame but its head is known. */
 static plb_http2_code plb__http2_judge_frame(const plb_http2 *h)
 {
-    bool continues = h->frame_type == PLB__FRAME_CONTINUATION;
+    bool known = h->frame_type < PLB__FRAME_UNKNOWN, continues = h->frame_type == PLB__FRAME_CONTINUATION;
     if (!h->settings_seen && (h->frame_type != PLB__FRAME_SETTINGS || (h->frame_flags & PLB__FLAG_ACK) != 0))
         return PLB_HTTP2_PROTOCOL_ERROR; /* section 3.4 */
     if (h->frame_left > PLB__HTTP2_FRAME_SIZE)
         return PLB_HTTP2_FRAME_SIZE_ERROR;
-    if (continues != h->block_open || h->frame_type == PLB__FRAME_PUSH_PROMISE || !plb__http2_stream_is_right(h))
+    if (continues != h->block_open || (known && !plb__http2_stream_is_right(h)))
         return PLB_HTTP2_PROTOCOL_ERROR;
-    if (!plb__http2_length_is_right(h))
+    if (known && !plb__http2_length_is_right(h))
         return PLB_HTTP2_FRAME_SIZE_ERROR;
     /* Section 5.1: nothing follows an answer's end, unless it was ended from here and the peer may not know. */
     if ((h->frame_type == PLB__FRAME_DATA || h->frame_type == PLB__FRAME_HEADERS) && !plb__http2_is_live(h) &&
@@ -15521,13 +17001,11 @@ static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_h
    malformed. */
 static bool plb__http2_read_status(plb_http2 *h, const plb_hpack_field *field)
 {
-    const char *digits = field->value.data;
     if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status != 0 || !plb__text_equals(field->name, ":status") ||
-        field->value.size != 3 || digits[0] < '1' || digits[0] > '9' || !plb__http1_is_digit(digits[1]) ||
-        !plb__http1_is_digit(digits[2]))
+        field->value.size != 3)
         return false;
-    h->answer_status = (uint16_t)((digits[0] - '0') * 100 + (digits[1] - '0') * 10 + (digits[2] - '0'));
-    return h->answer_status != 101;
+    h->answer_status = plb__http1_status(field->value.data);
+    return h->answer_status != 0 && h->answer_status != 101;
 }
 
 /* Section 8.1.1. An interim answer has no content, whatever it says. */
@@ -15682,13 +17160,13 @@ static plb_status plb__http2_end_settings(plb_http2 *h, plb_http2_event *event)
 /* Section 6.9.1. */
 static plb_status plb__http2_on_window_update(plb_http2 *h, plb_http2_event *event)
 {
-    int64_t increment = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
+    uint32_t increment = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
     int32_t *window = h->frame_stream == 0 ? &h->send_window : &h->stream_send_window;
     plb_http2_code code = increment == 0 ? PLB_HTTP2_PROTOCOL_ERROR : PLB_HTTP2_FLOW_CONTROL_ERROR;
     if (h->frame_stream != 0 && !plb__http2_is_live(h))
         return PLB_OK;
-    if (increment > 0 && *window + increment <= PLB__HTTP2_WINDOW_MAX) {
-        *window = (int32_t)(*window + increment);
+    if (increment > 0 && increment <= PLB__HTTP2_WINDOW_MAX - (uint32_t)*window) { /* which may be below 0 */
+        *window += (int32_t)increment;
         return PLB_OK;
     }
     return h->frame_stream == 0 ? plb__http2_fault(h, event, code) : plb__http2_reset(h, event, code);
@@ -15723,8 +17201,7 @@ static plb_status plb__http2_on_goaway(plb_http2 *h, plb_http2_event *event)
 /* Frames whose content is of one size, or of several pieces of one size. */
 static plb_status plb__http2_read_fixed(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
 {
-    static const uint8_t sizes[] = {0, 0, 5, 4, 6, 0, 8, 8, 4};
-    uint8_t size = sizes[h->frame_type];
+    uint8_t size = plb__http2_rules[h->frame_type].size;
     if (!plb__http2_collect(h, in, size))
         return PLB_OK;
     h->frame_left -= size;
@@ -15850,10 +17327,12 @@ PLB_API plb_status plb_http2_next(plb_http2 *h, const char *bytes, size_t size, 
     *used = size > 0 ? (size_t)(in.at - bytes) : 0;
     return status;
 }
+#endif
 
 /* ==== GRPC ===========================================================================================================
    A message of one field to write, and one to read byte by byte. */
 
+#ifndef PLB_NO_GRPC
 PLB_API const char *plb_grpc_serving_name(uint32_t serving)
 {
     static const char *const names[] = {"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"};
@@ -16057,6 +17536,7 @@ PLB_API plb_status plb_grpc_health_next(plb_grpc_health *reader, const char *byt
         return PLB_ERR_PROTOCOL;
     return PLB_OK;
 }
+#endif
 
 #endif /* PLB__IMPLEMENTED */
 #endif /* PINGORA_LB_IMPLEMENTATION */

@@ -36,27 +36,30 @@
                            thread must not hold the lock when it calls the port, nor be the tcpip thread.
    NO_SYS=0 without it     Everything happens in the tcpip thread: give an `on_wake` that hands a function to
                            tcpip_try_callback; that function calls plb_lwip_step(&lw, 0) and has sys_timeout call it
-                           again after plb_lwip_timeout. Balancers and proxies are made there too.
+                           again after plb_lwip_timeout, but after 100 ms at most, for a mailbox that is full loses what
+                           on_wake hands to it. Balancers and proxies are made in the tcpip thread, too.
 
    DEFINES
    PLB_LWIP_IMPLEMENTATION   In one C or C++ file: emits the code.
-   PLB_LWIP_DATAGRAMS        Datagrams that wait in one socket; more are dropped. 8 if not defined.
+   PLB_LWIP_DATAGRAMS        Datagrams that wait in one socket; more are dropped. 8 if not defined, at most 255.
    PLB_STATIC                See pingora_lb.h.
-   Of lwIP's: LWIP_TCP and LWIP_CALLBACK_API are needed. LWIP_UDP=0: plb_port.dgram is NULL. LWIP_DNS=0: plb_port.names
-   is NULL. SO_REUSE=1 lets a listener take an address while connections of an earlier one linger. TCP_LISTEN_BACKLOG=1
-   lets connections that would find no room wait in their makers; without it they are reset.
+   Of lwIP's: LWIP_TCP and LWIP_CALLBACK_API are needed, and SYS_LIGHTWEIGHT_PROT with NO_SYS=0. LWIP_UDP=0:
+   plb_port.dgram is NULL. LWIP_DNS=0: plb_port.names is NULL. SO_REUSE=1 lets a listener take an address while
+   connections of an earlier one linger. TCP_LISTEN_BACKLOG=1 lets connections for which there is no room wait, unmade,
+   with those who ask for them; without it they are reset. Debian's lwIP (liblwip-dev) compiles under -std=gnu99, or
+   -std=c99 with -D_GNU_SOURCE.
 
    THREADS
    A port belongs to one thread at a time: the one that steps it. Every call below is that thread's (or anybody's as
    long as nobody steps) unless it says otherwise. Of the tables, plb_io.wake and plb_clock may be called from any
-   thread; wake from interrupts too where sys_arch_protect works there and nobody waits for a semaphore (NO_SYS=1, or an
-   `on_wake` that may be called there).
+   thread. From interrupts too wake may be called with NO_SYS=1 and SYS_LIGHTWEIGHT_PROT=1, or with an `on_wake` that
+   allows it.
 
    MEMORY
    The port allocates nothing. The program gives it streams: one for each connection, listener and socket. On a 32-bit
    machine a stream takes 40 bytes, a query 176 and the port 256; on a 64-bit one 72, 208 and 464. What lwIP allocates
-   for itself (pcbs, segments, pbufs) comes from lwIP's pools. Bytes that arrived and that nobody has read
-   stay in the pbufs they came in, at most TCP_WND a stream.
+   for itself (pcbs, segments, pbufs) comes from lwIP's pools. Bytes that arrived and that nobody has read stay in the
+   pbufs they came in, at most TCP_WND a stream. The code takes some 5 KiB of flash on a Cortex-M3 (-Os).
 
    WHEN THINGS RUN SHORT
    Without a free stream connect and listen return PLB_ERR_LIMIT, without a pcb PLB_ERR_MEMORY. accept returns PLB_AGAIN,
@@ -74,6 +77,9 @@
    - A listener cannot share its address: reuse_port is PLB_ERR_UNSUPPORTED. A backlog has 255 at most.
    - Closing gracefully leaves delivery to lwIP. A peer that goes on sending after that sees a reset: whoever cares sends
      shutdown first and reads to the end.
+   - Who closes first waits for two TCP_MSL, 120 s, in a pcb of lwIP's (TIME_WAIT; not in a stream). Without free pcbs
+     lwIP takes the oldest of them. Until then it refuses a client that comes from the same port again: one that asks
+     for thousands of connections, each closed by this side, stalls. Kept connections, or a smaller TCP_MSL, avoid that.
    - A name has one address: what dns_gethostbyname_addrtype gives for LWIP_DNS_ADDRTYPE_DEFAULT. */
 
 #ifndef PLB_LWIP_H
@@ -231,6 +237,9 @@ PLB_API void plb_lwip_stop(plb_lwip *lw);
 #endif
 #if !LWIP_TCP || !LWIP_CALLBACK_API
 #error "plb_lwip.h: LWIP_TCP and LWIP_CALLBACK_API are needed"
+#endif
+#if !NO_SYS && !SYS_LIGHTWEIGHT_PROT
+#error "plb_lwip.h: several threads need SYS_LIGHTWEIGHT_PROT"
 #endif
 
 #ifndef PLB_LWIP_DATAGRAMS
@@ -444,7 +453,7 @@ static void plb__lw_move(plb_lwip_link *from, plb_lwip_link *to)
 
 /* ==== ADDRESSES AND ERRORS ======================================================================================== */
 
-/* False: lwIP was built without that family. */
+/* False: lwIP was built without that family, or has no such zone. */
 static bool plb__lw_to_ip(const plb_addr *addr, ip_addr_t *out)
 {
     memset(out, 0, sizeof *out);
@@ -460,7 +469,7 @@ static bool plb__lw_to_ip(const plb_addr *addr, ip_addr_t *out)
         IP_SET_TYPE_VAL(*out, IPADDR_TYPE_V6);
         memcpy(ip_2_ip6(out)->addr, addr->u.v6, 16);
         ip6_addr_set_zone(ip_2_ip6(out), (u8_t)addr->scope);
-        return true;
+        return addr->scope <= 255;
 #endif
     default:
         return false;

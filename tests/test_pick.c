@@ -696,6 +696,71 @@ TEST accept_is_asked_within_the_limit_only(void)
     PASS();
 }
 
+enum { WIDE = 65536 + 2 * PLB_SEEN_MAX };
+
+/* 0, 65536, 1, 65537, 2, ...: two that differ in their upper bits only, one after the other. */
+static uint32_t far_index(uint64_t step)
+{
+    return (uint32_t)(step / 2 % PLB_SEEN_MAX + (step % 2) * 65536);
+}
+
+static uint32_t far_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                          size_t key_length, plb_cursor *cursor)
+{
+    (void)table, (void)view, (void)reader, (void)key, (void)key_length;
+    cursor->words[0] = 0;
+    return far_index(0);
+}
+
+static uint32_t far_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
+{
+    (void)table, (void)view, (void)reader;
+    return far_index(++cursor->words[0]);
+}
+
+static bool note_index(void *user, const plb_backend_info *info)
+{
+    asked *a = (asked *)user;
+    if (a->count < ASKED_MAX)
+        a->index[a->count] = info->backend.addr.u.v4[1] * 65536u + index_of(&info->backend.addr);
+    a->count++;
+    return false;
+}
+
+TEST accept_is_asked_once_for_each_of_more_than_65536_backends(void)
+{
+    static plb_strategy_ops ops;
+    static asked a;
+    plb_strategy strategy = {NULL, NULL};
+    plb_backend *backends = (plb_backend *)calloc(WIDE, sizeof *backends);
+    plb_request request = request_for("a key");
+    plb_balancer *lb;
+    plb_addr addr;
+    uint32_t i;
+    ASSERT(backends != NULL);
+    for (i = 0; i < WIDE; i++) {
+        backends[i] = nth_backend(i % 65536, 1);
+        backends[i].addr.u.v4[1] = (uint8_t)(i >> 16);
+    }
+    ops.name = "far";
+    ops.first = far_first;
+    ops.next = far_next;
+    strategy.ops = &ops;
+    lb = balancer(strategy, backends, WIDE);
+    free(backends);
+    a.count = 0;
+    request.accept = note_index;
+    request.accept_user = &a;
+    ASSERT_EQ(PLB_ERR_NOT_READY, plb_select_with(lb, &request, &addr));
+    ASSERT_EQ_FMT((unsigned)WIDE, a.count, "%u");
+    for (i = 0; i < PLB_SEEN_MAX / 2; i++) /* as the sequence has them, as far as a walk remembers; then in set order */
+        ASSERT_EQ_FMT(far_index(i), a.index[i], "%u");
+    for (; i < ASKED_MAX; i++)
+        ASSERT_EQ_FMT(i - PLB_SEEN_MAX / 4, a.index[i], "%u");
+    plb_destroy(lb);
+    PASS();
+}
+
 TEST accept_may_take_any_backend_an_unready_one_too(void)
 {
     static const uint32_t sizes[] = {2, 100, 500};
@@ -1661,6 +1726,7 @@ SUITE(accepting_and_excluding)
     RUN_TEST(accept_is_asked_once_for_each_distinct_backend);
     RUN_TEST(accept_is_asked_in_the_order_of_the_raw_sequence);
     RUN_TEST(accept_is_asked_within_the_limit_only);
+    RUN_TEST(accept_is_asked_once_for_each_of_more_than_65536_backends);
     RUN_TEST(accept_may_take_any_backend_an_unready_one_too);
     RUN_TEST(excluded_backends_are_not_taken);
     RUN_TEST(exclusion_counts_within_the_limit);

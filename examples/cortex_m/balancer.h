@@ -5,7 +5,6 @@
 #define PLB_NO_THREADS         /* one main loop does everything */
 #define PLB_EXCHANGE_SIZE 1024 /* bytes through which probes read; answers' heads are no longer than that */
 #define PLB_CRC_TABLES    1    /* KiB of flash, for Ketama */
-#define PLB_SEEN_MAX      64   /* backends that one walk remembers, 4 bytes of stack each */
 
 /* There is no malloc: who forgets plb_balancer_desc.allocator hears of it at once (PLB_ERR_MEMORY). */
 #define PLB_MALLOC(size) ((void)(size), NULL)

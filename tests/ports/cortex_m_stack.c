@@ -129,6 +129,23 @@ static void ignore_change(void *user, plb_balancer *balancer)
     (void)user, (void)balancer;
 }
 
+/* TLS is agreed to, and left out. */
+static plb_io io;
+
+static plb_status connect_without_tls(void *self, const plb_peer *peer, plb_handler handler, plb_stream **out)
+{
+    ((plb_peer *)(uintptr_t)peer)->tls = NULL; /* it lies in a stack, and nobody looks at it again */
+    return net.io.connect(self, peer, handler, out);
+}
+
+static plb_status info_with_tls(void *self, plb_stream *stream, plb_stream_info *out)
+{
+    plb_status status = net.io.info(self, stream, out);
+    out->alpn = "h2";
+    out->tls_reason = "a reason";
+    return status;
+}
+
 static plb_balancer_desc everything(const plb_static_desc *list)
 {
     plb_balancer_desc desc = {.allocator = plb_arena_allocator(&arena, memory, sizeof memory),
@@ -148,6 +165,10 @@ static plb_balancer_desc everything(const plb_static_desc *list)
     net.hosts = hosts;
     net.host_count = COUNT(hosts);
     desc.port = network_port(&net);
+    io = net.io;
+    io.connect = connect_without_tls;
+    io.info = info_with_tls;
+    desc.port.io = &io;
     STACK("plb_static", desc.discovery = plb_static(list));
     desc.port.random = &seeds;
     seeds.fill = random_fill;
@@ -360,7 +381,7 @@ static void timers(void)
     static plb_timer many[100];
     static plb_timers heap;
     uint32_t rung = 0;
-    plb_clock clock = network_port(&net).clock[0];
+    plb_clock clock = *network_port(&net).clock;
     STACK("plb_timers_update", plb_timers_update(&heap, &clock));
     for (uint32_t i = 0; i < COUNT(many); i++) {
         many[i].fn = ring;
@@ -395,7 +416,7 @@ static const char mysql[] = "\x0e\0\0\0\x0a"
                             "8.0\0\1\0\0\0abcde";
 
 typedef struct kind {
-    const char *name;
+    const char *rule;
     plb_check check;
     const void *answer;
     size_t answer_size;
@@ -417,26 +438,33 @@ static size_t kinds_fill(kind *kinds)
                                              .validate = validate,
                                              .reuse_connection = true,
                                              .connect = {.source = {.family = PLB_FAMILY_IPV4}}};
+    static const plb_http_check_desc https = {.connect = {.tls = &tls}, .reuse_connection = true};
     static const plb_agent_check_desc agent = {.send = "how are you?\n", .must_answer = true};
     static const plb_grpc_check_desc grpc = {.service = "a.service", .host = "a.host"};
     size_t n = 0;
-    STACK("plb_tcp_check", kinds[n++] = ((kind){"tcp", plb_tcp_check(NULL), NULL, 0, 0}));
-    kinds[n++] = (kind){NULL, plb_tcp_check(&over_tls), NULL, 0, 0};
-    STACK("plb_http_check", kinds[n++] = ((kind){"http", plb_http_check(&http), page, sizeof page - 1, 0}));
+    STACK("plb_tcp_check", kinds[n++] = ((kind){"a TCP check passes", plb_tcp_check(NULL), NULL, 0, 0}));
+    kinds[n++] = (kind){"a TCP check over TLS passes", plb_tcp_check(&over_tls), NULL, 0, 0};
+    kinds[n++] = (kind){"an HTTPS check passes", plb_http_check(&https), page, sizeof page - 1, NETWORK_AGAIN};
+    kinds[n++] = (kind){"an HTTP/2 check over TLS passes", plb_http2_check(&https), h2_page, sizeof h2_page - 1, 0};
+    STACK("plb_http_check",
+          kinds[n++] = ((kind){"an HTTP check passes", plb_http_check(&http), page, sizeof page - 1, 0}));
     kinds[n] = kinds[n - 1];
     kinds[n++].flags = NETWORK_AGAIN;
-    kinds[n++] = (kind){"http", plb_http_check(NULL), page, sizeof page - 1, NETWORK_ENDS};
-    STACK("plb_http2_check", kinds[n++] = ((kind){"http2", plb_http2_check(&http), h2_page, sizeof h2_page - 1, 0}));
-    STACK("plb_grpc_check", kinds[n++] = ((kind){"grpc", plb_grpc_check(&grpc), h2_grpc, sizeof h2_grpc - 1, 0}));
-    STACK("plb_agent_check", kinds[n++] = ((kind){"agent", plb_agent_check(&agent), "up 50%\n", 7, 0}));
-    STACK("plb_redis_check", kinds[n++] = ((kind){"redis", plb_redis_check(NULL), "+PONG\r\n", 7, 0}));
-    STACK("plb_smtp_check",
-          kinds[n++] = ((kind){"smtp", plb_smtp_check(NULL), "250 ok\r\n", 8, NETWORK_GREETS | NETWORK_AGAIN}));
-    STACK("plb_mysql_check",
-          kinds[n++] = ((kind){"mysql", plb_mysql_check(NULL), mysql, sizeof mysql - 1, NETWORK_GREETS}));
-    STACK("plb_postgres_check", kinds[n++] = ((kind){"postgres", plb_postgres_check(NULL), "S", 1, 0}));
+    kinds[n++] = (kind){"an HTTP check passes", plb_http_check(NULL), page, sizeof page - 1, NETWORK_ENDS};
+    STACK("plb_http2_check",
+          kinds[n++] = ((kind){"an HTTP/2 check passes", plb_http2_check(&http), h2_page, sizeof h2_page - 1, 0}));
+    STACK("plb_grpc_check",
+          kinds[n++] = ((kind){"a gRPC check passes", plb_grpc_check(&grpc), h2_grpc, sizeof h2_grpc - 1, 0}));
+    STACK("plb_agent_check", kinds[n++] = ((kind){"an agent check passes", plb_agent_check(&agent), "up 50%\n", 7, 0}));
+    STACK("plb_redis_check", kinds[n++] = ((kind){"a Redis check passes", plb_redis_check(NULL), "+PONG\r\n", 7, 0}));
+    STACK("plb_smtp_check", kinds[n++] = ((kind){"an SMTP check passes", plb_smtp_check(NULL), "250 ok\r\n", 8,
+                                                 NETWORK_GREETS | NETWORK_AGAIN}));
+    STACK("plb_mysql_check", kinds[n++] = ((kind){"a MySQL check passes", plb_mysql_check(NULL), mysql,
+                                                  sizeof mysql - 1, NETWORK_GREETS}));
+    STACK("plb_postgres_check",
+          kinds[n++] = ((kind){"a PostgreSQL check passes", plb_postgres_check(NULL), "S", 1, 0}));
     STACK("plb_memcached_check",
-          kinds[n++] = ((kind){"memcached", plb_memcached_check(NULL), "VERSION 1.6\r\n", 13, 0}));
+          kinds[n++] = ((kind){"a memcached check passes", plb_memcached_check(NULL), "VERSION 1.6\r\n", 13, 0}));
     return n;
 }
 
@@ -457,8 +485,7 @@ static void check_in_every_state(const kind *k, unsigned flags)
     }
     create(&desc);
     run(50);
-    if (k->name != NULL)
-        rule(k->name, plb_find_probe(lb, &addr, 0, 0, &probe) == PLB_OK && probe.passed > 0 && probe.failed == 0);
+    rule(k->rule, plb_find_probe(lb, &addr, 0, 0, &probe) == PLB_OK && probe.passed > 0 && probe.failed == 0);
     run(200);
     for (int state = NETWORK_REFUSES; state <= NETWORK_RESETS; state++) {
         hosts[0].state = (network_state)state;
@@ -475,7 +502,7 @@ static void check_in_every_state(const kind *k, unsigned flags)
 
 static void checks(void)
 {
-    static kind kinds[16];
+    static kind kinds[24];
     size_t count = kinds_fill(kinds);
     for (size_t i = 0; i < count; i++) {
         check_in_every_state(&kinds[i], 0);

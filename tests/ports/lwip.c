@@ -94,6 +94,21 @@ WRAP(err_t, udp_sendto, (struct udp_pcb * pcb, struct pbuf *p, const ip_addr_t *
 WRAP(struct pbuf *, pbuf_alloc, (pbuf_layer layer, u16_t length, pbuf_type type), (layer, length, type),
      CALL_PBUF_ALLOC, NULL)
 
+/* A wake that comes when the wait has just timed out. */
+static bool wake_late;
+static void wake(void);
+
+u32_t __real_sys_arch_sem_wait(sys_sem_t *sem, u32_t timeout);
+u32_t __wrap_sys_arch_sem_wait(sys_sem_t *sem, u32_t timeout);
+u32_t __wrap_sys_arch_sem_wait(sys_sem_t *sem, u32_t timeout)
+{
+    if (!wake_late)
+        return __real_sys_arch_sem_wait(sem, timeout);
+    wake_late = false;
+    wake();
+    return SYS_ARCH_TIMEOUT;
+}
+
 struct tcp_pcb *__real_tcp_listen_with_backlog_and_err(struct tcp_pcb *pcb, u8_t backlog, err_t *err);
 struct tcp_pcb *__wrap_tcp_listen_with_backlog_and_err(struct tcp_pcb *pcb, u8_t backlog, err_t *err);
 struct tcp_pcb *__wrap_tcp_listen_with_backlog_and_err(struct tcp_pcb *pcb, u8_t backlog, err_t *err)
@@ -144,6 +159,11 @@ static plb_handler handler_of(end *e)
     handler.fn = on_event;
     handler.user = e;
     return handler;
+}
+
+static void wake(void)
+{
+    io->wake(io->self);
 }
 
 static void step(uint32_t max_ms)
@@ -448,6 +468,24 @@ TEST a_write_without_memory_is_called_back_all_the_same(void)
     PASS();
 }
 
+/* By the port, not only when lwIP's own timer comes by. */
+TEST segments_that_could_not_leave_are_sent_later(void)
+{
+    pair p;
+    size_t got;
+    ASSERT(open_pair(&p));
+    set_failing(CALL_TCP_OUTPUT, 1, 3);
+    ASSERT_EQ(PLB_OK, write_now(&p.client, sent, 300, &got));
+    ASSERT_EQ(300, got);
+    for (int i = 0; i < STEPS && calls_made() < 4; i++)
+        turn(10);
+    ASSERT_EQ(4, calls_made());
+    ASSERT_EQ(PLB_OK, read_wait(&p.server, received, sizeof received, &got));
+    ASSERT_EQ(300, got);
+    close_pair(&p);
+    PASS();
+}
+
 TEST a_close_without_memory_is_made_later(void)
 {
     pair p;
@@ -490,6 +528,31 @@ TEST a_connection_that_is_reset_before_accept_gives_its_stream_back(void)
     ASSERT(becomes_used(1, 0));
     ASSERT_EQ(PLB_AGAIN, accept_now(&p.listener, &p.server));
     drop(&p.listener, PLB_CLOSE_GRACEFUL);
+    PASS();
+}
+
+TEST a_reset_calls_both_directions(void)
+{
+    pair p;
+    size_t part;
+    int quiet = 0;
+    ASSERT(open_pair(&p));
+    while (quiet < 4) {
+        if (write_now(&p.client, sent, BULK, &part) == PLB_OK) {
+            quiet = 0;
+        } else {
+            quiet++;
+            turn(30);
+        }
+    }
+    p.client.writes = 0;
+    ASSERT_EQ(PLB_AGAIN, read_now(&p.client, received, 1, &part));
+    drop(&p.server, PLB_CLOSE_ABORT);
+    ASSERT(reaches(&p.client.reads, 1));
+    ASSERT(reaches(&p.client.writes, 1));
+    stay_quiet();
+    ASSERT(p.client.reads == 1 && p.client.writes == 1);
+    close_pair(&p);
     PASS();
 }
 
@@ -1046,7 +1109,7 @@ static void *wake_main(void *user)
     return NULL;
 }
 
-/* Wakes that meet waits that are about to end: none is lost, and none is left over to end a wait for nothing. */
+/* No wake is lost, and none is left over to end a later wait for nothing. */
 TEST wakes_of_many_threads_leave_nothing_behind(void)
 {
     counted_task t;
@@ -1066,6 +1129,25 @@ TEST wakes_of_many_threads_leave_nothing_behind(void)
     before = sys_now();
     step(60);
     ASSERT(sys_now() - before >= 50);
+    plb_lwip_remove(&lw, &t.task);
+    PASS();
+}
+
+TEST a_wake_that_meets_the_end_of_a_wait_counts_once(void)
+{
+    counted_task t;
+    uint32_t before;
+    add_task(&t, PLB_FOREVER);
+    step(0);
+    wake_late = true;
+    step(10);
+    ASSERT_EQ(2, t.polls);
+    before = sys_now();
+    step(60);
+    ASSERT(sys_now() - before >= 50);
+    wake();
+    step(PLB_FOREVER);
+    ASSERT_EQ(4, t.polls);
     plb_lwip_remove(&lw, &t.task);
     PASS();
 }
@@ -1469,6 +1551,7 @@ SUITE(without_memory)
     for (i = 0; i < sizeof calls / sizeof *calls; i++)
         RUN_TEST1(a_call_without_memory_costs_no_byte, calls[i]);
     RUN_TEST(a_write_without_memory_is_called_back_all_the_same);
+    RUN_TEST(segments_that_could_not_leave_are_sent_later);
     RUN_TEST(a_close_without_memory_is_made_later);
     RUN_TEST(a_port_can_end_while_closes_are_pending);
     for (i = 0; i < sizeof datagram_calls / sizeof *datagram_calls; i++)
@@ -1481,6 +1564,7 @@ SUITE(pcbs_that_go)
     SET_SETUP(setup, NULL);
     SET_TEARDOWN(teardown, NULL);
     RUN_TEST(a_connection_that_is_reset_before_accept_gives_its_stream_back);
+    RUN_TEST(a_reset_calls_both_directions);
     RUN_TEST(what_came_before_a_reset_is_read_before_it);
     RUN_TEST(a_reset_after_shutdown_is_no_end);
     RUN_TEST(a_reset_ends_a_pending_close);
@@ -1522,6 +1606,7 @@ SUITE(the_loop)
     RUN_TEST(tasks_are_polled_when_they_are_due);
     RUN_TEST(run_ends_when_it_is_told_to);
     RUN_TEST(wakes_of_many_threads_leave_nothing_behind);
+    RUN_TEST(a_wake_that_meets_the_end_of_a_wait_counts_once);
     RUN_TEST(a_loop_of_the_programs_own_is_woken);
     RUN_TEST(random_bytes_are_the_programs_if_it_has_some);
     RUN_TEST(a_port_needs_streams);

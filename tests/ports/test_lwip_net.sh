@@ -248,8 +248,29 @@ proxy_serves() { # build
     inside "$build" curl -s --limit-rate 1M --max-time 1 "$proxy/logged" -o /dev/null
     rule "$build: a slow client holds the origin up" wait_until 5 held_up "$build"
     [ "$build" = asan ] || rule "$build: bodies take no memory" test $(($(memory "$build") - before)) -lt 4096
+    rule "$build: a client that ends its side is answered, after others that broke off" rude_clients "$build"
     rule "$build: then it is at rest" wait_until 5 at_rest "$build"
     rule "$build: and takes no time of the processor" is_idle "$build"
+}
+
+# A client that ends its side once it has asked, and some that break off under way.
+rude_clients() { # build
+    is "$(inside "$1" timeout 20 python3 -c '
+import socket, struct
+def ask(text):
+    client = socket.create_connection(("10.99.0.2", 6188), 5)
+    client.sendall(text)
+    return client
+for text in [b"", b"GET /big", b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n"] * 10:
+    client = ask(text)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)) # a reset
+    client.close()
+client = ask(b"GET /who HTTP/1.1\r\nHost: x\r\n\r\n")
+client.shutdown(socket.SHUT_WR)
+answer = b""
+for piece in iter(lambda: client.recv(4096), b""):
+    answer += piece
+print(answer.split(b"\r\n")[0].decode())')" "HTTP/1.1 200 OK"
 }
 
 ticks() { awk '{print $14 + $15}' "/proc/${pid_device[$1]}/stat"; } # build: hundredths of a second so far
