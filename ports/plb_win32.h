@@ -62,7 +62,7 @@
    - Before Windows 10 2004 WSAPoll never tells of a connection that failed. It is not asked: how connections end is
      told by FD_CONNECT (WSAEventSelect), on every Windows, and the wait for it ends at once.
    - Windows asks a port that refuses thrice, half a second apart, before it believes that: a refusal takes one to two
-     seconds. Not over loopback, where this file asks for once (Windows 8 and later).
+     seconds. Over loopback this file has it ask once (since Windows 10 1709; since Windows 8 twice).
    - Windows wakes sleepers on the ticks of its clock, 15.6 ms apart unless a program has asked for less
      (timeBeginPeriod). What has to do with sockets does not wait for ticks.
    - Once a peer has ended its side, WSAPoll returns at once whatever it is asked; a write that waits for such a peer
@@ -685,11 +685,11 @@ static void plb__w32_signal(plb_win32 *wx)
     send(wx->wake_socket, "", 1, 0); /* a buffer that is full wakes as well */
 }
 
-/* Level-triggered: the socket must be empty before the next wake may be sent. */
-static void plb__w32_empty_wake(plb_win32 *wx)
+/* The socket is emptied before the next wake may be sent; that, however, may be even if this one got lost. */
+static void plb__w32_take_wake(plb_win32 *wx, bool came)
 {
     char bytes[1];
-    int rounds = 16;
+    int rounds = came ? 16 : 0;
     while (rounds-- > 0 && recv(wx->wake_socket, bytes, sizeof bytes, 0) >= 0)
         continue;
     plb__w32_swap(&wx->wake_sent, 0);
@@ -868,15 +868,18 @@ static void plb__w32_call(plb_stream *stream, plb_event event, plb_status status
 
 /* ==== STREAMS: connections ======================================================================================== */
 
-/* A port of this machine that refuses is asked just once. Where the system knows no such option, it asks thrice. */
+/* A port of this machine that refuses is asked once, or as seldom as this Windows can; it is no matter if that fails. */
 static void plb__w32_ask_once(SOCKET socket)
 {
-    struct plb__w32_initial_rto { /* mstcpip.h's TCP_INITIAL_RTO_PARAMETERS */
+    static const struct plb__w32_initial_rto { /* mstcpip.h's TCP_INITIAL_RTO_PARAMETERS */
         USHORT rtt;
         UCHAR retransmissions;
-    } once = {0xffff, 0xfe}; /* unspecified, none */
+    } tries[2] = {{0xffff, 0xfe}, {0xffff, 1}}; /* as the system has it; none, which older ones do not know, or one */
     DWORD size = 0;
-    WSAIoctl(socket, _WSAIOW(IOC_VENDOR, 17), &once, sizeof once, NULL, 0, &size, NULL, NULL);
+    int i, result = SOCKET_ERROR;
+    for (i = 0; i < 2 && result != 0; i++)
+        result =
+            WSAIoctl(socket, _WSAIOW(IOC_VENDOR, 17), (void *)&tries[i], sizeof tries[i], NULL, 0, &size, NULL, NULL);
 }
 
 static plb_status plb__w32_try_connect(plb_win32 *wx, plb_stream *stream, const plb__w32_sockaddr *to)
@@ -1346,8 +1349,7 @@ static void plb__w32_finish_connects(plb_win32 *wx)
 static void plb__w32_dispatch(plb_win32 *wx)
 {
     uint32_t i, count = wx->event_count > 0 ? wx->fds_count : 0;
-    if (count > 0 && wx->fds[0].revents != 0)
-        plb__w32_empty_wake(wx);
+    plb__w32_take_wake(wx, count > 0 && wx->fds[0].revents != 0);
     plb__w32_finish_connects(wx);
     for (i = 1; i < count; i++) {
         short revents = wx->fds[i].revents;

@@ -25,27 +25,27 @@ printf '#define %s\n#include "%s"\n' PINGORA_LB_IMPLEMENTATION pingora_lb.h \
     PLB_PROXY_IMPLEMENTATION ports/plb_proxy.h >"$scratch/core"
 printf '#define %s\n#include "%s"\n' PLB_WIN32_IMPLEMENTATION ports/plb_win32.h | cat "$scratch/core" - >"$scratch/port"
 
+variants=(-UPLB_STATIC -DPLB_STATIC -DPLB_NO_THREADS)
 warnings() { # file, compiler, options: no warning, whatever is left out
-    local flags="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror -fsyntax-only" define
-    for define in "" -DPLB_NO_THREADS -DPLB_STATIC; do
-        # shellcheck disable=SC2086 # lists of words
-        timeout 120 "$2" $flags ${*:3} $define -I. "$scratch/$1" || return 1
+    local variant
+    for variant in "${variants[@]}"; do
+        timeout 120 "$2" -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror -fsyntax-only "${@:3}" "$variant" \
+            -I. "$scratch/$1" || return 1
     done
 }
-
-# The defines are guards of headers full of vectors, which MinGW's draw in and would take the extensions out of.
-msvc="-isystem tests/ports/msvc -isystem tests/ports/msvc/libc -Wno-language-extension-token"
-x64="--target=x86_64-pc-windows-msvc $msvc -isystem /usr/share/mingw-w64/include
-    -D__X86INTRIN_H -D__MMINTRIN_H -D__XMMINTRIN_H -D__EMMINTRIN_H -D__IMMINTRIN_H -D__IA32INTRIN_H"
-arm64="--target=aarch64-pc-windows-msvc $msvc"
-
 rule "C99 has nothing to say against plb_win32.h" warnings port x86_64-w64-mingw32-gcc -x c -std=c99
 rule "nor has C++11" warnings port x86_64-w64-mingw32-g++ -x c++ -std=c++11
-# shellcheck disable=SC2086 # lists of words, from here on
-rule "nor Microsoft's C11" warnings port clang -x c -std=c11 $x64
-rule "nor its C++14" warnings port clang -x c++ -std=c++14 $x64
-rule "nor Microsoft's C11 for ARM64 against the library" warnings core clang -x c -std=c11 $arm64
-rule "nor its C++14" warnings core clang -x c++ -std=c++14 $arm64
+
+# The defines are guards of headers full of vectors, which MinGW's draw in and would take the extensions out of.
+variants=(-UPLB_STATIC)
+msvc=(-isystem tests/ports/msvc -isystem tests/ports/msvc/libc -Wno-language-extension-token)
+x64=(--target=x86_64-pc-windows-msvc "${msvc[@]}" -isystem /usr/share/mingw-w64/include
+    -D__X86INTRIN_H -D__MMINTRIN_H -D__XMMINTRIN_H -D__EMMINTRIN_H -D__IMMINTRIN_H -D__IA32INTRIN_H)
+arm64=(--target=aarch64-pc-windows-msvc "${msvc[@]}")
+rule "nor Microsoft's C11" warnings port clang -x c -std=c11 "${x64[@]}"
+rule "nor its C++14" warnings port clang -x c++ -std=c++14 "${x64[@]}"
+rule "nor Microsoft's C11 for ARM64 against the library" warnings core clang -x c -std=c11 "${arm64[@]}"
+rule "nor its C++14" warnings core clang -x c++ -std=c++14 "${arm64[@]}"
 rule "everything builds" timeout 600 make --no-print-directory -j"$(nproc)" win32-units win32 build/plb_pick
 
 # ---- the units: what they count, counts here ----

@@ -702,6 +702,18 @@ TEST wakes_from_outside_are_sent_once(void)
     PASS();
 }
 
+TEST a_wake_that_got_lost_does_not_silence_later_ones(void)
+{
+    io->wake(io->self);
+    Sleep(20);
+    ASSERT_EQ_FMT(1u, wakes_sent(), "%u"); /* taken away, as a guard of the network might */
+    plb_win32_step(wx, 0);
+    io->wake(io->self);
+    Sleep(20);
+    ASSERT_EQ_FMT(1u, wakes_sent(), "%u");
+    PASS();
+}
+
 /* Its socket is on the loopback, where every program can send. */
 TEST strangers_cannot_wake(void)
 {
@@ -1238,6 +1250,7 @@ SUITE(loops)
     RUN_TEST(tasks_may_add_and_remove_tasks);
     RUN_TEST(a_wake_from_the_step_itself_costs_no_system_call);
     RUN_TEST(wakes_from_outside_are_sent_once);
+    RUN_TEST(a_wake_that_got_lost_does_not_silence_later_ones);
     RUN_TEST(strangers_cannot_wake);
     RUN_TEST(a_loop_of_ones_own_waits_for_sockets_and_time);
     RUN_TEST(a_loop_of_ones_own_hears_of_a_refusal_at_once);
