@@ -418,7 +418,7 @@ static void plb__w32_issue_barrier(void *self)
     FlushProcessWriteBuffers();
 }
 
-/* Under Wine it may be no more than a name: whether it is, its version would have to tell. */
+/* Under Wine it may be no more than a name; which versions have more of it is not for this file to know. */
 static bool plb__w32_has_barrier(void)
 {
     HMODULE ntdll = GetModuleHandleA("ntdll.dll");
