@@ -130,11 +130,11 @@ typedef struct plb_lwip_query {
 
 typedef struct plb_lwip_desc {
     plb_lwip_stream *streams; /* the caller's; in place until plb_lwip_deinit. Needed */
-    size_t stream_count;      /* at least 2 where the port listens */
+    size_t stream_count;      /* at least 3 where the port listens: with fewer, listen returns PLB_ERR_LIMIT */
     size_t waiting;          /* how many of them, once the port listens, are kept for connections that came and were not
-                                 accepted yet, of all listeners together; 0: a quarter */
+                                 accepted yet, of all listeners together; all but 2 at most; 0: a quarter */
     plb_lwip_query *queries; /* the caller's, for names (LWIP_DNS); NULL: none. They stay in place as long as lwIP looks
-                                 for a name, even after plb_lwip_deinit */
+                                 for a name, even after plb_lwip_deinit: another port needs others until then */
     size_t query_count;
 
     /* Random bytes for seeds; NULL: LWIP_RAND where lwIP has that, else plb_port.random is NULL. */
@@ -830,7 +830,8 @@ static plb_status plb__lw_bind_source(struct tcp_pcb *pcb, const plb_addr *sourc
     err_t err;
     if (source->family == PLB_FAMILY_NONE)
         return PLB_OK;
-    plb__lw_to_ip(source, &ip);
+    if (!plb__lw_to_ip(source, &ip))
+        return PLB_ERR_UNSUPPORTED;
     if (!plb__lw_is_local(&ip))
         return PLB_ERR_ADDRESS;
     if (source->port != 0)
@@ -1206,7 +1207,7 @@ static plb_status plb__lw_listen_locked(plb_lwip *lw, const plb_listen_desc *des
     plb_lwip_stream *listener;
     struct tcp_pcb *pcb;
     err_t err;
-    if (plb__lw_is_full(lw))
+    if (plb__lw_is_full(lw) || lw->desc.waiting == 0)
         return PLB_ERR_LIMIT;
     if (!plb__lw_is_local(ip))
         return PLB_ERR_ADDRESS;
@@ -1259,7 +1260,8 @@ static plb_status plb__lw_accept(void *self, plb_stream *handle, plb_handler han
 /* ==== DATAGRAMS =================================================================================================== */
 
 #if LWIP_UDP
-/* What stands in front of a datagram that waits, in a pbuf of its own. */
+/* What stands in front of a datagram that waits, in a pbuf of its own, whose tot_len means nothing: a datagram as long as
+   can be and this exceed its 16 bits. */
 typedef struct plb__lw_sender {
     struct pbuf *next; /* the next datagram's */
     ip_addr_t ip;
@@ -1288,7 +1290,7 @@ static void plb__lw_on_datagram(void *arg, struct udp_pcb *pcb, struct pbuf *p, 
     ip_addr_copy(sender.ip, *ip);
     sender.port = port;
     memcpy(head->payload, &sender, sizeof sender);
-    pbuf_cat(head, p);
+    head->next = p;
     if (stream->u.in.first == NULL)
         stream->u.in.first = head;
     else
@@ -1328,8 +1330,8 @@ static plb_status plb__lw_receive(void *self, plb_stream *handle, void *buffer, 
     plb__lw_unlock();
     if (head == NULL)
         return status;
-    *got = head->tot_len - sizeof sender;
-    pbuf_copy_partial(head, buffer, (u16_t)(*got < capacity ? *got : capacity), (u16_t)sizeof sender);
+    *got = head->next->tot_len;
+    pbuf_copy_partial(head->next, buffer, (u16_t)(*got < capacity ? *got : capacity), 0);
     if (from != NULL)
         plb__lw_from_ip(&sender.ip, sender.port, from);
     plb__lw_lock();
@@ -1350,7 +1352,8 @@ static plb_status plb__lw_bind_datagrams(struct udp_pcb *pcb, const plb_addr *lo
         return err == ERR_USE && local->port == 0 ? PLB_ERR_LIMIT : plb__lw_status(err);
     if (remote == NULL)
         return PLB_OK;
-    plb__lw_to_ip(remote, &ip);
+    if (!plb__lw_to_ip(remote, &ip))
+        return PLB_ERR_UNSUPPORTED;
     if (ip_route(&pcb->local_ip, &ip) == NULL)
         return PLB_ERR_UNREACHABLE;
     return plb__lw_status(udp_connect(pcb, &ip, remote->port));
@@ -1413,7 +1416,8 @@ static plb_status plb__lw_send_locked(struct udp_pcb *pcb, const plb_addr *to, c
     ip_addr_t ip;
     struct pbuf *p;
     err_t err;
-    plb__lw_to_ip(to, &ip);
+    if (!plb__lw_to_ip(to, &ip))
+        return PLB_ERR_UNSUPPORTED;
     p = pbuf_alloc(PBUF_TRANSPORT, (u16_t)size, PBUF_RAM);
     if (p == NULL)
         return PLB_ERR_MEMORY;
@@ -1550,17 +1554,18 @@ static void plb__lw_query_expired(void *user)
         query->fn(query->user, PLB_ERR_TIMEOUT, NULL, 0);
 }
 
+/* lwIP may answer before the call returns. */
 static plb_status plb__lw_ask(plb_lwip_query *query, const char *host)
 {
     ip_addr_t ip;
-    err_t err = dns_gethostbyname_addrtype(host, &ip, plb__lw_on_found, query, LWIP_DNS_ADDRTYPE_DEFAULT);
+    err_t err;
+    query->state = PLB__LW_ASKED;
+    err = dns_gethostbyname_addrtype(host, &ip, plb__lw_on_found, query, LWIP_DNS_ADDRTYPE_DEFAULT);
+    if (err == ERR_INPROGRESS)
+        return PLB_AGAIN;
     if (err == ERR_MEM) {
         plb__lw_query_free(query);
         return PLB_ERR_MEMORY;
-    }
-    if (err == ERR_INPROGRESS) {
-        query->state = PLB__LW_ASKED;
-        return PLB_AGAIN;
     }
     if (err == ERR_OK)
         plb__lw_from_ip(&ip, query->addr.port, &query->addr);
@@ -1863,11 +1868,13 @@ static void plb__lw_fill_tables(plb_lwip *lw)
     plb__lw_fill_dgram(&lw->dgram);
 }
 
-/* A quarter of the streams for those that come, unless the caller says otherwise. One is the listener's. */
+/* A quarter of the streams for those that come, unless the caller says otherwise. One is the listener's, and one is for
+   the connection that is accepted. */
 static size_t plb__lw_waiting(const plb_lwip_desc *desc)
 {
     size_t waiting = desc->waiting != 0 ? desc->waiting : (desc->stream_count + 3) / 4;
-    return waiting < desc->stream_count ? waiting : desc->stream_count - 1;
+    size_t most = desc->stream_count > 2 ? desc->stream_count - 2 : 0;
+    return waiting < most ? waiting : most;
 }
 
 PLB_API plb_status plb_lwip_init(plb_lwip *lw, const plb_lwip_desc *desc)

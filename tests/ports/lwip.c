@@ -129,6 +129,8 @@ struct tcp_pcb *__wrap_tcp_listen_with_backlog_and_err(struct tcp_pcb *pcb, u8_t
 static plb_lwip lw; /* of the test that runs */
 static plb_lwip_stream streams[STREAMS];
 static plb_lwip_query queries[QUERIES];
+static plb_lwip few; /* a second port, with few streams */
+static bool has_few;
 static const plb_io *io;
 static void (*turn)(uint32_t max_ms); /* steps the port */
 
@@ -222,6 +224,9 @@ static void teardown(void *user)
 {
     (void)user;
     set_failing(CALL_NONE, 0, 0);
+    if (has_few)
+        plb_lwip_deinit(&few);
+    has_few = false;
     close_port();
 }
 
@@ -763,6 +768,74 @@ TEST streams_are_kept_for_accept_only_where_somebody_listens(void)
     PASS();
 }
 
+static void step_few(uint32_t max_ms)
+{
+    plb_lwip_step(&few, 0);
+    step(max_ms < 5 ? max_ms : 5);
+}
+
+static bool open_few(size_t count, size_t waiting)
+{
+    static plb_lwip_stream few_streams[3];
+    plb_lwip_desc desc;
+    memset(&desc, 0, sizeof desc);
+    desc.streams = few_streams;
+    desc.stream_count = count;
+    desc.waiting = waiting;
+    turn = step_few;
+    has_few = plb_lwip_init(&few, &desc) == PLB_OK;
+    return has_few;
+}
+
+static plb_status few_listen(pair *p)
+{
+    plb_status status;
+    p->addr = any_port();
+    io = plb_lwip_port(&few).io;
+    status = listen_at(&p->listener, &p->addr);
+    io = plb_lwip_port(&lw).io;
+    return status;
+}
+
+static plb_status few_accept(pair *p)
+{
+    plb_status status;
+    io = plb_lwip_port(&few).io;
+    status = accept_now(&p->listener, &p->server);
+    io = plb_lwip_port(&lw).io;
+    return status;
+}
+
+/* One that listens, one for who comes, one for who is served: `waiting` never takes the last of these. */
+TEST three_streams_are_enough_to_serve(size_t waiting)
+{
+    pair p;
+    end second;
+    ASSERT(open_few(3, waiting));
+    ASSERT_EQ(PLB_OK, few_listen(&p));
+    ASSERT_EQ(PLB_AGAIN, few_accept(&p));
+    ASSERT_EQ(PLB_AGAIN, connect_to(&p.client, &p.addr));
+    ASSERT(reaches(&p.listener.accepts, 1));
+    ASSERT_EQ(PLB_OK, few_accept(&p));
+    ASSERT_EQ(PLB_AGAIN, connect_to(&second, &p.addr));
+    ASSERT(reaches(&second.connects, 1));
+    stay_quiet();
+    drop(&p.client, PLB_CLOSE_GRACEFUL);
+    drop(&p.server, PLB_CLOSE_GRACEFUL);
+    ASSERT_EQ(PLB_OK, few_accept(&p));
+    drop(&second, PLB_CLOSE_GRACEFUL);
+    PASS();
+}
+
+/* Nobody who came would ever be accepted. */
+TEST a_port_of_two_streams_does_not_listen(void)
+{
+    pair p;
+    ASSERT(open_few(2, 0));
+    ASSERT_EQ(PLB_ERR_LIMIT, few_listen(&p));
+    PASS();
+}
+
 static unsigned window_of(end *e)
 {
     unsigned window;
@@ -903,7 +976,14 @@ TEST what_the_port_cannot_do_is_named(void)
     peer.addr = address("unix:/x");
     peer.source.family = PLB_FAMILY_NONE;
     ASSERT_EQ(PLB_ERR_UNSUPPORTED, io->connect(io->self, &peer, handler_of(&e), &stream));
+    peer.addr = peer.source = address("[" LWIP_NETIF_IPV6 "]:80");
+    peer.source.scope = 256; /* lwIP's zones have 8 bits */
+    ASSERT_EQ(PLB_ERR_UNSUPPORTED, io->connect(io->self, &peer, handler_of(&e), &stream));
+    ASSERT_EQ(PLB_ERR_UNSUPPORTED, dgram->open(dgram->self, NULL, &peer.source, handler_of(&e), &stream));
     ASSERT(stream == NULL);
+    ASSERT_EQ(PLB_OK, dgram->open(dgram->self, &peer.addr, NULL, handler_of(&e), &stream));
+    ASSERT_EQ(PLB_ERR_UNSUPPORTED, dgram->send(dgram->self, stream, &peer.source, "x", 1));
+    dgram->close(dgram->self, stream);
     ASSERT(is_used(0, 0));
     PASS();
 }
@@ -974,6 +1054,28 @@ TEST a_socket_keeps_a_few_datagrams(void)
     PASS(); /* the port ends with a socket, and with datagrams that wait */
 }
 
+/* A pbuf's length has 16 bits, and what the port puts in front of a datagram must not count. */
+TEST the_longest_datagram_arrives_whole(void)
+{
+    const plb_dgram *dgram = plb_lwip_port(&lw).dgram;
+    plb_addr addr = any_port();
+    plb_stream_info info;
+    end e;
+    size_t got;
+    memset(&e, 0, sizeof e);
+    ASSERT_EQ(PLB_OK, dgram->open(dgram->self, &addr, NULL, handler_of(&e), &e.stream));
+    ASSERT_EQ(PLB_OK, dgram->info(dgram->self, e.stream, &info));
+    ASSERT_EQ(PLB_AGAIN, dgram->receive(dgram->self, e.stream, received, sizeof received, &got, NULL));
+    ASSERT_EQ(PLB_OK, dgram->send(dgram->self, e.stream, &info.local, sent, 65507));
+    ASSERT_EQ(PLB_ERR_ARGUMENT, dgram->send(dgram->self, e.stream, &info.local, sent, 65508));
+    ASSERT(reaches(&e.reads, 1));
+    ASSERT_EQ(PLB_OK, dgram->receive(dgram->self, e.stream, received, sizeof received, &got, NULL));
+    ASSERT_EQ_FMT((size_t)65507, got, "%zu");
+    ASSERT_MEM_EQ(sent, received, 65507);
+    dgram->close(dgram->self, e.stream);
+    PASS();
+}
+
 /* ==== NAMES =======================================================================================================
    Debian's lwIP has no DNS client: the port is built with LWIP_DNS for a client of the tests' own. */
 
@@ -982,6 +1084,7 @@ static struct {
     dns_found_callback found[QUERIES];
     void *arg[QUERIES];
     unsigned asked;
+    bool hasty; /* tells of its failure before the call returns */
 } dns;
 
 static ip_addr_t dns_address;
@@ -996,6 +1099,8 @@ err_t dns_gethostbyname_addrtype(const char *hostname, ip_addr_t *addr, dns_foun
         dns.found[dns.asked % QUERIES] = found;
         dns.arg[dns.asked % QUERIES] = arg;
         dns.asked++;
+        if (dns.hasty)
+            found(hostname, NULL, arg);
     }
     return dns.answer;
 }
@@ -1105,6 +1210,28 @@ TEST a_late_answer_finds_nobody(bool cancelled)
     ASSERT_EQ(PLB_OK, b.status);
     stay_quiet();
     ASSERT_EQ(0, c.answers);
+    PASS();
+}
+
+/* dns_send does it where it finds a server gone. */
+TEST a_name_that_fails_inside_the_call_is_told_later(bool cancelled)
+{
+    const plb_names *names = plb_lwip_port(&lw).names;
+    asker a;
+    int i;
+    prepare_dns(ERR_INPROGRESS);
+    dns.hasty = true;
+    for (i = 0; i < QUERIES + 1; i++) {
+        ASSERT_EQ(PLB_AGAIN, ask(&a, 5000));
+        ASSERT_EQ(0, a.answers);
+        if (cancelled)
+            names->cancel(names->self, a.query);
+        else
+            ASSERT(reaches(&a.answers, 1));
+        stay_quiet();
+        ASSERT_EQ(cancelled ? 0 : 1, a.answers);
+        ASSERT_EQ(cancelled ? PLB_OK : PLB_ERR_NAME, a.status);
+    }
     PASS();
 }
 
@@ -1684,6 +1811,7 @@ SUITE(without_memory)
     for (i = 0; i < sizeof datagram_calls / sizeof *datagram_calls; i++)
         RUN_TEST1(a_datagram_without_memory_is_lost_and_no_more, datagram_calls[i]);
     RUN_TEST(a_socket_keeps_a_few_datagrams);
+    RUN_TEST(the_longest_datagram_arrives_whole);
 }
 
 SUITE(pcbs_that_go)
@@ -1707,6 +1835,9 @@ SUITE(streams_and_windows)
     SET_TEARDOWN(teardown, NULL);
     RUN_TEST(connections_beyond_those_that_may_wait_are_reset);
     RUN_TEST(streams_are_kept_for_accept_only_where_somebody_listens);
+    RUN_TEST1(three_streams_are_enough_to_serve, 0);
+    RUN_TEST1(three_streams_are_enough_to_serve, 5);
+    RUN_TEST(a_port_of_two_streams_does_not_listen);
     RUN_TEST(a_reader_that_stops_closes_the_window);
     RUN_TEST(small_writes_leave_at_once);
     RUN_TEST(pbufs_without_bytes_are_no_bytes);
@@ -1725,6 +1856,8 @@ SUITE(names)
     RUN_TEST1(a_name_that_is_none_fails, ERR_INPROGRESS);
     RUN_TEST1(a_late_answer_finds_nobody, false);
     RUN_TEST1(a_late_answer_finds_nobody, true);
+    RUN_TEST1(a_name_that_fails_inside_the_call_is_told_later, false);
+    RUN_TEST1(a_name_that_fails_inside_the_call_is_told_later, true);
     RUN_TEST(a_question_without_memory_may_be_asked_again);
     RUN_TEST(an_answer_after_the_port_has_ended_is_ignored);
 }
