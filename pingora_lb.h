@@ -2269,10 +2269,11 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 
 #if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
 #define PLB__INLINE static inline PLB__UNUSED __attribute__((always_inline))
-#define PLB__RARE   static __attribute__((noinline)) /* off the path, whose registers and stack it shall not take */
-#else                                                /* for size the compiler knows best */
+#define PLB__RARE                                                                                                      \
+    static PLB__UNUSED __attribute__((noinline)) /* off the path, whose registers and stack it shall not take */
+#else                                            /* for size the compiler knows best */
 #define PLB__INLINE static PLB__UNUSED
-#define PLB__RARE   static
+#define PLB__RARE   static PLB__UNUSED
 #endif
 
 #if defined(__GNUC__) && defined(__OPTIMIZE_SIZE__)
@@ -2827,7 +2828,7 @@ static void plb__put_decimal(plb__text *text, uint32_t number)
     plb__put_bytes(text, digits, (size_t)(plb__decimal(digits, number) - digits));
 }
 
-static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
+static PLB__UNUSED void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
 {
     char digits[20];
     size_t at = sizeof digits;
@@ -2860,7 +2861,7 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
 
 /* Any bytes between quotes, in printable ASCII; where that takes more than `room` (3 or more) characters, three dots
    stand for the end. */
-static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
+static PLB__UNUSED void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
     size_t i, length = 0, shown;
     char escaped[4];
@@ -4727,7 +4728,7 @@ static uint32_t plb__or(uint32_t value, uint32_t default_value)
     return value > 0 ? value : default_value;
 }
 
-static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
+static PLB__UNUSED void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
 {
     timer->fn = fn;
     timer->user = lb;
@@ -9467,7 +9468,7 @@ static void plb__schedule_sink(const plb_balancer *lb, size_t top)
 }
 
 /* Makes a heap of it again. */
-static void plb__schedule_order(const plb_balancer *lb)
+static PLB__UNUSED void plb__schedule_order(const plb_balancer *lb)
 {
     uint32_t i;
     for (i = lb->scheduled / 2; i-- > 0;)
