@@ -92,8 +92,54 @@
                               many in a tier of more than 65 536
    PLB_EXCHANGE_SIZE          bytes of the buffer through which probes read; the longest head of an answer (8192)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
-   PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
+   PLB_CRC_TABLES             KiB of constant tables for CRC-32: 0 (64 bytes), 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
+   The following leave parts out, for small systems. What is left out is not declared, members of structs included, so
+   that using it does not compile; what needs it is left out with it (in brackets). The figure is what it saves of flash
+   on a Cortex-M3 (-Os) where all else is there.
+   PLB_NO_AGENT               plb_agent_check; 0.9 KiB
+   PLB_NO_BOUNDED             plb_bounded_loads; 0.7 KiB
+   PLB_NO_CHANGES             plb_add, plb_remove, plb_replace; 1.4 KiB
+   PLB_NO_CHECK_LIST          more than one check, checks by name, intervals of their own, jitter, plb_check_now; 1.3 KiB,
+                              8 bytes of RAM a backend
+   PLB_NO_CHOICES             plb_two_choices [PLB_NO_EWMA]; 1.8 KiB
+   PLB_NO_DRAW                plb_view_draw [PLB_NO_CHOICES, FNV, IP_HASH, KETAMA, MAGLEV, RANDOM, SHARES, SMOOTH];
+                              12 KiB, 8 bytes of RAM a backend
+   PLB_NO_EWMA                plb_peak_ewma; 0.8 KiB
+   PLB_NO_EXCHANGE            probes that say or hear something, connections kept: the TCP check is left, and checks of
+                              one's own [PLB_NO_AGENT, EXPECT, HTTP1]; 22 KiB
+   PLB_NO_EXPECT              plb_expect_check, Redis and the like; 2.5 KiB
+   PLB_NO_FNV                 plb_fnv; 0.3 KiB
+   PLB_NO_GRPC                plb_grpc_check, the codec; 2.1 KiB
+   PLB_NO_HANDLES             plb_handle_...; 0.4 KiB
+   PLB_NO_HTTP1               the codec, plb_http_check [PLB_NO_HTTP2]; 17 KiB
+   PLB_NO_HTTP2               the codec, HPACK, plb_http2_check [PLB_NO_GRPC]; 11 KiB
+   PLB_NO_IP_HASH             plb_ip_hash; 0.5 KiB
+   PLB_NO_IPV6                such addresses are PLB_ERR_ADDRESS; 0.7 KiB
+   PLB_NO_KETAMA              plb_ketama, CRC-32 [PLB_NO_BOUNDED]; 4 KiB
+   PLB_NO_LEAST               plb_least_connections; 0.8 KiB
+   PLB_NO_LIMITS              plb_backend.max_conns; 0.2 KiB, 4 bytes of RAM a backend
+   PLB_NO_LOG                 log, summary, what probes say in words, plb_status_text; 4.4 KiB
+   PLB_NO_MAGLEV              plb_maglev; 1.3 KiB
+   PLB_NO_METRICS             plb_metrics; 4.7 KiB
+   PLB_NO_NAMES               host names: in the list, in plb_backend and plb_pick; 1 KiB
+   PLB_NO_OUTLIER             outlier detection; 2.5 KiB
+   PLB_NO_PROBE_INFO          on_probe, plb_find_probe, flips [PLB_NO_METRICS]; 5.2 KiB, 20 bytes of RAM a backend
+   PLB_NO_RANDOM              plb_random_choice; 0.2 KiB
+   PLB_NO_RENDEZVOUS          plb_rendezvous; 1.6 KiB
+   PLB_NO_SHARES              slow start, shares of agents [PLB_NO_AGENT]; 2 KiB, 8 bytes of RAM a backend
+   PLB_NO_SMOOTH              plb_smooth_round_robin; 1.6 KiB
+   PLB_NO_TICK                plb_strategy_ops.tick [PLB_NO_EWMA]; 0.9 KiB
+   PLB_NO_TIERS               priorities, backups, panic: all backends are one tier; 1.7 KiB
+   PLB_NO_TLS                 TLS of checks; 0.6 KiB
+   PLB_NO_UNIX                paths of Unix sockets: a plb_addr has 116 bytes with them, 24 with IPv6, 8 with neither
+   PLB_NO_UPDATES             another set than that which plb_create makes of plb_static's list, discoveries of one's own
+                              [PLB_NO_CHANGES, METRICS, NAMES]; 12 KiB, 60 bytes of RAM a backend. plb_create then
+                              returns what on_first_update would have told
+   PLB_NO_WALK                plb_walk_..., exclude and accept of plb_request; a strategy then needs its pick
+                              [PLB_NO_SHARES]; 4.6 KiB
+   PLB_NO_WEIGHTS             weights: each is 1 [PLB_NO_DRAW, LEAST, RENDEZVOUS]; round robin is left; 16 KiB, 2 bytes of
+                              RAM a backend
 
    FAITHFUL, THEN BETTER
    Sets are ordered, walked and limited exactly as by pingora-load-balancing 0.8, `max_iterations` included; the
@@ -207,6 +253,12 @@
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
+   On a Cortex-M3 (32-bit, one thread), flash and RAM by what is left out (`make size`):
+   round robin, a fixed list,  8 KiB of flash; 456 bytes the balancer, 68 a backend, 129 a probe in flight
+   the TCP check
+   random, FNV, Ketama, the    20 KiB of flash; 496 bytes the balancer, 78 a backend, 241 a TCP probe in flight
+   HTTP/1 check too
+   everything but TLS          69 KiB of flash; 1 KiB the balancer, 235 bytes a backend, 332 a TCP probe in flight
    the log                     344 bytes, where there is one
    an HTTP check               2.6 KiB and its texts; HTTP/2, gRPC: 2.1 KiB
    stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside
@@ -4569,7 +4621,7 @@ typedef struct plb__ticket {
     } u;
 } plb__ticket;
 
-#define PLB__TICKETS 32 /* allocated at a time */
+#define PLB__TICKETS 8 /* allocated at a time */
 
 typedef struct plb__tickets {
     struct plb__tickets *next;
@@ -6043,7 +6095,7 @@ typedef enum plb__numbers { PLB__NUMBERS_COUNT, PLB__NUMBERS_RANDOM, PLB__NUMBER
 typedef struct plb__weighted_state {
     uintptr_t counter; /* one for all threads; wraps as pingora's usize does */
     plb__numbers numbers;
-    plb_allocator allocator;
+    const plb_allocator *allocator;
 } plb__weighted_state;
 
 /* The list, without being one: ends[i] is where the last copy of backend i ends, and starts[b] the backend that owns
@@ -6061,7 +6113,7 @@ typedef struct plb__weighted_table {
 static plb_status plb__weighted_open(plb__weighted_state *state, plb__numbers numbers, const plb_env *env)
 {
     state->numbers = numbers;
-    state->allocator = env->allocator;
+    state->allocator = &env->allocator;
     return PLB_OK;
 }
 
@@ -6112,7 +6164,7 @@ static void plb__weighted_fill(plb__weighted_table *table, const plb_view *view,
 static plb_status plb__weighted_build(void *state, const plb_view *view, const plb_view *old_view,
                                       const void *old_table, void **out)
 {
-    const plb_allocator *a = &((plb__weighted_state *)state)->allocator;
+    const plb_allocator *a = ((plb__weighted_state *)state)->allocator;
     uint32_t places = view->weight_sum, shift = 0, starts;
     bool listed = places > 0 && !plb__weighs_one_each(view);
     plb__weighted_table *table;
@@ -6142,7 +6194,7 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
 
 static void plb__weighted_discard(void *state, void *table)
 {
-    plb__delete(&((plb__weighted_state *)state)->allocator, table, ((plb__weighted_table *)table)->size);
+    plb__delete(((plb__weighted_state *)state)->allocator, table, ((plb__weighted_table *)table)->size);
 }
 
 PLB__INLINE uint32_t plb__weighted_search(const plb__weighted_table *table, uint32_t place)
@@ -6170,7 +6222,7 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
                                       const void *old_table, void **out)
 {
     plb__weighted_table *table =
-        (plb__weighted_table *)plb__new(&((plb__weighted_state *)state)->allocator, sizeof *table);
+        (plb__weighted_table *)plb__new(((plb__weighted_state *)state)->allocator, sizeof *table);
     (void)old_view;
     (void)old_table;
     if (table == NULL)
@@ -6185,7 +6237,7 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
 
 static void plb__weighted_discard(void *state, void *table)
 {
-    plb__delete(&((plb__weighted_state *)state)->allocator, table, sizeof(plb__weighted_table));
+    plb__delete(((plb__weighted_state *)state)->allocator, table, sizeof(plb__weighted_table));
 }
 
 PLB__INLINE bool plb__weighted_is_even(const plb__weighted_table *table)
@@ -10486,7 +10538,7 @@ typedef struct plb__static_entry {
 } plb__static_entry;
 
 struct plb__static {
-    plb_env env;
+    const plb_env *env;
     uint32_t timeout_ms;
     plb__static_entry *entries;
     plb_token token;
@@ -10520,7 +10572,7 @@ static size_t plb__static_entry_size(const plb_backend *backend)
 
 static plb__static_entry *plb__static_entry_new(plb__static *self, const plb_backend *backend)
 {
-    const plb_allocator *a = &self->env.allocator;
+    const plb_allocator *a = &self->env->allocator;
     plb__static_entry *entry = (plb__static_entry *)plb__new(a, plb__static_entry_size(backend));
     char *name = (char *)(entry + 1);
     if (entry == NULL)
@@ -10537,7 +10589,7 @@ static void plb__static_release(const plb__static *self, const plb_backend *back
     plb_backend_info info;
     if (backend->ext == NULL)
         return;
-    if (plb_find(self->env.balancer, &backend->addr, backend->id, &info) != PLB_OK || info.backend.ext != backend->ext)
+    if (plb_find(self->env->balancer, &backend->addr, backend->id, &info) != PLB_OK || info.backend.ext != backend->ext)
         plb__release_ext(backend->ext, backend->ext_release);
 }
 
@@ -10545,12 +10597,12 @@ static void plb__static_release(const plb__static *self, const plb_backend *back
 /* Gives up what is being asked, and what was answered. */
 static void plb__static_forget(plb__static *self, plb__static_entry *entry)
 {
-    const plb_names *names = self->env.port.names;
+    const plb_names *names = self->env->port.names;
     if (entry->query != NULL) {
         names->cancel(names->self, entry->query);
         self->unresolved--;
     }
-    plb__delete(&self->env.allocator, entry->addrs, entry->addr_count * sizeof(plb_addr));
+    plb__delete(&self->env->allocator, entry->addrs, entry->addr_count * sizeof(plb_addr));
 }
 #endif
 
@@ -10559,7 +10611,7 @@ static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
     PLB__IF_NAMES(plb__static_forget(self, entry), (void)0);
     if (!entry->given)
         plb__static_release(self, &entry->backend);
-    plb__delete(&self->env.allocator, entry, plb__static_entry_size(&entry->backend));
+    plb__delete(&self->env->allocator, entry, plb__static_entry_size(&entry->backend));
 }
 
 static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
@@ -10574,7 +10626,7 @@ static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
 /* Appends a line. On failure ext stays the caller's. */
 static plb_status plb__static_append(plb__static *self, plb__static_entry ***end, const plb_backend *backend)
 {
-    plb_status status = plb__backend_check(backend, PLB__IF_NAMES(self->env.port.names != NULL, false));
+    plb_status status = plb__backend_check(backend, PLB__IF_NAMES(self->env->port.names != NULL, false));
     if (status == PLB_OK && plb__is_name(backend) && backend->ext != NULL)
         status = PLB_ERR_ARGUMENT;
     if (status == PLB_OK) {
@@ -10584,7 +10636,7 @@ static plb_status plb__static_append(plb__static *self, plb__static_entry ***end
         *end = &(**end)->next;
         return PLB_OK;
     }
-    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, plb__words_of(status));
+    plb__log_backend(self->env->balancer, PLB_LOG_ERROR, "bad entry", backend, plb__words_of(status));
     return status;
 }
 
@@ -10598,7 +10650,7 @@ static plb_status plb__static_check_sum(const plb__static *self, const plb__stat
             sum += plb__weight_of(&entries->backend);
     if (sum <= UINT32_MAX)
         return PLB_OK;
-    plb__log(self->env.balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
+    plb__log(self->env->balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
     return PLB_ERR_WEIGHT;
 }
 
@@ -10647,11 +10699,11 @@ static plb_status plb__static_parse(plb__static *self, plb__static_entry ***end,
     plb_status status = plb_backend_parse(&backend, text, PLB_ZSTRING, name);
     if (status == PLB_OK)
         return plb__static_append(self, end, &backend);
-    line = plb__log_begin(self->env.balancer, PLB_LOG_ERROR, "bad address '");
+    line = plb__log_begin(self->env->balancer, PLB_LOG_ERROR, "bad address '");
     if (line != NULL) {
         plb__put(line, text);
         plb__put(line, "': expected 1.2.3.4:80, [::1]:80, unix:/path or host:80");
-        plb__log_end(self->env.balancer);
+        plb__log_end(self->env->balancer);
     }
     return status;
 }
@@ -10663,7 +10715,7 @@ static plb_status plb__static_open(void *opaque, const void *opaque_desc, const 
     plb__static_entry **end = &self->entries;
     plb_status status = PLB_OK;
     size_t i;
-    self->env = *env;
+    self->env = env;
     self->timeout_ms = plb__static_timeout(desc);
     for (i = 0; desc != NULL && i < desc->address_count && status == PLB_OK; i++)
         status = plb__static_parse(self, &end, desc->addresses[i]);
@@ -10714,7 +10766,7 @@ static void plb__static_offer(plb__static_entry *entry, plb_backend *out)
 
 static void plb__static_answer(plb__static *self)
 {
-    const plb_allocator *a = &self->env.allocator;
+    const plb_allocator *a = &self->env->allocator;
     plb__static_entry *entry;
     plb_backend *backends = NULL;
     plb_status status = PLB_OK;
@@ -10745,14 +10797,14 @@ static void plb__static_failed(plb__static *self, const plb__static_entry *entry
 {
     if (!plb_status_is_local(self->failure))
         self->failure = status;
-    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb__words_of(status));
+    plb__log_backend(self->env->balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb__words_of(status));
 }
 
 static void plb__static_resolved(void *user, plb_status status, const plb_addr *addrs, size_t count)
 {
     plb__static_entry *entry = (plb__static_entry *)user;
     plb__static *self = entry->list;
-    const plb_allocator *a = &self->env.allocator;
+    const plb_allocator *a = &self->env->allocator;
     plb_addr *copy = NULL;
     entry->query = NULL;
     if (status == PLB_OK) {
@@ -10775,7 +10827,7 @@ static void plb__static_resolved(void *user, plb_status status, const plb_addr *
 static plb_status plb__static_start(void *opaque, plb_token token)
 {
     plb__static *self = (plb__static *)opaque;
-    const plb_names *names = self->env.port.names;
+    const plb_names *names = self->env->port.names;
     plb__static_entry *entry;
     self->token = token;
     self->failure = PLB_OK;
@@ -10803,7 +10855,7 @@ static void plb__static_cancel(void *opaque, plb_token token)
     (void)token;
     for (entry = self->entries; entry != NULL; entry = entry->next) {
         if (entry->query != NULL)
-            self->env.port.names->cancel(self->env.port.names->self, entry->query);
+            self->env->port.names->cancel(self->env->port.names->self, entry->query);
         entry->query = NULL;
     }
     self->unresolved = 0;
@@ -10830,7 +10882,7 @@ static void plb__static_settle(const plb__static *self, plb__static_entry *entry
 {
     plb_backend_info info;
     entry->given = true;
-    if (plb_find(self->env.balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
+    if (plb_find(self->env->balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
         return;
     entry->backend.ext = info.backend.ext;
     entry->backend.ext_release = info.backend.ext_release;

@@ -36,6 +36,11 @@
 #define PLB_NO_WALK
 #endif
 
-#define PLB_NO_TLS /* in all of them */
+#if SIZE == 3 /* everything, but for what a small system has not: a TLS library, Unix paths, other threads */
+#define PLB_NO_HANDLES
+#define PLB_NO_UNIX
+#endif
+
+#define PLB_NO_TLS
 
 #include "../../pingora_lb.h"

@@ -18,7 +18,7 @@ printf '%-58s %16s %16s %16s %16s\n' "-Os, Cortex-M3; bytes, and the limit" flas
 for size in 1 2 3; do
     flash=$(($(stored "build/size/$size.elf") - $(stored "build/size/size_$size.o" build/size/startup.o)))
     read -r balancer backend probe < <(timeout 60 qemu-system-arm -M mps2-an385 -nographic -semihosting \
-        -kernel "build/size/$size.elf" </dev/null 2>/dev/null)
+        -kernel "build/size/$size.elf" </dev/null 2>&1)
     limit=96
     [ $size = 3 ] && limit=-
     printf '%-58s %16s %16s %16s %16s\n' "${names[$size]}" "$flash/${flash_limits[$size]}" "$balancer/1024" \
