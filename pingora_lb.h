@@ -100,8 +100,8 @@
    PLB_NO_AGENT               plb_agent_check; 0.9 KiB
    PLB_NO_BOUNDED             plb_bounded_loads; 0.7 KiB
    PLB_NO_CHANGES             plb_add, plb_remove, plb_replace; 1.4 KiB
-   PLB_NO_CHECK_LIST          more than one check, checks by name, intervals of their own, jitter, plb_check_now; 1.3 KiB,
-                              8 bytes of RAM a backend
+   PLB_NO_CHECK_LIST          more than one check, checks by name, intervals of their own, jitter, plb_check_now;
+                              1.3 KiB, 8 bytes of RAM a backend
    PLB_NO_CHOICES             plb_two_choices [PLB_NO_EWMA]; 1.8 KiB
    PLB_NO_DRAW                plb_view_draw [PLB_NO_CHOICES, FNV, IP_HASH, KETAMA, MAGLEV, RANDOM, SHARES, SMOOTH];
                               12 KiB, 8 bytes of RAM a backend
@@ -133,13 +133,13 @@
    PLB_NO_TIERS               priorities, backups, panic: all backends are one tier; 1.7 KiB
    PLB_NO_TLS                 TLS of checks; 0.6 KiB
    PLB_NO_UNIX                paths of Unix sockets: a plb_addr has 116 bytes with them, 24 with IPv6, 8 with neither
-   PLB_NO_UPDATES             another set than that which plb_create makes of plb_static's list, discoveries of one's own
+   PLB_NO_UPDATES             any set but that which plb_create makes of plb_static's list, discoveries of one's own
                               [PLB_NO_CHANGES, METRICS, NAMES]; 12 KiB, 60 bytes of RAM a backend. plb_create then
                               returns what on_first_update would have told
    PLB_NO_WALK                plb_walk_..., exclude and accept of plb_request; a strategy then needs its pick
                               [PLB_NO_SHARES]; 4.6 KiB
-   PLB_NO_WEIGHTS             weights: each is 1 [PLB_NO_DRAW, LEAST, RENDEZVOUS]; round robin is left; 16 KiB, 2 bytes of
-                              RAM a backend
+   PLB_NO_WEIGHTS             weights: each is 1 [PLB_NO_DRAW, LEAST, RENDEZVOUS]; round robin is left; 16 KiB,
+                              2 bytes of RAM a backend
 
    FAITHFUL, THEN BETTER
    Sets are ordered, walked and limited exactly as by pingora-load-balancing 0.8, `max_iterations` included; the
@@ -8017,7 +8017,7 @@ typedef struct plb__ip_hash_walk {
 static plb_status plb__ip_hash_open(void *state, const void *desc, const plb_env *env)
 {
     (void)desc;
-    ((plb__weighted_state *)state)->allocator = env->allocator;
+    ((plb__weighted_state *)state)->allocator = &env->allocator;
     return PLB_OK;
 }
 
