@@ -15327,6 +15327,21 @@ PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity)
 /* ==== HTTP/1 =========================================================================================================
    The wire codec. */
 
+PLB_API bool plb_text_is(plb_text text, const char *lower)
+{
+    size_t i;
+    if (text.size != strlen(lower))
+        return false;
+    for (i = 0; i < text.size; i++) {
+        char c = text.data[i];
+        if (c >= 'A' && c <= 'Z')
+            c = (char)(c + ('a' - 'A'));
+        if (c != lower[i])
+            return false;
+    }
+    return true;
+}
+
 #ifndef PLB_NO_HTTP1
 enum {
     PLB__HTTP1_TCHAR = 1, /* RFC 9110 section 5.6.2 */
@@ -15363,21 +15378,6 @@ static bool plb__http1_is_control(char c)
 {
     unsigned char u = (unsigned char)c;
     return u < 0x20 || u == 0x7f;
-}
-
-PLB_API bool plb_text_is(plb_text text, const char *lower)
-{
-    size_t i;
-    if (text.size != strlen(lower))
-        return false;
-    for (i = 0; i < text.size; i++) {
-        char c = text.data[i];
-        if (c >= 'A' && c <= 'Z')
-            c = (char)(c + ('a' - 'A'));
-        if (c != lower[i])
-            return false;
-    }
-    return true;
 }
 
 PLB_API bool plb_http1_is_token(plb_text text)
