@@ -233,9 +233,9 @@
 
    MEMORY (64-bit)
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
-   the static list             240 bytes an entry and its name
-   a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 27 bytes in each set
-   checks                      24 bytes a backend, and 40 for each of its checks
+   the static list             232 bytes an entry and its name
+   a backend                   84 bytes of slot for IPv4 (96 IPv6) and its name; 27 bytes in each set
+   checks                      16 bytes a backend, and 32 for each of its checks
    outlier detection           144 bytes a backend more, 112 where it has checks
    a handle                    184 bytes
    round robin, random, FNV,   8 bytes a backend, none where each weighs 1
@@ -3945,9 +3945,7 @@ PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_a
 {
     const plb__compact *compact = &view->addrs[index];
     if (PLB__LIKELY(compact->family == PLB_FAMILY_IPV4)) {
-        out->family = PLB_FAMILY_IPV4;
-        PLB__IF_UNIX(out->path_len = 0, (void)0);
-        out->port = compact->port;
+        memcpy(out, compact, offsetof(plb__compact, v4)); /* family, path_len (or what fills its place), port */
         PLB__IF_IPV6(out->scope = 0, (void)0);
         memcpy(out->u.v4, compact->v4, sizeof compact->v4);
     } else {
