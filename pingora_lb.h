@@ -2866,12 +2866,24 @@ static char *plb__decimal(char *at, uint32_t number)
     return at;
 }
 
-/* strcmp is larger where only this is asked. */
-static PLB__UNUSED bool plb__same_text(const char *a, const char *b)
+/* As strcmp, in a tenth of its size. */
+static PLB__UNUSED int plb__compare_text(const char *a, const char *b)
 {
     for (; *a == *b && *a != '\0'; a++)
         b++;
-    return *a == *b;
+    return (int)(unsigned char)*a - (int)(unsigned char)*b;
+}
+
+static PLB__UNUSED bool plb__same_text(const char *a, const char *b)
+{
+    return plb__compare_text(a, b) == 0;
+}
+
+/* Moves bytes towards the beginning of their buffer. */
+static PLB__UNUSED void plb__move_down(char *to, const char *from, size_t size)
+{
+    for (; size > 0; size--)
+        *to++ = *from++;
 }
 
 static void plb__put_decimal(plb__text *text, uint32_t number)
@@ -10559,7 +10571,7 @@ static int plb__static_compare(const plb_backend *a, const plb_backend *b)
     if (plb__is_name(a) != plb__is_name(b))
         return plb__is_name(a) ? 1 : -1;
     if (plb__is_name(a))
-        order = PLB__IF_NAMES(strcmp(a->name, b->name), 0);
+        order = PLB__IF_NAMES(plb__compare_text(a->name, b->name), 0);
     return order != 0 ? order : plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
 }
 
@@ -15988,7 +16000,7 @@ static void plb__hpack_evict(plb_hpack *hpack, uint32_t capacity)
         hpack->stored -= stored;
         hpack->counted -= stored - 4 + PLB__HPACK_OVERHEAD;
         hpack->entries--;
-        memmove(hpack->table, hpack->table + stored, hpack->stored);
+        plb__move_down(hpack->table, hpack->table + stored, hpack->stored);
     }
 }
 
@@ -16418,7 +16430,7 @@ static char *plb__http2_room(plb_http2 *h, size_t size, uint32_t reserve)
     if (size > h->out_capacity || held + size + reserve > h->out_capacity)
         return NULL;
     if (h->out_end + size > h->out_capacity) {
-        memmove(h->out, h->out + h->out_at, held);
+        plb__move_down(h->out, h->out + h->out_at, held);
         h->out_at = 0;
         h->out_end = held;
     }

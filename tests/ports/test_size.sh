@@ -58,7 +58,8 @@ within() { # what `make size` prints: all but the flash of the third line, for w
 
 rule "make size builds the three configurations" make --no-print-directory size
 make --no-print-directory size >"$scratch/size" 2>&1
-rule "flash and RAM are within their limits" within 70656
+# Everything does not fit into 64 KiB yet; it must not grow.
+rule "flash and RAM are within their limits, everything in 68.5 KiB" within 70144
 rule "the manual lists what can be left out" [ "${#parts[@]}" -ge 36 ]
 rule "each can be left out, alone, without a warning" each_builds "${parts[@]}"
 rule "all of them can" builds "${parts[@]}"
