@@ -92,8 +92,54 @@
                               many in a tier of more than 65 536
    PLB_EXCHANGE_SIZE          bytes of the buffer through which probes read; the longest head of an answer (8192)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
-   PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
+   PLB_CRC_TABLES             KiB of constant tables for CRC-32: 0 (64 bytes), 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
+   The following leave parts out, for small systems. What is left out is not declared, members of structs included, so
+   that using it does not compile; what needs it is left out with it (in brackets). The figure is what it saves of flash
+   on a Cortex-M3 (-Os) where all else is there.
+   PLB_NO_AGENT               plb_agent_check; 0.9 KiB
+   PLB_NO_BOUNDED             plb_bounded_loads; 0.7 KiB
+   PLB_NO_CHANGES             plb_add, plb_remove, plb_replace; 1.4 KiB
+   PLB_NO_CHECK_LIST          more than one check, checks by name, intervals of their own, jitter, plb_check_now;
+                              1.3 KiB, 8 bytes of RAM a backend
+   PLB_NO_CHOICES             plb_two_choices [PLB_NO_EWMA]; 1.8 KiB
+   PLB_NO_DRAW                plb_view_draw [PLB_NO_CHOICES, FNV, IP_HASH, KETAMA, MAGLEV, RANDOM, SHARES, SMOOTH];
+                              12 KiB, 8 bytes of RAM a backend
+   PLB_NO_EWMA                plb_peak_ewma; 0.8 KiB
+   PLB_NO_EXCHANGE            probes that say or hear something, connections kept: the TCP check is left, and checks of
+                              one's own [PLB_NO_AGENT, EXPECT, HTTP1]; 22 KiB
+   PLB_NO_EXPECT              plb_expect_check, Redis and the like; 2.5 KiB
+   PLB_NO_FNV                 plb_fnv; 0.3 KiB
+   PLB_NO_GRPC                plb_grpc_check, the codec; 2.1 KiB
+   PLB_NO_HANDLES             plb_handle_...; 0.4 KiB
+   PLB_NO_HTTP1               the codec, plb_http_check [PLB_NO_HTTP2]; 17 KiB
+   PLB_NO_HTTP2               the codec, HPACK, plb_http2_check [PLB_NO_GRPC]; 11 KiB
+   PLB_NO_IP_HASH             plb_ip_hash; 0.5 KiB
+   PLB_NO_IPV6                such addresses are PLB_ERR_ADDRESS; 0.7 KiB
+   PLB_NO_KETAMA              plb_ketama, CRC-32 [PLB_NO_BOUNDED]; 4 KiB
+   PLB_NO_LEAST               plb_least_connections; 0.8 KiB
+   PLB_NO_LIMITS              plb_backend.max_conns; 0.2 KiB, 4 bytes of RAM a backend
+   PLB_NO_LOG                 log, summary, what probes say in words, plb_status_text; 4.4 KiB
+   PLB_NO_MAGLEV              plb_maglev; 1.3 KiB
+   PLB_NO_METRICS             plb_metrics; 4.7 KiB
+   PLB_NO_NAMES               host names: in the list, in plb_backend and plb_pick; 1 KiB
+   PLB_NO_OUTLIER             outlier detection; 2.5 KiB
+   PLB_NO_PROBE_INFO          on_probe, plb_find_probe, flips [PLB_NO_METRICS]; 5.2 KiB, 20 bytes of RAM a backend
+   PLB_NO_RANDOM              plb_random_choice; 0.2 KiB
+   PLB_NO_RENDEZVOUS          plb_rendezvous; 1.6 KiB
+   PLB_NO_SHARES              slow start, shares of agents [PLB_NO_AGENT]; 2 KiB, 8 bytes of RAM a backend
+   PLB_NO_SMOOTH              plb_smooth_round_robin; 1.6 KiB
+   PLB_NO_TICK                plb_strategy_ops.tick [PLB_NO_EWMA]; 0.9 KiB
+   PLB_NO_TIERS               priorities, backups, panic: all backends are one tier; 1.7 KiB
+   PLB_NO_TLS                 TLS of checks; 0.6 KiB
+   PLB_NO_UNIX                paths of Unix sockets: a plb_addr has 116 bytes with them, 24 with IPv6, 8 with neither
+   PLB_NO_UPDATES             any set but that which plb_create makes of plb_static's list, discoveries of one's own
+                              [PLB_NO_CHANGES, METRICS, NAMES]; 12 KiB, 60 bytes of RAM a backend. plb_create then
+                              returns what on_first_update would have told
+   PLB_NO_WALK                plb_walk_..., exclude and accept of plb_request; a strategy then needs its pick
+                              [PLB_NO_SHARES]; 4.6 KiB
+   PLB_NO_WEIGHTS             weights: each is 1 [PLB_NO_DRAW, LEAST, RENDEZVOUS]; round robin is left; 16 KiB,
+                              2 bytes of RAM a backend
    A compiler that is asked for small code (-Os) is given less: what is there for speed alone is left out, such as the
    amending of Ketama's rings. What is picked is the same.
 
@@ -189,9 +235,9 @@
 
    MEMORY (64-bit)
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
-   the static list             240 bytes an entry and its name
-   a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 27 bytes in each set
-   checks                      24 bytes a backend, and 40 for each of its checks
+   the static list             232 bytes an entry and its name
+   a backend                   84 bytes of slot for IPv4 (96 IPv6) and its name; 27 bytes in each set
+   checks                      16 bytes a backend, and 32 for each of its checks
    outlier detection           144 bytes a backend more, 112 where it has checks
    a handle                    184 bytes
    round robin, random, FNV,   8 bytes a backend, none where each weighs 1
@@ -209,6 +255,12 @@
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
+   On a Cortex-M3 (32-bit, one thread), flash and RAM by what is left out (`make size`):
+   round robin, a fixed list,  8 KiB of flash; 456 bytes the balancer, 68 a backend, 129 a probe in flight
+   the TCP check
+   random, FNV, Ketama, the    20 KiB of flash; 496 bytes the balancer, 78 a backend, 241 a TCP probe in flight
+   HTTP/1 check too
+   everything but TLS          69 KiB of flash; 1 KiB the balancer, 235 bytes a backend, 332 a TCP probe in flight
    the log                     344 bytes, where there is one
    an HTTP check               2.6 KiB and its texts; HTTP/2, gRPC: 2.1 KiB
    stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside
@@ -2273,7 +2325,7 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 /* PLB__INLINE stands on what a pick runs through. Its helpers are large enough for a compiler to make calls of them,
    which cost more than they do; so they are inlined by order, and PLB__RARE stands on what is off that path, whose
    registers it shall not take. Where small code is asked for the compiler finds out itself what is smaller; but for
-   PLB__ONCE, of which it thinks wrongly. PLB__APART has a large frame, which is to be gone before what comes after it. */
+   PLB__ONCE, of which it thinks wrongly. PLB__APART has a large frame, to be gone before what comes after it. */
 #if defined(__GNUC__)
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -2281,11 +2333,11 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #define PLB__APART       static __attribute__((noinline))
 #if PLB__SMALL
 #define PLB__INLINE static inline PLB__UNUSED
-#define PLB__RARE   static
+#define PLB__RARE   static PLB__UNUSED
 #define PLB__ONCE   static __attribute__((noinline))
 #else
 #define PLB__INLINE static inline PLB__UNUSED __attribute__((always_inline))
-#define PLB__RARE   static __attribute__((noinline))
+#define PLB__RARE   static PLB__UNUSED __attribute__((noinline))
 #define PLB__ONCE   static
 #endif
 #elif defined(_MSC_VER)
@@ -2990,13 +3042,22 @@ static PLB__UNUSED bool plb__same_text(const char *a, const char *b)
     return plb__compare(a, b) == 0;
 }
 
+/* Moves bytes towards the beginning of their buffer. */
+static PLB__UNUSED void plb__move_down(char *to, const char *from, size_t size)
+{
+    if (!PLB__SMALL)
+        memmove(to, from, size);
+    for (; PLB__SMALL && size > 0; size--)
+        *to++ = *from++;
+}
+
 static void plb__put_decimal(plb__text *text, uint32_t number)
 {
     char digits[10];
     plb__put_bytes(text, digits, (size_t)(plb__decimal(digits, number) - digits));
 }
 
-static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
+static PLB__UNUSED void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
 {
     char digits[20];
     size_t at = sizeof digits;
@@ -3029,7 +3090,7 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
 
 /* Any bytes between quotes, in printable ASCII; where that takes more than `room` (3 or more) characters, three dots
    stand for the end. */
-static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
+static PLB__UNUSED void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
     size_t i, length = 0, shown;
     char escaped[4];
@@ -4061,9 +4122,7 @@ PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_a
 {
     const plb__compact *compact = &view->addrs[index];
     if (PLB__LIKELY(compact->family == PLB_FAMILY_IPV4)) {
-        out->family = PLB_FAMILY_IPV4;
-        PLB__IF_UNIX(out->path_len = 0, (void)0);
-        out->port = compact->port;
+        memcpy(out, compact, offsetof(plb__compact, v4)); /* family, path_len (or what fills its place), port */
         PLB__IF_IPV6(out->scope = 0, (void)0);
         memcpy(out->u.v4, compact->v4, sizeof compact->v4);
     } else {
@@ -4737,7 +4796,7 @@ typedef struct plb__ticket {
     } u;
 } plb__ticket;
 
-#define PLB__TICKETS 32 /* allocated at a time */
+#define PLB__TICKETS 8 /* allocated at a time */
 
 typedef struct plb__tickets {
     struct plb__tickets *next;
@@ -4896,7 +4955,7 @@ static uint32_t plb__or(uint32_t value, uint32_t default_value)
     return value > 0 ? value : default_value;
 }
 
-static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
+static PLB__UNUSED void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
 {
     timer->fn = fn;
     timer->user = lb;
@@ -6321,17 +6380,13 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
     (void)old_table;
     if (table == NULL)
         return PLB_ERR_MEMORY;
+    table->size = sizeof *table;
     table->count.value = view->count;
     if (sizeof(uintptr_t) > sizeof(uint32_t)) /* else turns are divided as they are */
         table->count = plb__divisor_of(view->count);
     table->places = table->count;
     *out = table;
     return PLB_OK;
-}
-
-static void plb__weighted_discard(void *state, void *table)
-{
-    plb__delete(&((plb__weighted_state *)state)->allocator, table, sizeof(plb__weighted_table));
 }
 
 PLB__INLINE bool plb__weighted_is_even(const plb__weighted_table *table)
@@ -9666,7 +9721,7 @@ static void plb__schedule_sink(const plb_balancer *lb, size_t top)
 }
 
 /* Makes a heap of it again. */
-static void plb__schedule_order(const plb_balancer *lb)
+static PLB__UNUSED void plb__schedule_order(const plb_balancer *lb)
 {
     uint32_t i;
     for (i = lb->scheduled / 2; i-- > 0;)
@@ -10684,7 +10739,7 @@ typedef struct plb__static_entry {
 } plb__static_entry;
 
 struct plb__static {
-    plb_env env;
+    const plb_env *env;
     uint32_t timeout_ms;
     plb__static_entry *entries;
     plb_token token;
@@ -10718,7 +10773,7 @@ static size_t plb__static_entry_size(const plb_backend *backend)
 
 static plb__static_entry *plb__static_entry_new(plb__static *self, const plb_backend *backend)
 {
-    const plb_allocator *a = &self->env.allocator;
+    const plb_allocator *a = &self->env->allocator;
     plb__static_entry *entry = (plb__static_entry *)plb__new(a, plb__static_entry_size(backend));
     char *name = (char *)(entry + 1);
     if (entry == NULL)
@@ -10735,7 +10790,7 @@ static void plb__static_release(const plb__static *self, const plb_backend *back
     plb_backend_info info;
     if (backend->ext == NULL)
         return;
-    if (plb_find(self->env.balancer, &backend->addr, backend->id, &info) != PLB_OK || info.backend.ext != backend->ext)
+    if (plb_find(self->env->balancer, &backend->addr, backend->id, &info) != PLB_OK || info.backend.ext != backend->ext)
         plb__release_ext(backend->ext, backend->ext_release);
 }
 
@@ -10743,12 +10798,12 @@ static void plb__static_release(const plb__static *self, const plb_backend *back
 /* Gives up what is being asked, and what was answered. */
 static void plb__static_forget(plb__static *self, plb__static_entry *entry)
 {
-    const plb_names *names = self->env.port.names;
+    const plb_names *names = self->env->port.names;
     if (entry->query != NULL) {
         names->cancel(names->self, entry->query);
         self->unresolved--;
     }
-    plb__delete(&self->env.allocator, entry->addrs, entry->addr_count * sizeof(plb_addr));
+    plb__delete(&self->env->allocator, entry->addrs, entry->addr_count * sizeof(plb_addr));
 }
 #endif
 
@@ -10757,7 +10812,7 @@ static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
     PLB__IF_NAMES(plb__static_forget(self, entry), (void)0);
     if (!entry->given)
         plb__static_release(self, &entry->backend);
-    plb__delete(&self->env.allocator, entry, plb__static_entry_size(&entry->backend));
+    plb__delete(&self->env->allocator, entry, plb__static_entry_size(&entry->backend));
 }
 
 static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
@@ -10772,7 +10827,7 @@ static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
 /* Appends a line. On failure ext stays the caller's. */
 static plb_status plb__static_append(plb__static *self, plb__static_entry ***end, const plb_backend *backend)
 {
-    plb_status status = plb__backend_check(backend, PLB__IF_NAMES(self->env.port.names != NULL, false));
+    plb_status status = plb__backend_check(backend, PLB__IF_NAMES(self->env->port.names != NULL, false));
     if (status == PLB_OK && plb__is_name(backend) && backend->ext != NULL)
         status = PLB_ERR_ARGUMENT;
     if (status == PLB_OK) {
@@ -10782,7 +10837,7 @@ static plb_status plb__static_append(plb__static *self, plb__static_entry ***end
         *end = &(**end)->next;
         return PLB_OK;
     }
-    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, plb__words_of(status));
+    plb__log_backend(self->env->balancer, PLB_LOG_ERROR, "bad entry", backend, plb__words_of(status));
     return status;
 }
 
@@ -10796,7 +10851,7 @@ static plb_status plb__static_check_sum(const plb__static *self, const plb__stat
             sum += plb__weight_of(&entries->backend);
     if (sum <= UINT32_MAX)
         return PLB_OK;
-    plb__log(self->env.balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
+    plb__log(self->env->balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
     return PLB_ERR_WEIGHT;
 }
 
@@ -10845,11 +10900,11 @@ static plb_status plb__static_parse(plb__static *self, plb__static_entry ***end,
     plb_status status = plb_backend_parse(&backend, text, PLB_ZSTRING, name);
     if (status == PLB_OK)
         return plb__static_append(self, end, &backend);
-    line = plb__log_begin(self->env.balancer, PLB_LOG_ERROR, "bad address '");
+    line = plb__log_begin(self->env->balancer, PLB_LOG_ERROR, "bad address '");
     if (line != NULL) {
         plb__put(line, text);
         plb__put(line, "': expected 1.2.3.4:80, [::1]:80, unix:/path or host:80");
-        plb__log_end(self->env.balancer);
+        plb__log_end(self->env->balancer);
     }
     return status;
 }
@@ -10861,7 +10916,7 @@ static plb_status plb__static_open(void *opaque, const void *opaque_desc, const 
     plb__static_entry **end = &self->entries;
     plb_status status = PLB_OK;
     size_t i;
-    self->env = *env;
+    self->env = env;
     self->timeout_ms = plb__static_timeout(desc);
     for (i = 0; desc != NULL && i < desc->address_count && status == PLB_OK; i++)
         status = plb__static_parse(self, &end, desc->addresses[i]);
@@ -10912,7 +10967,7 @@ static void plb__static_offer(plb__static_entry *entry, plb_backend *out)
 
 static void plb__static_answer(plb__static *self)
 {
-    const plb_allocator *a = &self->env.allocator;
+    const plb_allocator *a = &self->env->allocator;
     plb__static_entry *entry;
     plb_backend *backends = NULL;
     plb_status status = PLB_OK;
@@ -10943,14 +10998,14 @@ static void plb__static_failed(plb__static *self, const plb__static_entry *entry
 {
     if (!plb_status_is_local(self->failure))
         self->failure = status;
-    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb__words_of(status));
+    plb__log_backend(self->env->balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb__words_of(status));
 }
 
 static void plb__static_resolved(void *user, plb_status status, const plb_addr *addrs, size_t count)
 {
     plb__static_entry *entry = (plb__static_entry *)user;
     plb__static *self = entry->list;
-    const plb_allocator *a = &self->env.allocator;
+    const plb_allocator *a = &self->env->allocator;
     plb_addr *copy = NULL;
     entry->query = NULL;
     if (status == PLB_OK) {
@@ -10973,7 +11028,7 @@ static void plb__static_resolved(void *user, plb_status status, const plb_addr *
 static plb_status plb__static_start(void *opaque, plb_token token)
 {
     plb__static *self = (plb__static *)opaque;
-    const plb_names *names = self->env.port.names;
+    const plb_names *names = self->env->port.names;
     plb__static_entry *entry;
     self->token = token;
     self->failure = PLB_OK;
@@ -11001,7 +11056,7 @@ static void plb__static_cancel(void *opaque, plb_token token)
     (void)token;
     for (entry = self->entries; entry != NULL; entry = entry->next) {
         if (entry->query != NULL)
-            self->env.port.names->cancel(self->env.port.names->self, entry->query);
+            self->env->port.names->cancel(self->env->port.names->self, entry->query);
         entry->query = NULL;
     }
     self->unresolved = 0;
@@ -11028,7 +11083,7 @@ static void plb__static_settle(const plb__static *self, plb__static_entry *entry
 {
     plb_backend_info info;
     entry->given = true;
-    if (plb_find(self->env.balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
+    if (plb_find(self->env->balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
         return;
     entry->backend.ext = info.backend.ext;
     entry->backend.ext_release = info.backend.ext_release;
@@ -15381,6 +15436,21 @@ PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity)
 /* ==== HTTP/1 =========================================================================================================
    The wire codec. */
 
+PLB_API bool plb_text_is(plb_text text, const char *lower)
+{
+    size_t i;
+    if (text.size != strlen(lower))
+        return false;
+    for (i = 0; i < text.size; i++) {
+        char c = text.data[i];
+        if (c >= 'A' && c <= 'Z')
+            c = (char)(c + ('a' - 'A'));
+        if (c != lower[i])
+            return false;
+    }
+    return true;
+}
+
 #ifndef PLB_NO_HTTP1
 enum {
     PLB__HTTP1_TCHAR = 1, /* RFC 9110 section 5.6.2 */
@@ -15417,21 +15487,6 @@ static bool plb__http1_is_control(char c)
 {
     unsigned char u = (unsigned char)c;
     return u < 0x20 || u == 0x7f;
-}
-
-PLB_API bool plb_text_is(plb_text text, const char *lower)
-{
-    size_t i;
-    if (text.size != strlen(lower))
-        return false;
-    for (i = 0; i < text.size; i++) {
-        char c = text.data[i];
-        if (c >= 'A' && c <= 'Z')
-            c = (char)(c + ('a' - 'A'));
-        if (c != lower[i])
-            return false;
-    }
-    return true;
 }
 
 PLB_API bool plb_http1_is_token(plb_text text)
@@ -16052,7 +16107,7 @@ static void plb__hpack_evict(plb_hpack *hpack, uint32_t capacity)
         hpack->stored -= stored;
         hpack->counted -= stored - 4 + PLB__HPACK_OVERHEAD;
         hpack->entries--;
-        memmove(hpack->table, hpack->table + stored, hpack->stored);
+        plb__move_down(hpack->table, hpack->table + stored, hpack->stored);
     }
 }
 
@@ -16480,7 +16535,7 @@ static char *plb__http2_room(plb_http2 *h, size_t size, uint32_t reserve)
     if (size > h->out_capacity || held + size + reserve > h->out_capacity)
         return NULL;
     if (h->out_end + size > h->out_capacity) {
-        memmove(h->out, h->out + h->out_at, held);
+        plb__move_down(h->out, h->out + h->out_at, held);
         h->out_at = 0;
         h->out_end = held;
     }
