@@ -43,6 +43,8 @@
    PLB_LWIP_IMPLEMENTATION   In one C or C++ file: emits the code.
    PLB_LWIP_DATAGRAMS        Datagrams that wait in one socket; more are dropped. 8 if not defined, at most 255.
    PLB_STATIC                See pingora_lb.h.
+   PLB_NO_NAMES              See pingora_lb.h: there are no queries then, and lwIP's DNS client is not used.
+   PLB_NO_IPV6               See pingora_lb.h: IPv6 is not used, even if lwIP has it.
    Of lwIP's: LWIP_TCP and LWIP_CALLBACK_API are needed, and SYS_LIGHTWEIGHT_PROT with NO_SYS=0. LWIP_UDP=0:
    plb_port.dgram is NULL. LWIP_DNS=0: plb_port.names is NULL. SO_REUSE=1 lets a listener take an address while
    connections of an earlier one linger. TCP_LISTEN_BACKLOG=1 lets connections for which there is no room wait, unmade,
@@ -57,9 +59,10 @@
 
    MEMORY
    The port allocates nothing. The program gives it streams: one for each connection, listener and socket. On a 32-bit
-   machine a stream takes 40 bytes, a query 176 and the port 256; on a 64-bit one 72, 208 and 464. What lwIP allocates
+   machine a stream takes 40 bytes, a query 176 and the port 264; on a 64-bit one 72, 208 and 472. What lwIP allocates
    for itself (pcbs, segments, pbufs) comes from lwIP's pools. Bytes that arrived and that nobody has read stay in the
-   pbufs they came in, at most TCP_WND a stream. The code takes some 5 KiB of flash on a Cortex-M3 (-Os).
+   pbufs they came in, at most TCP_WND a stream; a peer that sends them one by one fills a pbuf with each. The code takes
+   some 5 KiB of flash on a Cortex-M3 (-Os).
 
    WHEN THINGS RUN SHORT
    Without a free stream connect and listen return PLB_ERR_LIMIT, without a pcb PLB_ERR_MEMORY. accept returns PLB_AGAIN,
@@ -117,6 +120,7 @@ typedef struct plb_lwip_stream {
     uint8_t datagrams;
 } plb_lwip_stream;
 
+#ifndef PLB_NO_NAMES
 /* Room for a resolution on its way. All members are private. */
 typedef struct plb_lwip_query {
     plb_lwip_link link; /* the first member: among the free, or those with an answer */
@@ -127,15 +131,18 @@ typedef struct plb_lwip_query {
     plb_addr addr;
     uint8_t state, status;
 } plb_lwip_query;
+#endif
 
 typedef struct plb_lwip_desc {
     plb_lwip_stream *streams; /* the caller's; in place until plb_lwip_deinit. Needed */
     size_t stream_count;      /* at least 3 where the port listens: with fewer, listen returns PLB_ERR_LIMIT */
-    size_t waiting;          /* how many of them, once the port listens, are kept for connections that came and were not
-                                 accepted yet, of all listeners together; all but 2 at most; 0: a quarter */
+    size_t waiting; /* how many of them, once the port listens, are kept for connections that came and were not accepted
+                       yet, of all listeners together; all but 2 at most; 0: a quarter */
+#ifndef PLB_NO_NAMES
     plb_lwip_query *queries; /* the caller's, for names (LWIP_DNS); NULL: none. They stay in place as long as lwIP looks
                                  for a name, even after plb_lwip_deinit: another port needs others until then */
     size_t query_count;
+#endif
 
     /* Random bytes for seeds; NULL: LWIP_RAND where lwIP has that, else plb_port.random is NULL. */
     void (*random)(void *user, void *bytes, size_t count);
@@ -153,13 +160,16 @@ struct plb_lwip {
     plb_io io;
     plb_clock clock;
     plb_random random;
+#ifndef PLB_NO_NAMES
     plb_names names;
+#endif
     plb_dgram dgram;
     plb_lwip_desc desc;
 
     plb_lwip_link free_streams, ready; /* the core lock guards these and all streams and queries */
     plb_lwip_link free_queries, answered;
     size_t held, waiting, listeners; /* streams that callers have, that wait for accept, that listen */
+    size_t after_accept;             /* the index behind the listener that accepted last */
 
     plb_timers timers;
     plb_timer retry;
@@ -244,6 +254,17 @@ PLB_API void plb_lwip_stop(plb_lwip *lw);
 
 #ifndef PLB_LWIP_DATAGRAMS
 #define PLB_LWIP_DATAGRAMS 8
+#endif
+
+#if LWIP_DNS && !defined(PLB_NO_NAMES)
+#define PLB__LW_NAMES 1
+#else
+#define PLB__LW_NAMES 0
+#endif
+#if LWIP_IPV6 && !defined(PLB_NO_IPV6)
+#define PLB__LW_IPV6 1
+#else
+#define PLB__LW_IPV6 0
 #endif
 
 #define PLB__LW_RETRY_MS 20  /* what lwIP had no memory for is tried again after this */
@@ -464,7 +485,7 @@ static bool plb__lw_to_ip(const plb_addr *addr, ip_addr_t *out)
         memcpy(&ip_2_ip4(out)->addr, addr->u.v4, 4);
         return true;
 #endif
-#if LWIP_IPV6
+#if PLB__LW_IPV6
     case PLB_FAMILY_IPV6:
         IP_SET_TYPE_VAL(*out, IPADDR_TYPE_V6);
         memcpy(ip_2_ip6(out)->addr, addr->u.v6, 16);
@@ -480,7 +501,7 @@ static void plb__lw_from_ip(const ip_addr_t *ip, uint16_t port, plb_addr *out)
 {
     memset(out, 0, sizeof *out);
     out->port = port;
-#if LWIP_IPV6
+#if PLB__LW_IPV6
     if (IP_IS_V6(ip)) {
         out->family = PLB_FAMILY_IPV6;
         out->scope = ip6_addr_zone(ip_2_ip6(ip));
@@ -499,7 +520,7 @@ static u8_t plb__lw_type(const plb_addr *addr)
     return (u8_t)(addr->family == PLB_FAMILY_IPV6 ? IPADDR_TYPE_V6 : IPADDR_TYPE_V4);
 }
 
-#if LWIP_IPV6
+#if PLB__LW_IPV6
 static bool plb__lw_has_ip6(struct netif *netif, const ip6_addr_t *ip)
 {
     s8_t i;
@@ -523,7 +544,7 @@ static bool plb__lw_is_local(const ip_addr_t *ip)
         if (IP_IS_V4(ip) && ip4_addr_cmp(netif_ip4_addr(netif), ip_2_ip4(ip)))
             return true;
 #endif
-#if LWIP_IPV6
+#if PLB__LW_IPV6
         if (IP_IS_V6(ip) && plb__lw_has_ip6(netif, ip_2_ip6(ip)))
             return true;
 #endif
@@ -641,13 +662,15 @@ static plb_lwip_stream *plb__lw_stream_new(plb_lwip *lw, unsigned kind, plb_hand
     return stream;
 }
 
-/* Callers have one stream less: listeners for which there was none may go on. */
+/* Callers have one stream less: listeners for which there was none may go on. They take turns, for the first of them may
+   take all that there is. */
 static void plb__lw_note_listeners(plb_lwip *lw)
 {
     size_t i;
     for (i = 0; i < lw->desc.stream_count; i++) {
-        if (lw->desc.streams[i].kind == PLB__LW_LISTENER)
-            plb__lw_note(&lw->desc.streams[i]);
+        plb_lwip_stream *stream = &lw->desc.streams[(lw->after_accept + i) % lw->desc.stream_count];
+        if (stream->kind == PLB__LW_LISTENER)
+            plb__lw_note(stream);
     }
 }
 
@@ -1248,6 +1271,7 @@ static plb_status plb__lw_accept(void *self, plb_stream *handle, plb_handler han
         stream->handler = handler;
         lw->waiting--;
         lw->held++;
+        lw->after_accept = (size_t)(listener - lw->desc.streams) + 1;
         tcp_backlog_accepted(plb__lw_tcp(stream));
         *out = (plb_stream *)(void *)stream;
     } else {
@@ -1506,7 +1530,7 @@ static void plb__lw_fill_dgram(plb_dgram *dgram)
 
 /* ==== NAMES ======================================================================================================= */
 
-#if LWIP_DNS
+#if PLB__LW_NAMES
 /* What a query is. lwIP cannot be told to forget one: those that nobody wants stay until it has answered. */
 enum { PLB__LW_IDLE = 0, PLB__LW_ASKED, PLB__LW_ANSWERED, PLB__LW_UNWANTED };
 
@@ -1554,13 +1578,20 @@ static void plb__lw_query_expired(void *user)
         query->fn(query->user, PLB_ERR_TIMEOUT, NULL, 0);
 }
 
+/* Of the families that a plb_addr can have. */
+#if LWIP_IPV6 && !PLB__LW_IPV6
+#define PLB__LW_ADDRTYPE LWIP_DNS_ADDRTYPE_IPV4
+#else
+#define PLB__LW_ADDRTYPE LWIP_DNS_ADDRTYPE_DEFAULT
+#endif
+
 /* lwIP may answer before the call returns. */
 static plb_status plb__lw_ask(plb_lwip_query *query, const char *host)
 {
     ip_addr_t ip;
     err_t err;
     query->state = PLB__LW_ASKED;
-    err = dns_gethostbyname_addrtype(host, &ip, plb__lw_on_found, query, LWIP_DNS_ADDRTYPE_DEFAULT);
+    err = dns_gethostbyname_addrtype(host, &ip, plb__lw_on_found, query, PLB__LW_ADDRTYPE);
     if (err == ERR_INPROGRESS)
         return PLB_AGAIN;
     if (err == ERR_MEM) {
@@ -1639,6 +1670,7 @@ static void plb__lw_answer_names(plb_lwip *lw)
 static void plb__lw_open_names(plb_lwip *lw)
 {
     size_t i;
+    lw->names.self = lw;
     lw->names.resolve = plb__lw_resolve;
     lw->names.cancel = plb__lw_cancel;
     for (i = 0; i < lw->desc.query_count; i++) {
@@ -1852,7 +1884,7 @@ PLB_API void plb_lwip_stop(plb_lwip *lw)
 
 static void plb__lw_fill_tables(plb_lwip *lw)
 {
-    lw->io.self = lw->clock.self = lw->random.self = lw->names.self = lw->dgram.self = lw;
+    lw->io.self = lw->clock.self = lw->random.self = lw->dgram.self = lw;
     lw->io.connect = plb__lw_connect;
     lw->io.read = plb__lw_read;
     lw->io.write = plb__lw_write;
@@ -1934,7 +1966,7 @@ PLB_API plb_port plb_lwip_port(plb_lwip *lw)
     port.clock = &lw->clock;
     if (plb__lw_has_random(lw))
         port.random = &lw->random;
-#if LWIP_DNS
+#if PLB__LW_NAMES
     if (lw->desc.query_count > 0)
         port.names = &lw->names;
 #endif

@@ -124,6 +124,7 @@ struct tcp_pcb *__wrap_tcp_listen_with_backlog_and_err(struct tcp_pcb *pcb, u8_t
 #define STREAMS 24
 #define WAITING 8
 #define QUERIES 2
+#define FEW     5
 #define BULK    100000 /* more than one window */
 
 static plb_lwip lw; /* of the test that runs */
@@ -776,7 +777,7 @@ static void step_few(uint32_t max_ms)
 
 static bool open_few(size_t count, size_t waiting)
 {
-    static plb_lwip_stream few_streams[3];
+    static plb_lwip_stream few_streams[FEW];
     plb_lwip_desc desc;
     memset(&desc, 0, sizeof desc);
     desc.streams = few_streams;
@@ -833,6 +834,77 @@ TEST a_port_of_two_streams_does_not_listen(void)
     pair p;
     ASSERT(open_few(2, 0));
     ASSERT_EQ(PLB_ERR_LIMIT, few_listen(&p));
+    PASS();
+}
+
+/* A listener that takes all it gets, as servers do; it owns one connection at a time. */
+typedef struct greedy {
+    end listener, server;
+    unsigned served;
+} greedy;
+
+static void take_all(void *user, plb_stream *stream, plb_event event, plb_status status)
+{
+    greedy *g = (greedy *)user;
+    plb_stream *accepted;
+    const plb_io *of = plb_lwip_port(&few).io;
+    (void)event;
+    (void)status;
+    while (of->accept(of->self, stream, handler_of(&g->server), &accepted) == PLB_OK) {
+        if (g->server.stream != NULL)
+            abort();
+        g->server.stream = accepted;
+        g->served++;
+    }
+}
+
+static plb_status listen_greedily(greedy *g, plb_addr *addr)
+{
+    const plb_io *of = plb_lwip_port(&few).io;
+    plb_listen_desc desc;
+    plb_stream_info info;
+    plb_handler handler;
+    plb_status status;
+    handler.fn = take_all;
+    handler.user = g;
+    memset(g, 0, sizeof *g);
+    memset(&desc, 0, sizeof desc);
+    desc.addr = any_port();
+    status = of->listen(of->self, &desc, handler, &g->listener.stream);
+    if (status == PLB_OK && of->info(of->self, g->listener.stream, &info) == PLB_OK)
+        *addr = info.local;
+    return status;
+}
+
+/* Two listeners, always somebody at both, and room for one connection. */
+TEST listeners_take_turns_where_streams_are_short(void)
+{
+    greedy g[2];
+    end clients[12];
+    plb_addr addrs[2];
+    size_t i, j;
+    ASSERT(open_few(FEW, 2));
+    for (i = 0; i < 2; i++) {
+        ASSERT_EQ(PLB_OK, listen_greedily(&g[i], &addrs[i]));
+        take_all(&g[i], g[i].listener.stream, PLB_EVENT_ACCEPT, PLB_OK);
+    }
+    for (i = 0; i < 2; i++) {
+        ASSERT_EQ(PLB_AGAIN, connect_to(&clients[i], &addrs[i]));
+        ASSERT(reaches(&clients[i].connects, 1));
+        stay_quiet();
+    }
+    for (i = 2; i < 12; i++) {
+        j = g[0].server.stream != NULL ? 0 : 1; /* whoever is served comes again */
+        ASSERT_EQ_FMT((unsigned)i - 1, g[0].served + g[1].served, "%u");
+        ASSERT_EQ(PLB_AGAIN, connect_to(&clients[i], &addrs[j]));
+        ASSERT(reaches(&clients[i].connects, 1));
+        stay_quiet();
+        drop(&g[j].server, PLB_CLOSE_GRACEFUL);
+        stay_quiet();
+    }
+    ASSERT(g[0].served >= 5 && g[1].served >= 5);
+    for (i = 0; i < 12; i++)
+        drop(&clients[i], PLB_CLOSE_ABORT);
     PASS();
 }
 
@@ -1838,6 +1910,7 @@ SUITE(streams_and_windows)
     RUN_TEST1(three_streams_are_enough_to_serve, 0);
     RUN_TEST1(three_streams_are_enough_to_serve, 5);
     RUN_TEST(a_port_of_two_streams_does_not_listen);
+    RUN_TEST(listeners_take_turns_where_streams_are_short);
     RUN_TEST(a_reader_that_stops_closes_the_window);
     RUN_TEST(small_writes_leave_at_once);
     RUN_TEST(pbufs_without_bytes_are_no_bytes);

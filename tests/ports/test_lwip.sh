@@ -63,7 +63,8 @@ compile() { # compiler, more flags
 }
 
 for compiler in "gcc -std=c99 $c_only" "clang -std=c11 $c_only" "g++ -std=c++11" "clang++ -std=c++11"; do
-    for define in -DPLB_LWIP_DATAGRAMS=1 -DPLB_NO_THREADS "-DPLB_STATIC -DPINGORA_LB_IMPLEMENTATION" -DLWIP_DNS=1; do
+    for define in -DPLB_LWIP_DATAGRAMS=1 -DPLB_NO_THREADS "-DPLB_STATIC -DPINGORA_LB_IMPLEMENTATION" -DLWIP_DNS=1 \
+        "-DPLB_NO_NAMES -DLWIP_DNS=1" "-DPLB_NO_IPV6 -DLWIP_DNS=1" "-DPLB_NO_UPDATES -DPLB_NO_IPV6 -DPLB_NO_TLS"; do
         # shellcheck disable=SC2086 # lists of flags
         rule "plb_lwip.h: $compiler $define" compile "$compiler" -D_GNU_SOURCE $define
     done
