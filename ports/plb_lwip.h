@@ -208,7 +208,8 @@ PLB_API void plb_lwip_remove(plb_lwip *lw, plb_task *task);
    the tasks. Not from a callback or a task. */
 PLB_API void plb_lwip_step(plb_lwip *lw, uint32_t max_ms);
 
-/* Milliseconds until a step has something to do even if nothing stirs; 0: now; PLB_FOREVER: never. */
+/* Milliseconds until a step has something to do even if nothing stirs; 0: now; PLB_FOREVER: never. Less where that is
+   more than 12 days ahead, for lwIP's clock wraps. */
 PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw);
 
 /* How many streams are not free now: those that callers have, those that wait to be accepted, and those that lwIP could
@@ -267,8 +268,9 @@ PLB_API void plb_lwip_stop(plb_lwip *lw);
 #define PLB__LW_IPV6 0
 #endif
 
-#define PLB__LW_RETRY_MS 20  /* what lwIP had no memory for is tried again after this */
-#define PLB__LW_LEAST    128 /* bytes: a write that finds no memory for as few is not cut further */
+#define PLB__LW_RETRY_MS 20                  /* what lwIP had no memory for is tried again after this */
+#define PLB__LW_LONGEST  (UINT32_C(1) << 30) /* ms between two readings of lwIP's clock, which wraps at 2^32 */
+#define PLB__LW_LEAST    128                 /* bytes: a write that finds no memory for as few is not cut further */
 
 /* What a stream is. */
 enum {
@@ -1829,7 +1831,9 @@ PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw)
     uint32_t delay = plb_timers_delay(&lw->timers);
     if (plb__lw_is_stirred(lw) || lw->tasks_due_ms <= now_ms)
         return 0;
-    return lw->tasks_due_ms - now_ms < delay ? (uint32_t)(lw->tasks_due_ms - now_ms) : delay;
+    if (lw->tasks_due_ms - now_ms < delay)
+        delay = (uint32_t)(lw->tasks_due_ms - now_ms);
+    return delay < PLB__LW_LONGEST || delay == PLB_FOREVER ? delay : PLB__LW_LONGEST;
 }
 
 PLB_API size_t plb_lwip_in_use(plb_lwip *lw)

@@ -1388,6 +1388,18 @@ TEST tasks_are_polled_when_they_are_due(void)
     PASS();
 }
 
+/* lwIP's clock wraps at 2^32: a wait of more than half of that looks like a step back. */
+TEST a_task_of_next_month_has_the_clock_read_before(void)
+{
+    counted_task t;
+    add_task(&t, 30u * 24 * 3600 * 1000);
+    step(0);
+    ASSERT(plb_lwip_timeout(&lw) <= UINT32_C(1) << 30);
+    ASSERT(plb_lwip_timeout(&lw) > 7 * 24 * 3600 * 1000);
+    plb_lwip_remove(&lw, &t.task);
+    PASS();
+}
+
 TEST a_task_may_remove_the_next_one(void)
 {
     counted_task first, second, third;
@@ -1940,6 +1952,7 @@ SUITE(the_loop)
     SET_SETUP(setup, NULL);
     SET_TEARDOWN(teardown, NULL);
     RUN_TEST(tasks_are_polled_when_they_are_due);
+    RUN_TEST(a_task_of_next_month_has_the_clock_read_before);
     RUN_TEST(a_task_may_remove_the_next_one);
     RUN_TEST(run_ends_when_it_is_told_to);
     RUN_TEST(wakes_of_many_threads_leave_nothing_behind);
