@@ -1286,8 +1286,8 @@ static plb_status plb__lw_accept(void *self, plb_stream *handle, plb_handler han
 /* ==== DATAGRAMS =================================================================================================== */
 
 #if LWIP_UDP
-/* What stands in front of a datagram that waits, in a pbuf of its own, whose tot_len means nothing: a datagram as long as
-   can be and this exceed its 16 bits. */
+/* What stands in front of a datagram that waits, in a pbuf of its own. That one's tot_len counts only itself: with the
+   longest of datagrams it would exceed 16 bits. */
 typedef struct plb__lw_sender {
     struct pbuf *next; /* the next datagram's */
     ip_addr_t ip;
