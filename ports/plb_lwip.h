@@ -61,7 +61,7 @@
    The port allocates nothing. The program gives it streams: one for each connection, listener and socket. On a 32-bit
    machine a stream takes 40 bytes, a query 176 and the port 264; on a 64-bit one 72, 208 and 472. What lwIP allocates
    for itself (pcbs, segments, pbufs) comes from lwIP's pools. Bytes that arrived and that nobody has read stay in the
-   pbufs they came in, at most TCP_WND a stream; a peer that sends them one by one fills a pbuf with each. The code takes
+   pbufs they came in, at most TCP_WND a stream; a peer that sends them one by one has a pbuf for each. The code takes
    some 5 KiB of flash on a Cortex-M3 (-Os).
 
    WHEN THINGS RUN SHORT
@@ -664,8 +664,8 @@ static plb_lwip_stream *plb__lw_stream_new(plb_lwip *lw, unsigned kind, plb_hand
     return stream;
 }
 
-/* Callers have one stream less: listeners for which there was none may go on. They take turns, for the first of them may
-   take all that there is. */
+/* Callers have one stream less: listeners for which there was none may go on. They take turns, for the first of them
+   may take all that there is. */
 static void plb__lw_note_listeners(plb_lwip *lw)
 {
     size_t i;
