@@ -3884,10 +3884,8 @@ static void plb__view_carve(plb_view *view, char **at)
 #ifndef PLB__NO_COMPACT
     view->addrs = (plb__compact *)plb__carve(at, view->count, sizeof(plb__compact));
 #endif
-#ifndef PLB_NO_DRAW
-    view->list = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
-    view->places = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
-#endif
+    PLB__IF_DRAW(view->list = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t)), (void)0);
+    PLB__IF_DRAW(view->places = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t)), (void)0);
 }
 
 /* A set of `tier_count` tiers, one at least, whose sizes are `counts`. */
@@ -3927,11 +3925,9 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
     }
     for (t = 0; t < tier_count; t++)
         plb__view_carve(&set->tiers[t].view, &at);
-#ifndef PLB_NO_WEIGHTS
-    set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t));
+    PLB__IF_WEIGHTS(set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t)), (void)0);
     for (t = 0; t < tier_count; t++)
-        set->tiers[t].view.weights = set->weights + set->tiers[t].start;
-#endif
+        PLB__IF_WEIGHTS(set->tiers[t].view.weights = set->weights + set->tiers[t].start, (void)0);
     return set;
 }
 
@@ -9208,16 +9204,18 @@ static void plb__report_clear(plb__op *op)
     PLB__IF_LOG(op->text[0] = '\0', (void)0);
 }
 
-/* What is said of a probe's result, beside its status. */
-static void plb__op_say(plb__op *op, const char *words)
-{
 #ifndef PLB_NO_LOG
+static void plb__op_write(plb__op *op, const char *words)
+{
     plb__text text = plb__text_in(op->text, sizeof op->text);
     plb__put(&text, words != NULL ? words : "");
-#else
-    (void)op;
-    (void)words;
+}
 #endif
+
+/* What is said of a probe's result, beside its status. */
+PLB__INLINE void plb__op_say(plb__op *op, const char *words)
+{
+    PLB__IF_LOG(plb__op_write(op, words), ((void)op, (void)words));
 }
 
 /* What it said, or what its status means. */
@@ -9370,6 +9368,16 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
 }
 #endif
 
+/* Can it be connected to? */
+static plb_status plb__addr_check(const plb_addr *addr)
+{
+    if (plb__addr_is_path(addr))
+        return PLB__IF_UNIX(addr->path_len > 0 && addr->path_len <= PLB_PATH_MAX, false) ? PLB_OK : PLB_ERR_ADDRESS;
+    if (!plb__addr_is_ip(addr) || addr->port == 0)
+        return PLB_ERR_ADDRESS;
+    return plb__addr_is_v6(addr) || plb__addr_scope(addr) == 0 ? PLB_OK : PLB_ERR_ADDRESS;
+}
+
 /* Is it fit to be in a set? `names`: one that is still to be resolved will do. */
 static plb_status plb__backend_check(const plb_backend *backend, bool names)
 {
@@ -9377,24 +9385,11 @@ static plb_status plb__backend_check(const plb_backend *backend, bool names)
         return PLB_ERR_WEIGHT;
     if (PLB__IF_TIERS(backend->priority > PLB_PRIORITY_MAX, false) || plb__checks_of(backend) >> PLB_CHECKS_MAX != 0)
         return PLB_ERR_ARGUMENT;
-    switch (backend->addr.family) {
-    case PLB_FAMILY_IPV4:
-        return backend->addr.port != 0 && plb__addr_scope(&backend->addr) == 0 ? PLB_OK : PLB_ERR_ADDRESS;
-#ifndef PLB_NO_IPV6
-    case PLB_FAMILY_IPV6:
-        return backend->addr.port != 0 ? PLB_OK : PLB_ERR_ADDRESS;
-#endif
-#ifndef PLB_NO_UNIX
-    case PLB_FAMILY_UNIX:
-        return backend->addr.path_len > 0 && backend->addr.path_len <= PLB_PATH_MAX ? PLB_OK : PLB_ERR_ADDRESS;
-#endif
-    case PLB_FAMILY_NONE:
-        if (plb__name_of(backend) == NULL || backend->addr.port == 0)
-            return PLB_ERR_ADDRESS;
-        return names ? PLB_OK : PLB_ERR_UNSUPPORTED;
-    default:
+    if (backend->addr.family != PLB_FAMILY_NONE)
+        return plb__addr_check(&backend->addr);
+    if (plb__name_of(backend) == NULL || backend->addr.port == 0)
         return PLB_ERR_ADDRESS;
-    }
+    return names ? PLB_OK : PLB_ERR_UNSUPPORTED;
 }
 
 static int plb__tier_compare(const plb_backend *a, const plb_backend *b)
@@ -10754,20 +10749,36 @@ static size_t plb__static_count(const plb__static_entry *entry)
     return plb__is_name(&entry->backend) ? PLB__IF_NAMES(entry->addr_count, 0) : 1;
 }
 
+#ifndef PLB_NO_NAMES
+static void plb__static_offer_name(const plb__static_entry *entry, plb_backend *out)
+{
+    size_t i;
+    for (i = 0; i < entry->addr_count; i++) {
+        out[i] = entry->backend;
+        out[i].addr = entry->addrs[i];
+    }
+}
+
+/* What an older line for the same name had found out. */
+static PLB__UNUSED void plb__static_inherit_addrs(plb__static_entry *entry, plb__static_entry *old)
+{
+    plb_addr *addrs = entry->addrs;
+    size_t count = entry->addr_count;
+    entry->addrs = old->addrs;
+    entry->addr_count = old->addr_count;
+    old->addrs = addrs;
+    old->addr_count = count;
+}
+#endif
+
 /* Writes them down. */
 static void plb__static_offer(plb__static_entry *entry, plb_backend *out)
 {
-    *out = entry->backend;
-#ifndef PLB_NO_NAMES
     if (plb__is_name(&entry->backend)) {
-        size_t i;
-        for (i = 0; i < entry->addr_count; i++) {
-            out[i] = entry->backend;
-            out[i].addr = entry->addrs[i];
-        }
+        PLB__IF_NAMES(plb__static_offer_name(entry, out), (void)0);
         return;
     }
-#endif
+    *out = entry->backend;
     if (entry->given)
         out->ext = NULL; /* the balancer has it already, and keeps it */
     else
@@ -10930,17 +10941,10 @@ static plb__static_entry *plb__static_take(plb__static_entry **link, const plb_b
 /* A line takes the place of an older one for the same address: what that one owned, or had found out, stays. */
 static void plb__static_inherit(const plb__static *self, plb__static_entry *entry, plb__static_entry *old)
 {
-#ifndef PLB_NO_NAMES
     if (plb__is_name(&entry->backend)) {
-        plb_addr *addrs = entry->addrs;
-        size_t count = entry->addr_count;
-        entry->addrs = old->addrs;
-        entry->addr_count = old->addr_count;
-        old->addrs = addrs;
-        old->addr_count = count;
+        PLB__IF_NAMES(plb__static_inherit_addrs(entry, old), (void)0);
         return;
     }
-#endif
     if (entry->given || old->backend.ext == NULL)
         return;
     if (entry->backend.ext != old->backend.ext)
