@@ -6,6 +6,7 @@
 # make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
 # make bench-probe, bench-proxy, bench-idle   health checks beside HAProxy's, the proxy beside nginx, an idle process
 # make fuzz    runs each fuzz target for FUZZ_SECONDS
+# make win32   builds the examples for Windows, with MinGW, into build/win32
 # make         builds the examples; needs nothing but a C compiler
 
 CC      ?= cc
@@ -44,12 +45,13 @@ TLS_UNITS := mbedtls conformance_mbedtls
 
 # ---- tests: every unit plainly, under address and undefined, under thread; then builds, fuzz corpora, real peers ----
 
-# A name that ends in _poll, _spill, _shared or _crc and a number is the same source built another way. Tests of what is
+# A name that ends in _poll, _spill, _shared, _small, or _crc and a number is the same source built another way. Tests of what is
 # public are linked with an implementation that is built once for each kind; those that look inside, or are built
 # another way, have one of their own, and the linker then takes nothing from the archive.
 UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
          conformance_posix_poll threads_spill stress_spill stress_shared \
-         ring_crc0 ring_crc1 ring_crc8 conformance_mbedtls
+         ring_crc0 ring_crc1 ring_crc8 conformance_mbedtls \
+         pick_small ring_small load_small hashing_small vectors_small http1_small
 ifneq ($(MBEDTLS),yes)
 UNITS := $(filter-out $(TLS_UNITS),$(UNITS))
 endif
@@ -67,6 +69,8 @@ build/unit/%_shared.plain build/unit/%_shared.asan build/unit/%_shared.tsan: VAR
 build/unit/%_crc0.plain build/unit/%_crc0.asan build/unit/%_crc0.tsan: VARIANT = -DPLB_CRC_TABLES=0
 build/unit/%_crc1.plain build/unit/%_crc1.asan build/unit/%_crc1.tsan: VARIANT = -DPLB_CRC_TABLES=1
 build/unit/%_crc8.plain build/unit/%_crc8.asan build/unit/%_crc8.tsan: VARIANT = -DPLB_CRC_TABLES=8
+build/unit/%_small.plain build/unit/%_small.asan build/unit/%_small.tsan: VARIANT = -Os $(OWN_CORE)
+$(foreach kind,plain asan tsan,build/unit/vectors_small.$(kind) build/unit/http1_small.$(kind)): OWN_CORE = -DPINGORA_LB_IMPLEMENTATION
 
 $(foreach kind,plain asan tsan,$(TLS_UNITS:%=build/unit/%.$(kind))): LIBS = $(TLS_LIBS)
 
@@ -103,6 +107,9 @@ build/unit/%_crc1.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build
 build/unit/%_crc8.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/%_small.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
@@ -117,8 +124,8 @@ build/fuzz/%: tests/fuzz/fuzz_%.c build/fuzz/core.a $(HEADERS) $(wildcard tests/
 	@echo "build $@"
 	@$(FUZZ_BUILD) $< build/fuzz/core.a -o $@
 
-# The ring has no threads of its own: its variants need no thread sanitizer.
-TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
+# The ring has no threads of its own: its variants need no thread sanitizer. Small code has little of its own.
+TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan %_small.asan %_small.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
 
 test-needs:
 	@sh tests/needs.sh
@@ -154,7 +161,78 @@ test-ports:
 
 # ---- Windows, under wine ----
 
+WIN32_CC    := x86_64-w64-mingw32-gcc
+WIN32_BUILD = $(WIN32_CC) -std=c99 $(WARN) -Werror -O1
+WIN32_LIBS  := -static -pthread -lws2_32 -lbcrypt
+
+# Left out: what is of POSIX or needs mbedTLS, and the stress, whose worst moments are made by signals.
+WIN32_UNITS := conformance win32 win32_single \
+               $(filter-out posix mbedtls stress,$(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)))
+# Left out: own_loop, which waits for standard input; that is no socket, and Windows waits for those alone.
+WIN32_EXAMPLES := $(filter-out own_loop,$(EXAMPLES:build/%=%))
+
+build/win32:
+	mkdir -p $@
+build/win32/core.a: tests/core.c pingora_lb.h | build/win32
+	@echo "build $@"
+	@$(WIN32_BUILD) -c $< -o $(@:.a=.o) && rm -f $@ && ar rcs $@ $(@:.a=.o)
+build/win32/conformance.exe: tests/io_conformance.c tests/ports/io_fixture_win32.c build/win32/core.a $(TESTING)
+	@echo "build $@"
+	@$(WIN32_BUILD) -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
+build/win32/win32.exe build/win32/win32_single.exe: tests/ports/win32.c $(TESTING) | build/win32
+	@echo "build $@"
+	@$(WIN32_BUILD) $(VARIANT) -isystem $(GREATEST) $< -o $@ $(WIN32_LIBS)
+build/win32/win32_single.exe: VARIANT = -DPLB_NO_THREADS
+build/win32/%.exe: tests/test_%.c build/win32/core.a $(TESTING)
+	@echo "build $@"
+	@$(WIN32_BUILD) -O0 -isystem $(GREATEST) $(filter %.c %.a,$^) -o $@ $(WIN32_LIBS)
+build/win32/%.exe: examples/%.c $(HEADERS) | build/win32
+	@echo "build $@"
+	@$(WIN32_BUILD) $< -o $@ $(WIN32_LIBS)
+
+# The library's branch for Microsoft's compiler, which is not to be had here: made to run on this machine, with its
+# intrinsic functions from tests/ports/msvc, under the thread sanitizer.
+MSVC_UNITS := threads vectors handles
+build/win32/msvc_core.a: tests/core.c pingora_lb.h $(wildcard tests/ports/msvc/*.h) | build/win32
+	@echo "build $@"
+	@$(GCC) -std=c11 -Wall -Wextra -Wshadow -Wconversion -Wno-unknown-pragmas -Werror -g $(FLAGS_tsan) \
+		-fno-strict-aliasing -isystem tests/ports/msvc -include tests/ports/msvc/on_linux.h -c $< -o $(@:.a=.o) && \
+		rm -f $@ && ar rcs $@ $(@:.a=.o)
+build/win32/msvc_%: tests/test_%.c build/win32/msvc_core.a $(TESTING)
+	@echo "build $@"
+	@$(GCC) $(FLAGS_tsan) $(TEST_BUILD)
+
+win32-units: $(WIN32_UNITS:%=build/win32/%.exe) $(MSVC_UNITS:%=build/win32/msvc_%)
+win32: $(WIN32_EXAMPLES:%=build/win32/%.exe)
+win32-list:
+	@echo $(WIN32_UNITS) $(MSVC_UNITS:%=msvc_%)
+
 # ---- lwIP ----
+
+LWIP_INCLUDE ?= /usr/include/lwip
+
+# The calls of lwIP that tests/ports/lwip.c has fail, and a DNS client of its own, which Debian's lwIP lacks.
+LWIP_WRAPPED := tcp_new_ip_type tcp_bind tcp_listen_with_backlog_and_err tcp_connect tcp_write tcp_output tcp_shutdown \
+                tcp_close udp_new_ip_type udp_bind udp_connect udp_sendto pbuf_alloc sys_arch_sem_wait
+LWIP_FAKES   := -DLWIP_DNS=1 $(LWIP_WRAPPED:%=-Wl,--wrap=%)
+LWIP_BUILD    = $(GCC) $(FLAGS_$(subst .,,$(suffix $@))) -D_GNU_SOURCE -isystem $(LWIP_INCLUDE) $(TEST_BUILD) -llwip
+
+define lwip_rules
+build/unit/lwip_conformance.$(1): tests/io_conformance.c tests/ports/io_fixture_lwip.c tests/ports/lwip_netif.h \
+		$(TESTING) build/unit/core.$(1).a | build/unit
+	@echo "build $$@"
+	@$$(LWIP_BUILD)
+build/unit/lwip.$(1): VARIANT = $(LWIP_FAKES)
+build/unit/lwip.$(1): tests/ports/lwip.c tests/ports/lwip_netif.h $(TESTING) build/unit/core.$(1).a | build/unit
+	@echo "build $$@"
+	@$$(LWIP_BUILD)
+endef
+$(foreach kind,plain asan tsan,$(eval $(call lwip_rules,$(kind))))
+
+# A device on the tap device of a network namespace, for test_lwip_net.sh.
+build/lwip_host_plain build/lwip_host_asan: build/lwip_host_%: tests/ports/lwip_host.c $(HEADERS) | build
+	@echo "build $@"
+	@$(GCC) $(FLAGS_$*) -std=c99 $(WARN) -Werror -g -isystem $(LWIP_INCLUDE) $< -o $@ -pthread -llwip $(TLS_LIBS)
 
 # ---- a microcontroller, under QEMU ----
 
@@ -246,4 +324,4 @@ clean:
 	rm -rf build
 
 .PHONY: all run test test-needs test-build test-programs test-run test-ports size cortex_m cortex_m_stack bench bench-plot \
-        bench-idle bench-proxy bench-probe fuzz clean
+        bench-idle bench-proxy bench-probe fuzz clean win32 win32-units win32-list

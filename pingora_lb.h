@@ -94,6 +94,8 @@
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_CRC_TABLES             KiB of constant tables for CRC-32: 0 (64 bytes), 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
+   A compiler that is asked for small code (-Os) is given less: what is there for speed alone is left out, such as the
+   amending of Ketama's rings. What is picked is the same.
    The following leave parts out, for small systems. What is left out is not declared, members of structs included, so
    that using it does not compile; what needs it is left out with it (in brackets). The figure is what it saves of flash
    on a Cortex-M3 (-Os) where all else is there.
@@ -463,6 +465,8 @@
 #ifdef PLB_STATIC
 #if defined(__GNUC__)
 #define PLB_API static __attribute__((unused)) /* a program that uses half of the calls gets no warning */
+#elif defined(_MSC_VER)
+#define PLB_API static __inline
 #else
 #define PLB_API static
 #endif
@@ -2082,16 +2086,16 @@ typedef struct plb_hpack_field {
 /* The reading side of one connection. */
 typedef struct plb_hpack {
     uint32_t table_size; /* what to announce as SETTINGS_HEADER_TABLE_SIZE; the rest is private */
-    uint32_t room_size;
-    char *table, *room;
-    uint32_t stored, counted, entries;            /* the dynamic table: bytes here, bytes as the RFC counts, fields */
-    uint32_t peer_size, peer_limit;               /* of the peer's table: now, and at most */
-    uint32_t name_size, value_size;               /* of the field that is being read, as sent */
-    uint32_t integer, left;                       /* the last integer; bytes of the string to come */
-    uint32_t huffman_code, huffman_at;            /* see plb__huffman_bit */
     uint8_t huffman_bits, state, kind, continued; /* continued: bytes of an integer that is not whole */
     bool huffman, huffman_ones, at_start;
     bool overfull; /* the peer's table held more than table_size */
+    uint32_t room_size;
+    char *table, *room;
+    uint32_t stored, counted, entries; /* the dynamic table: bytes here, bytes as the RFC counts, fields */
+    uint32_t peer_size, peer_limit;    /* of the peer's table: now, and at most */
+    uint32_t name_size, value_size;    /* of the field that is being read, as sent */
+    uint32_t integer, left;            /* the last integer; bytes of the string to come */
+    uint32_t huffman_code, huffman_at; /* see plb__huffman_bit */
 } plb_hpack;
 
 /* Prepares it over `size` bytes at `memory` (any alignment), which must stay until it is used no more. Half of them,
@@ -2187,33 +2191,34 @@ typedef struct plb_http2_event {
     plb_text data;        /* within the bytes that were fed */
 } plb_http2_event;
 
-/* A connection. All members are private. */
+/* A connection. All members are private. What is small stands first, where short instructions reach it. */
 typedef struct plb_http2 {
-    plb_hpack hpack;
-    /* output: queued bytes, out_before_body of which precede the body_framed bytes of the body */
-    char *out;
-    uint32_t out_capacity, out_at, out_end, out_before_body;
-    plb_text body;
-    size_t body_framed;
-    /* streams: the next, the one in flight, the last one that this side ended; their windows */
-    uint32_t next_stream, stream, reset_stream;
-    int32_t send_window, stream_send_window, receive_window, stream_receive_window;
-    uint32_t peer_window, peer_frame_size;
     /* the frame and the header block that are being read */
-    uint32_t frame_stream, frame_left, block_size, list_size;
     uint8_t frame_type, frame_flags, frame_padding, phase, continuations, collected;
     bool block_open, block_ends_stream;
     uint8_t bytes[9];
     /* the answer */
-    uint64_t content_left;
-    uint16_t answer_status;
     uint8_t exchange;
     bool content_known, to_head;
+    uint16_t answer_status;
     /* the connection */
     uint8_t failed; /* a plb_status */
+    bool settings_seen, streams_allowed, going_away, goaway_sent, hpack_began;
     uint16_t frames;
     uint32_t code;
-    bool settings_seen, streams_allowed, going_away, goaway_sent, hpack_began;
+    /* the frame, the header block and the answer again */
+    uint32_t frame_stream, frame_left, block_size, list_size;
+    uint64_t content_left;
+    /* streams: the next, the one in flight, the last one that this side ended; their windows */
+    uint32_t next_stream, stream, reset_stream;
+    int32_t send_window, stream_send_window, receive_window, stream_receive_window;
+    uint32_t peer_window, peer_frame_size;
+    /* output: queued bytes, out_before_body of which precede the body_framed bytes of the body */
+    uint32_t out_capacity, out_at, out_end, out_before_body;
+    char *out;
+    plb_text body;
+    size_t body_framed;
+    plb_hpack hpack;
 } plb_http2;
 
 /* Prepares a connection over `size` bytes at `memory` (any alignment), which must stay until it is used no more, and
@@ -2279,10 +2284,11 @@ PLB_API size_t plb_grpc_health_request(char *out, size_t capacity, plb_text serv
 typedef struct plb_grpc_health {
     uint32_t serving; /* after PLB_OK: a plb_grpc_serving, or a number that is not known; the rest is private */
     uint32_t left;    /* bytes of the message still to come */
-    uint64_t varint;
-    uint32_t skip, field;
-    uint32_t groups[PLB_GRPC_GROUP_MAX];
     uint8_t state, shift, depth, prefix_read;
+    uint32_t skip;
+    uint64_t varint;
+    uint32_t field;
+    uint32_t groups[PLB_GRPC_GROUP_MAX];
 } plb_grpc_health;
 
 /* Reads on from the next `size` bytes at `bytes`, and consumes all of them. PLB_OK: the message is whole. PLB_AGAIN:
@@ -2309,29 +2315,48 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 /* ==== COMPILER =======================================================================================================
    Atomics, wide multiplication, bits. */
 
+/* 1 where the compiler is asked for small code: then what is there for speed alone is left out. */
+#if defined(__OPTIMIZE_SIZE__)
+#define PLB__SMALL 1
+#else
+#define PLB__SMALL 0
+#endif
+
+/* PLB__INLINE stands on what a pick runs through. Its helpers are large enough for a compiler to make calls of them,
+   which cost more than they do; so they are inlined by order, and PLB__RARE stands on what is off that path, whose
+   registers it shall not take. Where small code is asked for the compiler finds out itself what is smaller; but for
+   PLB__ONCE, of which it thinks wrongly. PLB__APART has a large frame, which is to be gone before what comes after it. */
 #if defined(__GNUC__)
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define PLB__UNUSED      __attribute__((unused)) /* a static function that only some builds call */
+#define PLB__APART       static __attribute__((noinline))
+#if PLB__SMALL
+#define PLB__INLINE static inline PLB__UNUSED
+#define PLB__RARE   static PLB__UNUSED
+#define PLB__ONCE   static __attribute__((noinline))
+#else
+#define PLB__INLINE static inline PLB__UNUSED __attribute__((always_inline))
+#define PLB__RARE   static PLB__UNUSED __attribute__((noinline))
+#define PLB__ONCE   static
+#endif
+#elif defined(_MSC_VER)
+#include <intrin.h>
+#define PLB__LIKELY(x)   (x)
+#define PLB__UNLIKELY(x) (x)
+#define PLB__UNUSED
+#define PLB__APART  static __declspec(noinline)
+#define PLB__INLINE static __forceinline
+#define PLB__RARE   static __declspec(noinline)
+#define PLB__ONCE   static
 #else
 #define PLB__LIKELY(x)   (x)
 #define PLB__UNLIKELY(x) (x)
 #define PLB__UNUSED
-#endif
-
-#if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
-#define PLB__INLINE static inline PLB__UNUSED __attribute__((always_inline))
-#define PLB__RARE                                                                                                      \
-    static PLB__UNUSED __attribute__((noinline)) /* off the path, whose registers and stack it shall not take */
-#else                                            /* for size the compiler knows best */
-#define PLB__INLINE static PLB__UNUSED
-#define PLB__RARE   static PLB__UNUSED
-#endif
-
-#if defined(__GNUC__) && defined(__OPTIMIZE_SIZE__)
-#define PLB__ONCE static __attribute__((noinline)) /* compilers think it is smaller than it is */
-#else
-#define PLB__ONCE static
+#define PLB__APART  static
+#define PLB__INLINE static
+#define PLB__RARE   static
+#define PLB__ONCE   static
 #endif
 
 /* PLB__IF_X(with, without): the one, or, where PLB_NO_X leaves out what it needs, the other. What only a part that is
@@ -2446,6 +2471,9 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #if defined(__GNUC__)
 #define PLB__PREFETCH(p)       __builtin_prefetch(p)
 #define PLB__PREFETCH_LATER(p) __builtin_prefetch((p), 0, 2)
+#elif defined(_MSC_VER) && defined(_M_X64)
+#define PLB__PREFETCH(p)       _mm_prefetch((const char *)(p), _MM_HINT_T0)
+#define PLB__PREFETCH_LATER(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 #else
 #define PLB__PREFETCH(p)       ((void)(p))
 #define PLB__PREFETCH_LATER(p) ((void)(p))
@@ -2540,6 +2568,126 @@ PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
 {
     return __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
+#elif defined(_MSC_VER) && defined(_WIN64)
+/* Microsoft's compiler: interlocked functions, which are full barriers, and accesses that it neither repeats nor leaves
+   out. An x64 processor orders these among each other well enough, but for a store and a later load; an ARM64 does not. */
+#pragma warning(push)
+#pragma warning(disable : 4996) /* it would have <atomic> instead, which is C++ */
+PLB__INLINE void plb__keep_order(void)
+{
+    _ReadWriteBarrier();
+}
+#pragma warning(pop)
+#ifdef _M_ARM64
+#define PLB__ORDER() __dmb(_ARM64_BARRIER_ISH)
+#else
+#define PLB__ORDER() plb__keep_order()
+#endif
+PLB__INLINE uint8_t plb__atomic_read8(const uint8_t *p)
+{
+    return (uint8_t)__iso_volatile_load8((const volatile char *)p);
+}
+PLB__INLINE uint32_t plb__atomic_read32(const uint32_t *p)
+{
+    return (uint32_t)__iso_volatile_load32((const volatile int *)p);
+}
+PLB__INLINE uintptr_t plb__atomic_read64(const uintptr_t *p)
+{
+    return (uintptr_t)__iso_volatile_load64((const volatile long long *)p);
+}
+PLB__INLINE uint8_t plb__atomic_acquire8(const uint8_t *p)
+{
+    uint8_t value = plb__atomic_read8(p);
+    PLB__ORDER();
+    return value;
+}
+PLB__INLINE uint32_t plb__atomic_acquire32(const uint32_t *p)
+{
+    uint32_t value = plb__atomic_read32(p);
+    PLB__ORDER();
+    return value;
+}
+PLB__INLINE uintptr_t plb__atomic_acquire64(const uintptr_t *p)
+{
+    uintptr_t value = plb__atomic_read64(p);
+    PLB__ORDER();
+    return value;
+}
+#ifdef __cplusplus
+#define PLB__OVERLOAD(name, type, bits)                                                                                \
+    PLB__INLINE type name(const type *p)                                                                               \
+    {                                                                                                                  \
+        return name##bits(p);                                                                                          \
+    }
+PLB__OVERLOAD(plb__atomic_read, uint8_t, 8)
+PLB__OVERLOAD(plb__atomic_read, uint32_t, 32)
+PLB__OVERLOAD(plb__atomic_read, uintptr_t, 64)
+PLB__OVERLOAD(plb__atomic_acquire, uint8_t, 8)
+PLB__OVERLOAD(plb__atomic_acquire, uint32_t, 32)
+PLB__OVERLOAD(plb__atomic_acquire, uintptr_t, 64)
+#define PLB__BY_TYPE(name, p) name(p)
+#else
+#define PLB__BY_TYPE(name, p) _Generic(*(p), uint8_t : name##8, uint32_t : name##32, uintptr_t : name##64)(p)
+#endif
+PLB__INLINE void plb__atomic_write(void *p, size_t size, uint64_t v)
+{
+    if (size == 1)
+        __iso_volatile_store8((volatile char *)p, (char)v);
+    else if (size == 4)
+        __iso_volatile_store32((volatile int *)p, (int)v);
+    else
+        __iso_volatile_store64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE void plb__atomic_release(void *p, size_t size, uint64_t v)
+{
+    PLB__ORDER();
+    plb__atomic_write(p, size, v);
+}
+PLB__INLINE void plb__atomic_store(void *p, size_t size, uint64_t v)
+{
+    if (size == 1)
+        _InterlockedExchange8((volatile char *)p, (char)v);
+    else if (size == 4)
+        _InterlockedExchange((volatile long *)p, (long)v);
+    else
+        _InterlockedExchange64((volatile long long *)p, (long long)v);
+}
+#define PLB__LOAD_RELAXED(p)     PLB__BY_TYPE(plb__atomic_read, p)
+#define PLB__LOAD_ACQUIRE(p)     PLB__BY_TYPE(plb__atomic_acquire, p)
+#define PLB__LOAD(p)             PLB__BY_TYPE(plb__atomic_acquire, p)
+#define PLB__KEEP_ORDER()        plb__keep_order()
+#define PLB__STORE_RELAXED(p, v) plb__atomic_write((p), sizeof *(p), (uint64_t)(v))
+#define PLB__STORE(p, v)         plb__atomic_store((p), sizeof *(p), (uint64_t)(v))
+#define PLB__STORE_RELEASE(p, v) plb__atomic_release((p), sizeof *(p), (uint64_t)(v))
+PLB__INLINE uint32_t plb__fetch_add(uint32_t *p, uint32_t v)
+{
+    return (uint32_t)_InterlockedExchangeAdd((volatile long *)p, (long)v);
+}
+PLB__INLINE uintptr_t plb__fetch_add_relaxed(uintptr_t *p, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedExchangeAdd64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE uintptr_t plb__fetch_or(uintptr_t *p, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedOr64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE uintptr_t plb__fetch_and(uintptr_t *p, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedAnd64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE uintptr_t plb__exchange(uintptr_t *p, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedExchange64((volatile long long *)p, (long long)v);
+}
+PLB__INLINE bool plb__cas(uintptr_t *p, uintptr_t expected, uintptr_t v)
+{
+    return (uintptr_t)_InterlockedCompareExchange64((volatile long long *)p, (long long)v, (long long)expected) ==
+           expected;
+}
+PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
+{
+    return (uint32_t)_InterlockedCompareExchange((volatile long *)p, (long)v, (long)expected) == expected;
+}
 #else
 #error "pingora_lb.h knows no atomics for this compiler: define PLB_NO_THREADS for use from one thread"
 #endif
@@ -2565,7 +2713,11 @@ PLB__INLINE uint64_t plb__inverse(uint32_t value)
 
 /* A number that no other running thread has: where its copy of a thread-local byte lies. 0: unknown here. */
 #if !defined(PLB_NO_THREADS) && !defined(PLB_NO_THREAD_LOCAL)
+#if defined(_MSC_VER) && !defined(__GNUC__)
+static __declspec(thread) char plb__thread_byte;
+#else
 static __thread char plb__thread_byte;
+#endif
 PLB__INLINE uintptr_t plb__thread(void)
 {
     return (uintptr_t)&plb__thread_byte;
@@ -2583,6 +2735,8 @@ PLB__INLINE uint64_t plb__multiply_high(uint64_t a, uint64_t b)
 #if defined(__SIZEOF_INT128__)
     __extension__ typedef unsigned __int128 wide;
     return (uint64_t)(((wide)a * b) >> 64);
+#elif defined(_MSC_VER) && defined(_WIN64)
+    return __umulh(a, b);
 #else
     uint64_t a_low = a & UINT32_MAX, a_high = a >> 32, b_low = b & UINT32_MAX, b_high = b >> 32;
     uint64_t middle = a_high * b_low + ((a_low * b_low) >> 32);
@@ -2599,12 +2753,14 @@ PLB__INLINE uint32_t plb__load_le32(const uint8_t *at)
 PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
 {
 #if defined(__GNUC__)
-    return (uint32_t)(sizeof word > sizeof 0u ? __builtin_popcountll(word) : __builtin_popcount((unsigned)word));
-#else
-    uint32_t ones = 0;
-    for (; word != 0; word &= word - 1)
-        ones++;
-    return ones;
+    return (uint32_t)(sizeof word == sizeof(unsigned) ? __builtin_popcount((unsigned)word)
+                                                      : __builtin_popcountll((unsigned long long)word));
+#else /* not every processor has an instruction; sums of two bits, four, eight, then all bytes added up */
+    uint64_t ones = word;
+    ones -= ones >> 1 & UINT64_C(0x5555555555555555);
+    ones = (ones & UINT64_C(0x3333333333333333)) + (ones >> 2 & UINT64_C(0x3333333333333333));
+    ones = (ones + (ones >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+    return (uint32_t)(ones * UINT64_C(0x0101010101010101) >> 56);
 #endif
 }
 
@@ -2612,7 +2768,12 @@ PLB__INLINE uint32_t plb__count_ones(uintptr_t word)
 PLB__INLINE uint32_t plb__lowest_one(uintptr_t word)
 {
 #if defined(__GNUC__)
-    return (uint32_t)(sizeof word > sizeof 0u ? __builtin_ctzll(word) : __builtin_ctz((unsigned)word));
+    return (uint32_t)(sizeof word == sizeof(unsigned) ? __builtin_ctz((unsigned)word)
+                                                      : __builtin_ctzll((unsigned long long)word));
+#elif defined(_MSC_VER) && defined(_WIN64)
+    unsigned long place;
+    _BitScanForward64(&place, word);
+    return (uint32_t)place;
 #else
     return plb__count_ones((word & (0 - word)) - 1);
 #endif
@@ -2857,6 +3018,16 @@ static void plb__put(plb__text *text, const char *string)
     plb__put_bytes(text, string, strlen(string));
 }
 
+/* What strcmp says. That is written for speed, and larger than all that is compared here. */
+static PLB__UNUSED int plb__compare(const char *a, const char *b)
+{
+    while (*a == *b && *a != '\0') {
+        a++;
+        b++;
+    }
+    return (int)(unsigned char)*a - (int)(unsigned char)*b;
+}
+
 /* Writes digits and no NUL; returns their end. */
 static char *plb__decimal(char *at, uint32_t number)
 {
@@ -2866,24 +3037,16 @@ static char *plb__decimal(char *at, uint32_t number)
     return at;
 }
 
-/* As strcmp, in a tenth of its size. */
-static PLB__UNUSED int plb__compare_text(const char *a, const char *b)
-{
-    for (; *a == *b && *a != '\0'; a++)
-        b++;
-    return (int)(unsigned char)*a - (int)(unsigned char)*b;
-}
-
-static PLB__UNUSED bool plb__same_text(const char *a, const char *b)
-{
-    return plb__compare_text(a, b) == 0;
-}
-
 /* Moves bytes towards the beginning of their buffer. */
 static PLB__UNUSED void plb__move_down(char *to, const char *from, size_t size)
 {
     for (; size > 0; size--)
         *to++ = *from++;
+}
+
+static PLB__UNUSED bool plb__same_text(const char *a, const char *b)
+{
+    return plb__compare(a, b) == 0;
 }
 
 static void plb__put_decimal(plb__text *text, uint32_t number)
@@ -5530,7 +5693,7 @@ static bool plb__admits(plb__walk *walk, plb__slot *slot)
 }
 
 /* Does the program want it? */
-PLB__RARE bool plb__is_wanted(const plb_request *request, const plb__tier *tier, uint32_t index, bool excluded)
+PLB__APART bool plb__is_wanted(const plb_request *request, const plb__tier *tier, uint32_t index, bool excluded)
 {
     plb_backend_info info;
     plb__fill_info(tier, index, &info);
@@ -5658,7 +5821,7 @@ static uint32_t plb__walk_tiers(const plb_balancer *lb, plb__walk *walk, const p
 
 /* Only the requests of those that start slowly and refuse go elsewhere: to one drawn at random, for a key the same as
    long as nothing changes. Walking instead would be long where few are ready. */
-PLB__RARE uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
+PLB__APART uint32_t plb__pick_instead(plb__walk *walk, const plb_view *view, uint32_t index)
 {
     uint32_t tries, drawn = index;
     plb_reader lots;
@@ -6096,54 +6259,37 @@ PLB__INLINE uint32_t plb__share(uint64_t number, uint32_t count)
     return (uint32_t)((number >> 32) * count >> 32);
 }
 
-typedef enum plb__numbers { PLB__NUMBERS_COUNT, PLB__NUMBERS_RANDOM, PLB__NUMBERS_FNV } plb__numbers;
+/* The states of the built-in strategies begin with their allocator, and their tables with the size of the allocation,
+   so that what has no options is opened, and all tables are discarded, by these two. */
+static plb_status plb__strategy_open(void *state, const void *desc, const plb_env *env)
+{
+    (void)desc;
+    *(plb_allocator *)state = env->allocator;
+    return PLB_OK;
+}
+
+static void plb__table_discard(void *state, void *table)
+{
+    plb__delete((plb_allocator *)state, table, *(size_t *)table);
+}
 
 typedef struct plb__weighted_state {
+    plb_allocator allocator;
     uintptr_t counter; /* one for all threads; wraps as pingora's usize does */
-    plb__numbers numbers;
-    const plb_allocator *allocator;
 } plb__weighted_state;
 
 /* The list, without being one: ends[i] is where the last copy of backend i ends, and starts[b] the backend that owns
-   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are.
+   place b << shift. As many starts as backends or fewer, so looking up takes a few steps whatever the weights are; or
+   two, where small code is asked for, so that it takes less memory and a few steps more.
    Where each backend weighs 1, the list is the set, and neither is there. */
 typedef struct plb__weighted_table {
+    size_t size; /* of this allocation */
     plb__divisor count, places;
 #ifndef PLB_NO_WEIGHTS
     uint32_t *ends, *starts;
     uint32_t shift;
-    size_t size; /* of this allocation */
 #endif
 } plb__weighted_table;
-
-static plb_status plb__weighted_open(plb__weighted_state *state, plb__numbers numbers, const plb_env *env)
-{
-    state->numbers = numbers;
-    state->allocator = &env->allocator;
-    return PLB_OK;
-}
-
-static plb_status plb__round_robin_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_COUNT, env);
-}
-
-#ifndef PLB_NO_RANDOM
-static plb_status plb__random_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_RANDOM, env);
-}
-#endif
-
-#ifndef PLB_NO_FNV
-static plb_status plb__fnv_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    return plb__weighted_open((plb__weighted_state *)state, PLB__NUMBERS_FNV, env);
-}
-#endif
 
 #ifndef PLB_NO_WEIGHTS
 static bool plb__weighs_one_each(const plb_view *view)
@@ -6170,14 +6316,14 @@ static void plb__weighted_fill(plb__weighted_table *table, const plb_view *view,
 static plb_status plb__weighted_build(void *state, const plb_view *view, const plb_view *old_view,
                                       const void *old_table, void **out)
 {
-    const plb_allocator *a = ((plb__weighted_state *)state)->allocator;
-    uint32_t places = view->weight_sum, shift = 0, starts;
+    const plb_allocator *a = &((plb__weighted_state *)state)->allocator;
+    uint32_t places = view->weight_sum, most = PLB__SMALL ? 2 : view->count, shift = 0, starts;
     bool listed = places > 0 && !plb__weighs_one_each(view);
     plb__weighted_table *table;
     size_t size = sizeof *table;
     (void)old_view;
     (void)old_table;
-    while (places > 0 && ((places - 1) >> shift) + 1 > view->count)
+    while (places > 0 && ((places - 1) >> shift) + 1 > most)
         shift++;
     starts = places > 0 ? ((places - 1) >> shift) + 1 : 0;
     if (listed)
@@ -6196,11 +6342,6 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
     }
     *out = table;
     return PLB_OK;
-}
-
-static void plb__weighted_discard(void *state, void *table)
-{
-    plb__delete(((plb__weighted_state *)state)->allocator, table, ((plb__weighted_table *)table)->size);
 }
 
 PLB__INLINE uint32_t plb__weighted_search(const plb__weighted_table *table, uint32_t place)
@@ -6228,22 +6369,18 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
                                       const void *old_table, void **out)
 {
     plb__weighted_table *table =
-        (plb__weighted_table *)plb__new(((plb__weighted_state *)state)->allocator, sizeof *table);
+        (plb__weighted_table *)plb__new(&((plb__weighted_state *)state)->allocator, sizeof *table);
     (void)old_view;
     (void)old_table;
     if (table == NULL)
         return PLB_ERR_MEMORY;
+    table->size = sizeof *table;
     table->count.value = view->count;
     if (sizeof(uintptr_t) > sizeof(uint32_t)) /* else turns are divided as they are */
         table->count = plb__divisor_of(view->count);
     table->places = table->count;
     *out = table;
     return PLB_OK;
-}
-
-static void plb__weighted_discard(void *state, void *table)
-{
-    plb__delete(((plb__weighted_state *)state)->allocator, table, sizeof(plb__weighted_table));
 }
 
 PLB__INLINE bool plb__weighted_is_even(const plb__weighted_table *table)
@@ -6315,7 +6452,7 @@ static uint32_t plb__round_robin_pick(const void *opaque_table, const plb_view *
     uint32_t index;
     (void)key;
     (void)key_length;
-    if (PLB__UNLIKELY(!reader->own_turn || !plb__weighted_is_even(table)))
+    if (PLB__SMALL || PLB__UNLIKELY(!reader->own_turn || !plb__weighted_is_even(table)))
         return plb__round_robin_listed(state, table, view, reader, limit);
     reader->turn = number + 1;
     index = plb__turn_remainder(number, &table->places);
@@ -6355,7 +6492,7 @@ static uint32_t plb__random_pick(const void *opaque_table, const plb_view *view,
     uint32_t index;
     (void)key;
     (void)key_length;
-    if (PLB__UNLIKELY(!plb__weighted_is_even(table)))
+    if (PLB__SMALL || PLB__UNLIKELY(!plb__weighted_is_even(table)))
         return plb__random_listed(table, view, reader, limit, number);
     index = plb__share(number, view->count); /* each weighs 1 */
     return PLB__LIKELY(plb__view_ready(view, index)) ? index : plb__random_rest(view, reader, limit);
@@ -6399,38 +6536,73 @@ static uint32_t plb__fnv_pick(const void *opaque_table, const plb_view *view, pl
 #endif
 
 #ifndef PLB_NO_WALK
-PLB__INLINE uint64_t plb__weighted_number(plb__weighted_state *state, plb_reader *reader)
+/* The raw sequences: the first number is a place of the list, each further one a backend of the set. */
+PLB__INLINE uint32_t plb__weighted_next(const void *table, uint64_t number)
 {
-    return state->numbers == PLB__NUMBERS_COUNT ? plb__turns_pass(reader, &state->counter, 1) : plb__random(reader);
+    return plb__remainder(number, &((const plb__weighted_table *)table)->count);
 }
 
-static uint32_t plb__weighted_raw_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
-                                        size_t key_length, plb_cursor *cursor)
+static uint32_t plb__round_robin_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                       size_t key_length, plb_cursor *cursor)
 {
     plb__weighted_state *state = (plb__weighted_state *)view->state;
-    cursor->words[0] = state->numbers == PLB__NUMBERS_FNV ? plb__fnv1a(PLB__FNV_BASIS, key, key_length)
-                                                          : plb__weighted_number(state, reader);
+    (void)key;
+    (void)key_length;
+    (void)cursor;
+    return plb__weighted_start((const plb__weighted_table *)table, plb__turns_pass(reader, &state->counter, 1));
+}
+
+static uint32_t plb__round_robin_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
+{
+    (void)cursor;
+    return plb__weighted_next(table, plb__turns_pass(reader, &((plb__weighted_state *)view->state)->counter, 1));
+}
+
+static PLB__UNUSED uint32_t plb__random_first(const void *table, const plb_view *view, plb_reader *reader,
+                                              const void *key, size_t key_length, plb_cursor *cursor)
+{
+    (void)view;
+    (void)key;
+    (void)key_length;
+    (void)cursor;
+    return plb__weighted_start((const plb__weighted_table *)table, plb__random(reader));
+}
+
+static PLB__UNUSED uint32_t plb__random_next(const void *table, const plb_view *view, plb_reader *reader,
+                                             plb_cursor *cursor)
+{
+    (void)view;
+    (void)cursor;
+    return plb__weighted_next(table, plb__random(reader));
+}
+
+static PLB__UNUSED uint32_t plb__fnv_first(const void *table, const plb_view *view, plb_reader *reader, const void *key,
+                                           size_t key_length, plb_cursor *cursor)
+{
+    (void)view;
+    (void)reader;
+    cursor->words[0] = plb__fnv1a(PLB__FNV_BASIS, key, key_length);
     return plb__weighted_start((const plb__weighted_table *)table, cursor->words[0]);
 }
 
-static uint32_t plb__weighted_raw_next(const void *table, const plb_view *view, plb_reader *reader, plb_cursor *cursor)
+static PLB__UNUSED uint32_t plb__fnv_next(const void *table, const plb_view *view, plb_reader *reader,
+                                          plb_cursor *cursor)
 {
-    plb__weighted_state *state = (plb__weighted_state *)view->state;
-    cursor->words[0] =
-        state->numbers == PLB__NUMBERS_FNV ? plb__fnv_again(cursor->words[0]) : plb__weighted_number(state, reader);
-    return plb__remainder(cursor->words[0], &((const plb__weighted_table *)table)->count);
+    (void)view;
+    (void)reader;
+    cursor->words[0] = plb__fnv_again(cursor->words[0]);
+    return plb__weighted_next(table, cursor->words[0]);
 }
 #endif
 
-#define PLB__WEIGHTED_OPS(name, keyed, open, pick)                                                                     \
+#define PLB__WEIGHTED_OPS(name, keyed, first, next, pick)                                                              \
     {                                                                                                                  \
-        name, sizeof(plb__weighted_state), 0, keyed, open, NULL, plb__weighted_build, plb__weighted_discard,           \
-            PLB__IF_WALK(plb__weighted_raw_first, NULL), PLB__IF_WALK(plb__weighted_raw_next, NULL), pick, NULL, NULL, \
-            NULL, NULL, 0                                                                                              \
+        name, sizeof(plb__weighted_state), 0, keyed, plb__strategy_open, NULL, plb__weighted_build,                    \
+            plb__table_discard, PLB__IF_WALK(first, NULL), PLB__IF_WALK(next, NULL), pick, NULL, NULL, NULL, NULL, 0   \
     }
 
 static const plb_strategy_ops plb__round_robin_ops =
-    PLB__WEIGHTED_OPS("round robin", false, plb__round_robin_open, plb__round_robin_pick);
+    PLB__WEIGHTED_OPS("round robin", false, plb__round_robin_first, plb__round_robin_next, plb__round_robin_pick);
 
 static plb_strategy plb__strategy(const plb_strategy_ops *ops, const void *desc)
 {
@@ -6446,7 +6618,8 @@ PLB_API plb_strategy plb_round_robin(void)
 }
 
 #ifndef PLB_NO_RANDOM
-static const plb_strategy_ops plb__random_ops = PLB__WEIGHTED_OPS("random", false, plb__random_open, plb__random_pick);
+static const plb_strategy_ops plb__random_ops =
+    PLB__WEIGHTED_OPS("random", false, plb__random_first, plb__random_next, plb__random_pick);
 
 PLB_API plb_strategy plb_random_choice(void)
 {
@@ -6455,7 +6628,8 @@ PLB_API plb_strategy plb_random_choice(void)
 #endif
 
 #ifndef PLB_NO_FNV
-static const plb_strategy_ops plb__fnv_ops = PLB__WEIGHTED_OPS("fnv", true, plb__fnv_open, plb__fnv_pick);
+static const plb_strategy_ops plb__fnv_ops =
+    PLB__WEIGHTED_OPS("fnv", true, plb__fnv_first, plb__fnv_next, plb__fnv_pick);
 
 PLB_API plb_strategy plb_fnv(void)
 {
@@ -6964,18 +7138,15 @@ static void plb__ring_collect(plb__ring *ring, const plb__ring_work *work, const
     }
 }
 
-/* The ring of a view, with weights that may be others than its own; NULL if there is no memory. */
-static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view *view, const uint16_t *weights,
-                                  uint32_t points)
+/* Fills and sorts a ring by way of batches, fast however large it is; false if there is no memory for them. */
+static bool plb__ring_sort_apart(plb__ring *ring, const plb__ketama_state *state, const plb_view *view,
+                                 const uint16_t *weights)
 {
     const plb_allocator *a = &state->allocator;
-    plb__ring *ring = plb__ring_new(a, points, view->count);
     plb__ring_work work;
     plb__ring_sorter sorter;
     bool built = false;
-    if (ring == NULL)
-        return NULL;
-    if (plb__ring_work_open(&work, a, points)) {
+    if (plb__ring_work_open(&work, a, ring->count)) {
         plb__ring_fill(&work, view, weights, state->point_multiple);
         if (plb__ring_make_room(&work))
             plb__ring_fill(&work, view, weights, state->point_multiple);
@@ -6986,8 +7157,77 @@ static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view
         }
         plb__delete(a, work.entries, work.size);
     }
-    if (!built) {
-        plb__ring_delete(a, ring);
+    return built;
+}
+
+/* ---- the same where small code is asked for: a heap sort, which needs no memory but the ring's own ---- */
+
+static uint64_t plb__ring_get(const plb__ring *ring, uint32_t at)
+{
+    return plb__ring_entry(ring->points[at], plb__ring_owner(ring, at));
+}
+
+static void plb__ring_set(plb__ring *ring, uint32_t at, uint64_t entry)
+{
+    ring->points[at] = (uint32_t)(entry >> 32);
+    plb__owners_set(&ring->owners, at, (uint32_t)entry);
+}
+
+/* Lets an entry sink from `at` on to its place in the heap of the first `count`. */
+static void plb__ring_sink(plb__ring *ring, uint32_t at, uint32_t count, uint64_t entry)
+{
+    uint32_t child = at;
+    while (child < count / 2) {
+        child = 2 * child + 1;
+        if (child + 1 < count && plb__ring_get(ring, child + 1) > plb__ring_get(ring, child))
+            child++;
+        if (plb__ring_get(ring, child) <= entry)
+            break;
+        plb__ring_set(ring, at, plb__ring_get(ring, child));
+        at = child;
+    }
+    plb__ring_set(ring, at, entry);
+}
+
+static void plb__ring_sort_in_place(plb__ring *ring, const plb__ketama_state *state, const plb_view *view,
+                                    const uint16_t *weights)
+{
+    uint32_t count = 0, i;
+    for (i = 0; i < view->count; i++) {
+        uint32_t left = weights[i] * state->point_multiple, point = 0, first;
+        first = ~plb__crc_shift(plb__ring_base(&view->slots[i]->addr), 1);
+        for (; left > 0; left--) {
+            point = plb__crc_shift(point, 1) ^ first;
+            plb__ring_set(ring, count++, plb__ring_entry(point, i));
+        }
+    }
+    for (i = count / 2; i-- > 0;)
+        plb__ring_sink(ring, i, count, plb__ring_get(ring, i));
+    for (i = count; i-- > 1;) {
+        uint64_t entry = plb__ring_get(ring, i);
+        plb__ring_set(ring, i, plb__ring_get(ring, 0));
+        plb__ring_sink(ring, 0, i, entry);
+    }
+    for (i = count = 0; i < plb__ring_groups(ring); i++) {
+        while (count < ring->count && ring->points[count] >> ring->shift < i)
+            count++;
+        ring->starts[i] = count;
+    }
+}
+
+/* ---- either way ---- */
+
+/* The ring of a view, with weights that may be others than its own; NULL if there is no memory. */
+static plb__ring *plb__ring_build(const plb__ketama_state *state, const plb_view *view, const uint16_t *weights,
+                                  uint32_t points)
+{
+    plb__ring *ring = plb__ring_new(&state->allocator, points, view->count);
+    if (ring == NULL)
+        return NULL;
+    if (PLB__SMALL) {
+        plb__ring_sort_in_place(ring, state, view, weights);
+    } else if (!plb__ring_sort_apart(ring, state, view, weights)) {
+        plb__ring_delete(&state->allocator, ring);
         return NULL;
     }
     return ring;
@@ -7120,10 +7360,10 @@ static void plb__ring_merge(plb__ring *ring, const plb__ring *old, const plb__ow
     plb__ring_copy_run(&copy, old->count, plb__ring_groups(ring));
 }
 
-/* Can a ring of so many points and backends be made from the old one? */
+/* Can a ring of so many points and backends be made from the old one? It is the same ring, sooner. */
 static bool plb__ring_amendable(const plb__ring *old, uint32_t points, uint32_t backends)
 {
-    return old != NULL && old->count > 0 && old->shift == plb__ring_shift(points) &&
+    return !PLB__SMALL && old != NULL && old->count > 0 && old->shift == plb__ring_shift(points) &&
            plb__owners_narrow(old->backends) == plb__owners_narrow(backends);
 }
 
@@ -7185,11 +7425,6 @@ static plb_status plb__ketama_build(void *opaque, const plb_view *view, const pl
     return *out != NULL ? PLB_OK : PLB_ERR_MEMORY;
 }
 
-static void plb__ketama_discard(void *opaque, void *table)
-{
-    plb__ring_delete(&((plb__ketama_state *)opaque)->allocator, (plb__ring *)table);
-}
-
 /* Points that a pick without a limit looks at before it goes to the ready backends directly. */
 #define PLB__RING_PATIENCE 256
 
@@ -7244,7 +7479,7 @@ static const plb_strategy_ops plb__ketama_ops = {"ketama",
                                                  plb__ketama_open,
                                                  NULL,
                                                  plb__ketama_build,
-                                                 plb__ketama_discard,
+                                                 plb__table_discard,
                                                  PLB__IF_WALK(plb__ketama_first, NULL),
                                                  PLB__IF_WALK(plb__ketama_next, NULL),
                                                  plb__ketama_pick,
@@ -7296,6 +7531,7 @@ typedef struct plb__smooth_sums {
 /* Places are the backends by weight, then in set order, so the members of a group stand side by side. They have
    readiness bits of their own: to find the next ready member of a group is to look for the next one in a few words. */
 typedef struct plb__smooth_table {
+    size_t size; /* of this allocation */
     plb__smooth_sums *sums;
     plb__smooth_group *groups; /* by weight */
     uintptr_t *ready;          /* a bit a place */
@@ -7303,19 +7539,7 @@ typedef struct plb__smooth_table {
     uint32_t *starts;          /* of each group's places, and where the last one ends */
     uint32_t group_count;
     uint32_t shift; /* how often weights were halved */
-    size_t size;    /* of this allocation */
 } plb__smooth_table;
-
-typedef struct plb__smooth_state {
-    plb_allocator allocator;
-} plb__smooth_state;
-
-static plb_status plb__smooth_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    ((plb__smooth_state *)state)->allocator = env->allocator;
-    return PLB_OK;
-}
 
 /* The weight that counts. One that is not 0 does not become 0. */
 PLB__INLINE uint32_t plb__smooth_weight(const plb_view *view, uint32_t index, uint32_t shift)
@@ -7409,7 +7633,7 @@ static void plb__smooth_fill(plb__smooth_table *table, const plb_view *view, con
 static plb_status plb__smooth_build(void *opaque, const plb_view *view, const plb_view *old_view, const void *old_table,
                                     void **out)
 {
-    const plb_allocator *a = &((plb__smooth_state *)opaque)->allocator;
+    const plb_allocator *a = (const plb_allocator *)opaque;
     size_t order_size = 2 * (size_t)view->count * sizeof(uint32_t);
     uint32_t *order = (uint32_t *)a->alloc(a->user, order_size), *half;
     uint32_t shift = plb__smooth_shift(view), groups = 1, i;
@@ -7433,11 +7657,6 @@ static plb_status plb__smooth_build(void *opaque, const plb_view *view, const pl
     }
     plb__delete(a, order, order_size);
     return table != NULL ? PLB_OK : PLB_ERR_MEMORY;
-}
-
-static void plb__smooth_discard(void *opaque, void *table)
-{
-    plb__delete(&((plb__smooth_state *)opaque)->allocator, table, ((plb__smooth_table *)table)->size);
 }
 
 /* A walk remembers the choices that it has shown, so that each is another one; after that many it goes through the set
@@ -7581,15 +7800,18 @@ static uint32_t plb__smooth_group_of(const plb__smooth_table *table, uint32_t we
 static void plb__smooth_settle(const plb__smooth_table *table)
 {
     uint32_t picks = PLB__LOAD(&table->sums->picks), sum = PLB__LOAD(&table->sums->weight), surplus, g;
-    int64_t total = 0;
+    uint64_t total = 0; /* modulo 2^64 */
+    bool below;
     if (sum == 0)
         return;
     for (g = 0; g < table->group_count; g++) {
         plb__smooth_group *group = &table->groups[g];
         int32_t value = (int32_t)(picks * group->weight - PLB__LOAD(&group->debt));
-        total += (int64_t)PLB__LOAD(&group->ready) * value;
+        total += (uint64_t)((int64_t)PLB__LOAD(&group->ready) * value);
     }
-    surplus = (uint32_t)(total / (int64_t)sum);
+    below = total >> 63 != 0;
+    surplus = (uint32_t)((below ? 0 - total : total) / sum);
+    surplus = below ? 0u - surplus : surplus;
     picks = plb__fetch_add(&table->sums->picks, 0u - surplus) - surplus;
     for (g = 0; g < table->group_count; g++) {
         plb__smooth_group *group = &table->groups[g];
@@ -7636,13 +7858,13 @@ static void plb__smooth_flipped(void *state, void *opaque_table, const plb_view 
 }
 
 static const plb_strategy_ops plb__smooth_ops = {"smooth round robin",
-                                                 sizeof(plb__smooth_state),
+                                                 sizeof(plb_allocator),
                                                  0,
                                                  false,
-                                                 plb__smooth_open,
+                                                 plb__strategy_open,
                                                  NULL,
                                                  plb__smooth_build,
-                                                 plb__smooth_discard,
+                                                 plb__table_discard,
                                                  PLB__IF_WALK(plb__smooth_first, NULL),
                                                  PLB__IF_WALK(plb__smooth_next, NULL),
                                                  plb__smooth_pick,
@@ -7722,7 +7944,7 @@ PLB__INLINE plb__load plb__least_find(const plb_view *view, uint32_t start, bool
         uint32_t span = PLB__WORD_BITS - shift < room ? PLB__WORD_BITS - shift : room;
         uintptr_t all = PLB__BITS >> (PLB__WORD_BITS - span);
         uintptr_t word = PLB__LOAD_RELAXED(&view->ready[from / PLB__WORD_BITS]) >> shift & all;
-        if (word == all) {
+        if (!PLB__SMALL && word == all) {
             uint32_t end = from + (span < sample ? span : sample), i;
             sample -= end - from;
             for (i = from; i < end; i++)
@@ -7750,7 +7972,7 @@ static uint32_t plb__least_pick(const void *opaque_table, const plb_view *view, 
     (void)limit; /* the first of the sequence is a ready one, if there is one */
     if (PLB__UNLIKELY(PLB__LOAD_RELAXED(&view->ready_count) == 0))
         return PLB_NONE;
-    if (table->ends == NULL)
+    if (!PLB__SMALL && table->ends == NULL)
         return plb__least_find(view, start, true, NULL).index;
     return plb__least_find(view, start, false, NULL).index;
 }
@@ -7822,10 +8044,10 @@ static const plb_strategy_ops plb__least_ops = {"least connections",
                                                 sizeof(plb__weighted_state),
                                                 0,
                                                 false,
-                                                plb__round_robin_open,
+                                                plb__strategy_open,
                                                 NULL,
                                                 plb__weighted_build,
-                                                plb__weighted_discard,
+                                                plb__table_discard,
                                                 PLB__IF_WALK(plb__least_first, NULL),
                                                 PLB__IF_WALK(plb__least_next, NULL),
                                                 plb__least_pick,
@@ -7987,7 +8209,7 @@ static const plb_strategy_ops plb__bounded_ops = {"bounded loads",
                                                   plb__bounded_open,
                                                   NULL,
                                                   plb__ketama_build,
-                                                  plb__ketama_discard,
+                                                  plb__table_discard,
                                                   PLB__IF_WALK(plb__bounded_first, NULL),
                                                   PLB__IF_WALK(plb__bounded_next, NULL),
                                                   plb__bounded_pick,
@@ -8019,13 +8241,6 @@ typedef struct plb__ip_hash_walk {
     uint32_t factor, addend;
     uint32_t tries; /* left */
 } plb__ip_hash_walk;
-
-static plb_status plb__ip_hash_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    ((plb__weighted_state *)state)->allocator = &env->allocator;
-    return PLB_OK;
-}
 
 /* Of an IPv4 address the first three bytes count: neighbours share a backend. */
 PLB__INLINE plb__ip_hash_walk plb__ip_hash_start(const void *key, size_t key_length)
@@ -8100,10 +8315,10 @@ static const plb_strategy_ops plb__ip_hash_ops = {"ip hash",
                                                   sizeof(plb__weighted_state),
                                                   0,
                                                   true,
-                                                  plb__ip_hash_open,
+                                                  plb__strategy_open,
                                                   NULL,
                                                   plb__weighted_build,
-                                                  plb__weighted_discard,
+                                                  plb__table_discard,
                                                   PLB__IF_WALK(plb__ip_hash_first, NULL),
                                                   PLB__IF_WALK(plb__ip_hash_next, NULL),
                                                   plb__ip_hash_pick,
@@ -8134,9 +8349,9 @@ typedef struct plb__column {
 } plb__column;
 
 typedef struct plb__choices {
+    size_t size;          /* of this allocation */
     plb__column *columns; /* one a backend; NULL where all weigh the same */
     uint32_t mean_weight; /* of the backends that have one */
-    size_t size;          /* of this allocation */
 } plb__choices;
 
 /* Two backends to choose from, the better one first once they are ordered. They are the same where only one is ready,
@@ -8208,11 +8423,6 @@ static plb_status plb__choices_build(void *state, const plb_view *view, const pl
     }
     *out = table;
     return PLB_OK;
-}
-
-static void plb__choices_discard(void *state, void *table)
-{
-    plb__delete(&((plb__choices_state *)state)->allocator, table, ((plb__choices *)table)->size);
 }
 
 /* yes ? one : other, without a branch: what is random cannot be foreseen. */
@@ -8389,7 +8599,7 @@ static const plb_strategy_ops plb__two_choices_ops = {"two choices",
                                                       plb__two_choices_open,
                                                       NULL,
                                                       plb__choices_build,
-                                                      plb__choices_discard,
+                                                      plb__table_discard,
                                                       PLB__IF_WALK(plb__choices_first, NULL),
                                                       PLB__IF_WALK(plb__choices_next, NULL),
                                                       plb__two_choices_pick,
@@ -8440,7 +8650,7 @@ static uint32_t plb__ewma_keep(uint32_t part, uint32_t whole)
     uint64_t x = ((uint64_t)part << 31) / whole, e = PLB__EWMA_ONE;
     uint32_t i;
     for (i = 12; i > 0; i--)
-        e = PLB__EWMA_ONE - (x * e >> 31) / i;
+        e = PLB__EWMA_ONE - (uint32_t)(x * e >> 31) / i;
     return (uint32_t)e;
 }
 
@@ -8566,7 +8776,7 @@ static const plb_strategy_ops plb__peak_ewma_ops = {"peak ewma",
                                                     plb__peak_ewma_open,
                                                     NULL,
                                                     plb__choices_build,
-                                                    plb__choices_discard,
+                                                    plb__table_discard,
                                                     PLB__IF_WALK(plb__choices_first, NULL),
                                                     PLB__IF_WALK(plb__choices_next, NULL),
                                                     plb__peak_ewma_pick,
@@ -8868,11 +9078,6 @@ static plb_status plb__maglev_build(void *opaque, const plb_view *view, const pl
     return PLB_OK;
 }
 
-static void plb__maglev_discard(void *opaque, void *table)
-{
-    plb__delete(&((plb__maglev_state *)opaque)->allocator, table, ((plb__maglev_table *)table)->size);
-}
-
 /* Places that a pick without a limit looks at before it goes to the ready backends directly. */
 #define PLB__MAGLEV_PATIENCE 256
 
@@ -8946,7 +9151,7 @@ static const plb_strategy_ops plb__maglev_ops = {"maglev",
                                                  plb__maglev_open,
                                                  NULL,
                                                  plb__maglev_build,
-                                                 plb__maglev_discard,
+                                                 plb__table_discard,
                                                  PLB__IF_WALK(plb__maglev_first, NULL),
                                                  PLB__IF_WALK(plb__maglev_next, NULL),
                                                  plb__maglev_pick,
@@ -8967,26 +9172,15 @@ PLB_API plb_strategy plb_maglev(const plb_maglev_desc *desc)
    the least -ln(u) / weight wins, which happens to each backend as often as its weight says. */
 
 #ifndef PLB_NO_RENDEZVOUS
-typedef struct plb__rendezvous_state {
-    plb_allocator allocator;
-} plb__rendezvous_state;
-
 typedef struct plb__rendezvous_table {
     size_t size;      /* of this allocation */
     uint64_t *hashes; /* of the backends */
 } plb__rendezvous_table;
 
-static plb_status plb__rendezvous_open(void *state, const void *desc, const plb_env *env)
-{
-    (void)desc;
-    ((plb__rendezvous_state *)state)->allocator = env->allocator;
-    return PLB_OK;
-}
-
 static plb_status plb__rendezvous_build(void *state, const plb_view *view, const plb_view *old_view,
                                         const void *old_table, void **out)
 {
-    const plb_allocator *a = &((const plb__rendezvous_state *)state)->allocator;
+    const plb_allocator *a = (const plb_allocator *)state;
     size_t size = sizeof(plb__rendezvous_table) + view->count * sizeof(uint64_t);
     plb__rendezvous_table *table = (plb__rendezvous_table *)a->alloc(a->user, size);
     (void)old_view;
@@ -8998,11 +9192,6 @@ static plb_status plb__rendezvous_build(void *state, const plb_view *view, const
     plb__hash_backends(view, table->hashes);
     *out = table;
     return PLB_OK;
-}
-
-static void plb__rendezvous_discard(void *state, void *table)
-{
-    plb__delete(&((plb__rendezvous_state *)state)->allocator, table, ((plb__rendezvous_table *)table)->size);
 }
 
 /* Logarithms and what is compared with them are in units of 2^-42: the greatest, 64 ln 2, times the greatest weight
@@ -9034,10 +9223,10 @@ static uint64_t plb__minus_ln(uint64_t u)
     for (u += u == 0; u >> 63 == 0; u <<= 1)
         ln += PLB__LN_2;
     part = (uint32_t)(u >> 58) - 32;
-    w = plb__multiply_high(~u << 6, plb__inverses[part]);
+    w = plb__multiply_high(~u << 6, PLB__SMALL ? UINT64_MAX / (33 + part) : plb__inverses[part]);
     square = (w >> 32) * (w >> 32);
     ln += plb__logarithms[part] + (w >> PLB__LN_SHIFT);
-    ln += (square >> 22) * ((UINT64_C(1) << 31) + (w >> 32) / 3 + (square >> 34)) >> 32;
+    ln += (square >> 22) * ((UINT64_C(1) << 31) + (uint32_t)(w >> 32) / 3 + (square >> 34)) >> 32;
     return ln > least ? ln : least;
 }
 
@@ -9153,13 +9342,13 @@ static uint32_t plb__rendezvous_first(const void *opaque_table, const plb_view *
 #endif
 
 static const plb_strategy_ops plb__rendezvous_ops = {"rendezvous",
-                                                     sizeof(plb__rendezvous_state),
+                                                     sizeof(plb_allocator),
                                                      0,
                                                      true,
-                                                     plb__rendezvous_open,
+                                                     plb__strategy_open,
                                                      NULL,
                                                      plb__rendezvous_build,
-                                                     plb__rendezvous_discard,
+                                                     plb__table_discard,
                                                      PLB__IF_WALK(plb__rendezvous_first, NULL),
                                                      PLB__IF_WALK(plb__rendezvous_next, NULL),
                                                      plb__rendezvous_pick,
@@ -10566,7 +10755,7 @@ static int plb__static_compare(const plb_backend *a, const plb_backend *b)
     if (plb__is_name(a) != plb__is_name(b))
         return plb__is_name(a) ? 1 : -1;
     if (plb__is_name(a))
-        order = PLB__IF_NAMES(plb__compare_text(a->name, b->name), 0);
+        order = PLB__IF_NAMES(plb__compare(a->name, b->name), 0);
     return order != 0 ? order : plb__identity_compare(&a->addr, a->id, &b->addr, b->id);
 }
 
@@ -11434,7 +11623,7 @@ static void plb__probe_fill(const plb__slot *slot, const plb__vital *vital, uint
     PLB__IF_LOG(out->text = plb_status_text(out->status), (void)0);
 }
 
-PLB__RARE void plb__probe_tell(plb_balancer *lb, const plb__result *r)
+PLB__APART void plb__probe_tell(plb_balancer *lb, const plb__result *r)
 {
     const plb__tier *tier = NULL;
     plb_backend_info info;
@@ -11614,7 +11803,7 @@ static plb__op *plb__probe_op(plb_balancer *lb, plb__vital *vital, const plb__ch
     return NULL;
 }
 
-PLB__RARE void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
+PLB__APART void plb__probe_start(plb_balancer *lb, plb__slot *slot, uint32_t c, uint32_t weight)
 {
     const plb__check *check = &lb->checks[c];
     plb__vital *vital = &plb__slot_vitals(slot)[c];
@@ -11916,7 +12105,7 @@ static plb_status plb__exchange_connect_peer(plb_exchange *x, const plb_peer *pe
 
 #ifndef PLB_NO_TLS
 /* The same with TLS, for which there is a name. */
-PLB__RARE plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name, plb_peer *peer)
+PLB__APART plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name, plb_peer *peer)
 {
     char ip[PLB__IP_TEXT_MAX];
     plb_tls tls = *x->check->connect.tls;
@@ -11930,7 +12119,7 @@ PLB__RARE plb_status plb__exchange_connect_tls(plb_exchange *x, const char *name
 #endif
 
 /* Connects to a backend's address and name. What it returns is start's to return. */
-PLB__RARE plb_status plb__exchange_connect(plb_exchange *x, const plb_addr *addr, const char *name)
+PLB__APART plb_status plb__exchange_connect(plb_exchange *x, const plb_addr *addr, const char *name)
 {
     const plb_connect_desc *connect = &x->check->connect;
     plb_peer peer;
@@ -11969,7 +12158,7 @@ static bool plb__exchange_renew(plb_exchange *x)
 
 #ifndef PLB_NO_TLS
 /* What the port knows of a session that did not come about. */
-PLB__RARE void plb__exchange_tell_tls(plb_exchange *x)
+PLB__APART void plb__exchange_tell_tls(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
@@ -12511,24 +12700,23 @@ static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
     return PLB_OK;
 }
 
-static void plb__http_put_begin(plb__text *text, const plb_http_check_desc *desc)
+/* A request but for its host; returns how much of it stands before that. Nothing says that the connection will close,
+   though RFC 9112 section 9.6 would like a hint: a server that knows closes first, and every backend would keep each
+   probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it here. */
+static size_t plb__http_put_request(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
 {
+    size_t begin;
     plb__put(text, desc->method);
     plb__put_char(text, ' ');
     plb__put(text, desc->path);
     plb__put(text, " HTTP/1.1\r\nHost: ");
-}
-
-/* Nothing says that the connection will close, though RFC 9112 section 9.6 would like a hint: a server that knows
-   closes first, and every backend would keep each probe in TIME-WAIT (RFC 9293 section 3.6.1). Who probes, keeps it
-   here. */
-static void plb__http_put_rest(plb__text *text, const plb_http_check_desc *desc, bool has_agent)
-{
+    begin = text->length;
     plb__put(text, "\r\n");
     if (!has_agent)
         plb__put(text, "User-Agent: pingora_lb/" PLB_VERSION "\r\n");
     plb__put(text, desc->headers);
     plb__put(text, "\r\n");
+    return begin;
 }
 
 /* For each length that may have been matched, less one: how much of it still is when the next byte is another one. */
@@ -12549,29 +12737,23 @@ static void plb__http_fill_fallbacks(plb__http_check *check)
 static plb_status plb__http_copy(plb__http_check *check, bool has_agent)
 {
     plb_http_check_desc *desc = &check->desc;
-    plb__text begin = plb__text_in(NULL, 0), rest = begin;
+    plb__text request = plb__text_in(NULL, 0);
     size_t numbers = check->contains_size * sizeof *check->fallbacks;
     char *at;
-    plb__http_put_begin(&begin, desc);
-    plb__http_put_rest(&rest, desc, has_agent);
-    check->memory_size = numbers + begin.length + 1 + rest.length + 1 + plb__name_size(desc->method) +
-                         plb__name_size(desc->path) + plb__name_size(desc->host) + plb__name_size(desc->headers) +
-                         plb__name_size(desc->contains);
+    check->begin.size = plb__http_put_request(&request, desc, has_agent);
+    check->rest.size = request.length - check->begin.size;
+    check->memory_size = numbers + request.length + 1 + plb__name_size(desc->method) + plb__name_size(desc->path) +
+                         plb__name_size(desc->host) + plb__name_size(desc->headers) + plb__name_size(desc->contains);
     check->memory = (char *)plb__new(&check->exchange.env->allocator, check->memory_size);
     if (check->memory == NULL)
         return PLB_ERR_MEMORY;
     check->fallbacks = (uint16_t *)(void *)check->memory;
     at = check->memory + numbers;
     check->begin.data = at;
-    check->begin.size = begin.length;
-    begin = plb__text_in(at, begin.length + 1);
-    plb__http_put_begin(&begin, desc);
-    at += begin.length + 1;
-    check->rest.data = at;
-    check->rest.size = rest.length;
-    rest = plb__text_in(at, rest.length + 1);
-    plb__http_put_rest(&rest, desc, has_agent);
-    at += rest.length + 1;
+    check->rest.data = at + check->begin.size;
+    request = plb__text_in(at, request.length + 1);
+    plb__http_put_request(&request, desc, has_agent);
+    at += request.length + 1;
     desc->method = plb__copy_text(&at, desc->method);
     desc->path = plb__copy_text(&at, desc->path);
     desc->host = plb__copy_text(&at, desc->host);
@@ -12606,8 +12788,8 @@ static void plb__http_check_close(void *state)
 
 /* RFC 9110 section 7.2: the host, with the port unless it is the scheme's own (section 4.2.3); a zone says something to
    this machine only (RFC 6874 section 4). */
-PLB__RARE void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check,
-                                        const plb_backend *backend)
+PLB__APART void plb__http_fill_authority(plb__http_probe *probe, const plb__http_check *check,
+                                         const plb_backend *backend)
 {
     plb__text text = plb__text_in(probe->authority, sizeof probe->authority);
     uint16_t port = plb__exchange_port(&check->exchange, probe->target.port, &backend->addr);
@@ -13538,7 +13720,7 @@ static void plb__http2_probe_sent(plb_exchange *x)
 }
 
 /* Over TLS the two sides must have agreed. */
-PLB__RARE bool plb__http2_is_spoken(plb_exchange *x)
+PLB__APART bool plb__http2_is_spoken(plb_exchange *x)
 {
     const plb_io *io = x->check->env->port.io;
     plb_stream_info info;
@@ -14104,7 +14286,7 @@ static void plb__outlier_eject(plb_balancer *lb, plb__record *record, plb_ejecti
 #define PLB__REASON_MAX 120
 
 /* A thread left word. New failures are counted from here on, and may leave word again. */
-PLB__RARE void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
+PLB__APART void plb__outlier_suspected(plb_balancer *lb, plb__mail *mail)
 {
     plb__record *record = (plb__record *)(void *)mail;
     plb_ejection why = (plb_ejection)PLB__LOAD(&record->told);
@@ -14864,117 +15046,23 @@ PLB_API void plb_destroy(plb_balancer *lb)
 
 #ifndef PLB_NO_METRICS
 enum {
-    PLB__METRIC_COUNT,
+    PLB__METRIC_GAUGE,
+    PLB__METRIC_COUNTER,
     PLB__METRIC_MICROSECONDS,
     PLB__METRIC_SHARE,
     PLB__METRIC_STATUS
-}; /* how values are written */
+}; /* how values are written; all but the counter are gauges */
 
-/* Of what a metric has a sample: a balancer; a backend in a tier, for what depends on its weight; a backend; one of its
-   checks; one of its checks, once it has a result. */
-enum { PLB__OF_BALANCER, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_RECORD, PLB__OF_CHECK, PLB__OF_RESULT };
+/* Of what a metric has a sample: a balancer; a balancer, by counting through its set; a backend in a tier, for what
+   depends on its weight; a backend; one of its checks; one of its checks, once it has a result. */
+enum { PLB__OF_BALANCER, PLB__OF_SET, PLB__OF_MEMBER, PLB__OF_BACKEND, PLB__OF_RECORD, PLB__OF_CHECK, PLB__OF_RESULT };
 
-enum {
-    PLB__METRIC_BACKENDS,
-    PLB__METRIC_BACKENDS_READY,
-    PLB__METRIC_BACKENDS_HEALTHY,
-    PLB__METRIC_BACKENDS_EJECTED,
-    PLB__METRIC_UPDATES,
-    PLB__METRIC_UPDATE_FAILURES,
-    PLB__METRIC_CHANGES,
-    PLB__METRIC_UPDATE_STATUS,
-    PLB__METRIC_DISCOVERY,
-    PLB__METRIC_BUILD,
-    PLB__METRIC_PROBES,
-    PLB__METRIC_RETIRED,
-    PLB__METRIC_READY,
-    PLB__METRIC_WEIGHT,
-    PLB__METRIC_HEALTHY,
-    PLB__METRIC_ENABLED,
-    PLB__METRIC_EJECTED,
-    PLB__METRIC_ADVISED_OFF,
-    PLB__METRIC_SHARE_RATIO,
-    PLB__METRIC_IN_FLIGHT,
-    PLB__METRIC_FLIPS,
-    PLB__METRIC_REQUESTS,
-    PLB__METRIC_FAILURES,
-    PLB__METRIC_EJECTIONS,
-    PLB__METRIC_PASSING,
-    PLB__METRIC_PASSED,
-    PLB__METRIC_FAILED,
-    PLB__METRIC_LAST_STATUS,
-    PLB__METRIC_LAST_CODE,
-    PLB__METRIC_LAST_LATENCY
-};
+enum { PLB__RESULT_NONE, PLB__RESULT_PASSED, PLB__RESULT_FAILED }; /* a metric's label */
 
-typedef struct plb__metric {
-    uint8_t id, of, unit;
-    bool counter;
-    const char *name;   /* without plb_; the same as the row's before: another sample of that metric */
-    const char *result; /* a label's value, or NULL */
-    const char *help;
-} plb__metric;
-
-static const plb__metric plb__metric_rows[] = {
-    {PLB__METRIC_BACKENDS, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends", NULL, "Backends in the set."},
-    {PLB__METRIC_BACKENDS_READY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ready", NULL,
-     "Backends in the set that may be picked now."},
-    {PLB__METRIC_BACKENDS_HEALTHY, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_healthy", NULL,
-     "Backends in the set whose checks all pass."},
-    {PLB__METRIC_BACKENDS_EJECTED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "backends_ejected", NULL,
-     "Backends in the set that are taken out for what requests met with."},
-    {PLB__METRIC_UPDATES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "updates_total", NULL,
-     "Answers of the discovery that were applied, those that changed nothing too."},
-    {PLB__METRIC_UPDATE_FAILURES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "update_failures_total", NULL,
-     "Discoveries that failed, and answers that were refused."},
-    {PLB__METRIC_CHANGES, PLB__OF_BALANCER, PLB__METRIC_COUNT, true, "set_changes_total", NULL, "Sets published."},
-    {PLB__METRIC_UPDATE_STATUS, PLB__OF_BALANCER, PLB__METRIC_STATUS, false, "update_last_status", NULL,
-     "How the last update went, as a label."},
-    {PLB__METRIC_DISCOVERY, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "discovery_duration_seconds", NULL,
-     "How long the last discovery took to answer."},
-    {PLB__METRIC_BUILD, PLB__OF_BALANCER, PLB__METRIC_MICROSECONDS, false, "build_duration_seconds", NULL,
-     "How long the last answer took to compare, build and publish."},
-    {PLB__METRIC_PROBES, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "probes_in_flight", NULL, "Probes in flight."},
-    {PLB__METRIC_RETIRED, PLB__OF_BALANCER, PLB__METRIC_COUNT, false, "retired_sets", NULL,
-     "Earlier sets that somebody still reads."},
-    {PLB__METRIC_READY, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_ready", NULL, "1: it may be picked now."},
-    {PLB__METRIC_WEIGHT, PLB__OF_MEMBER, PLB__METRIC_COUNT, false, "backend_weight", NULL, "Its weight in its tier."},
-    {PLB__METRIC_HEALTHY, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_healthy", NULL,
-     "1: all of its checks pass."},
-    {PLB__METRIC_ENABLED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_enabled", NULL, "0: it is switched off."},
-    {PLB__METRIC_EJECTED, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_ejected", NULL,
-     "1: it is taken out for what requests met with."},
-    {PLB__METRIC_ADVISED_OFF, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_advised_off", NULL,
-     "1: its agent wants no new requests."},
-    {PLB__METRIC_SHARE_RATIO, PLB__OF_BACKEND, PLB__METRIC_SHARE, false, "backend_share_ratio", NULL,
-     "How much of its weight counts, as it starts slowly or as its agent advises."},
-    {PLB__METRIC_IN_FLIGHT, PLB__OF_BACKEND, PLB__METRIC_COUNT, false, "backend_requests_in_flight", NULL,
-     "Requests that began and have not ended."},
-    {PLB__METRIC_FLIPS, PLB__OF_BACKEND, PLB__METRIC_COUNT, true, "backend_flips_total", NULL,
-     "How often it became healthy or unhealthy."},
-    {PLB__METRIC_REQUESTS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_requests_total", NULL,
-     "Requests that ended, but for those that were called off."},
-    {PLB__METRIC_FAILURES, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_request_failures_total", NULL,
-     "Requests that found no connection, broke, or were answered with a server error."},
-    {PLB__METRIC_EJECTIONS, PLB__OF_RECORD, PLB__METRIC_COUNT, true, "backend_ejections_total", NULL,
-     "How often it was taken out for what requests met with."},
-    {PLB__METRIC_PASSING, PLB__OF_CHECK, PLB__METRIC_COUNT, false, "check_passing", NULL, "1: the check passes."},
-    {PLB__METRIC_PASSED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "passed",
-     "Probes by their result."},
-    {PLB__METRIC_FAILED, PLB__OF_CHECK, PLB__METRIC_COUNT, true, "check_probes_total", "failed", NULL},
-    {PLB__METRIC_LAST_STATUS, PLB__OF_CHECK, PLB__METRIC_STATUS, false, "check_last_status", NULL,
-     "How the last probe went, as a label."},
-    {PLB__METRIC_LAST_CODE, PLB__OF_RESULT, PLB__METRIC_COUNT, false, "check_last_code", NULL,
-     "The protocol's own number for the last probe's result (HTTP status, ...); 0: none."},
-    {PLB__METRIC_LAST_LATENCY, PLB__OF_RESULT, PLB__METRIC_MICROSECONDS, false, "check_last_duration_seconds", NULL,
-     "How long the last probe took."},
-};
-
-#define PLB__METRIC_ROWS (sizeof plb__metric_rows / sizeof *plb__metric_rows)
-
-/* One sample: whose it is. */
+/* One sample: whose it is, and what is known of it. */
 typedef struct plb__sample {
     const plb_balancer *lb;
+    uint32_t ready, healthy, ejected, retired; /* of a set: backends; sets before it that are read */
     plb_backend_info info;
 #ifndef PLB_NO_OUTLIER
     plb_outlier_info outlier;
@@ -14983,121 +15071,129 @@ typedef struct plb__sample {
     plb_probe_info probe;
 } plb__sample;
 
+typedef struct plb__metric {
+    uint8_t of, unit, result;
+    uint8_t size;     /* of the number, */
+    uint32_t offset;  /* which is there in the balancer, or in the sample */
+    const char *name; /* without plb_; the same as the row's before: another sample of that metric */
+    const char *help;
+} plb__metric;
+
+#define PLB__MEMBER(type, member)    (uint8_t)sizeof(((type *)0)->member), (uint32_t)offsetof(type, member)
+#define PLB__METRIC(of, unit, value) PLB__OF_##of, PLB__METRIC_##unit, PLB__RESULT_NONE, value
+#define PLB__IN_BALANCER(member)     PLB__MEMBER(plb_balancer, member)
+#define PLB__IN_SAMPLE(member)       PLB__MEMBER(plb__sample, member)
+
+static const plb__metric plb__metric_rows[] = {
+    {PLB__METRIC(BALANCER, GAUGE, PLB__IN_BALANCER(update.backends)), "backends", "Backends in the set."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(ready)), "backends_ready", "Backends in the set that may be picked now."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(healthy)), "backends_healthy",
+     "Backends in the set whose checks all pass."},
+#ifndef PLB_NO_OUTLIER
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(ejected)), "backends_ejected",
+     "Backends in the set that are taken out for what requests met with."},
+#endif
+    {PLB__METRIC(BALANCER, COUNTER, PLB__IN_BALANCER(update.updates)), "updates_total",
+     "Answers of the discovery that were applied, those that changed nothing too."},
+    {PLB__METRIC(BALANCER, COUNTER, PLB__IN_BALANCER(update.failures)), "update_failures_total",
+     "Discoveries that failed, and answers that were refused."},
+    {PLB__METRIC(BALANCER, COUNTER, PLB__IN_BALANCER(update.changes)), "set_changes_total", "Sets published."},
+    {PLB__METRIC(BALANCER, STATUS, PLB__IN_BALANCER(update.status)), "update_last_status",
+     "How the last update went, as a label."},
+    {PLB__METRIC(BALANCER, MICROSECONDS, PLB__IN_BALANCER(update.discovery_us)), "discovery_duration_seconds",
+     "How long the last discovery took to answer."},
+    {PLB__METRIC(BALANCER, MICROSECONDS, PLB__IN_BALANCER(update.build_us)), "build_duration_seconds",
+     "How long the last answer took to compare, build and publish."},
+    {PLB__METRIC(BALANCER, GAUGE, PLB__IN_BALANCER(probes)), "probes_in_flight", "Probes in flight."},
+    {PLB__METRIC(SET, GAUGE, PLB__IN_SAMPLE(retired)), "retired_sets", "Earlier sets that somebody still reads."},
+    {PLB__METRIC(MEMBER, GAUGE, PLB__IN_SAMPLE(info.ready)), "backend_ready", "1: it may be picked now."},
+#ifndef PLB_NO_WEIGHTS
+    {PLB__METRIC(MEMBER, GAUGE, PLB__IN_SAMPLE(info.backend.weight)), "backend_weight", "Its weight in its tier."},
+#endif
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.healthy)), "backend_healthy", "1: all of its checks pass."},
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.enabled)), "backend_enabled", "0: it is switched off."},
+#ifndef PLB_NO_OUTLIER
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.ejected)), "backend_ejected",
+     "1: it is taken out for what requests met with."},
+#endif
+#ifndef PLB_NO_SHARES
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.advised_off)), "backend_advised_off",
+     "1: its agent wants no new requests."},
+    {PLB__METRIC(BACKEND, SHARE, PLB__IN_SAMPLE(info.share)), "backend_share_ratio",
+     "How much of its weight counts, as it starts slowly or as its agent advises."},
+#endif
+    {PLB__METRIC(BACKEND, GAUGE, PLB__IN_SAMPLE(info.in_flight)), "backend_requests_in_flight",
+     "Requests that began and have not ended."},
+    {PLB__METRIC(BACKEND, COUNTER, PLB__IN_SAMPLE(info.flips)), "backend_flips_total",
+     "How often it became healthy or unhealthy."},
+#ifndef PLB_NO_OUTLIER
+    {PLB__METRIC(RECORD, COUNTER, PLB__IN_SAMPLE(outlier.requests)), "backend_requests_total",
+     "Requests that ended, but for those that were called off."},
+    {PLB__METRIC(RECORD, COUNTER, PLB__IN_SAMPLE(outlier.failures)), "backend_request_failures_total",
+     "Requests that found no connection, broke, or were answered with a server error."},
+    {PLB__METRIC(RECORD, COUNTER, PLB__IN_SAMPLE(outlier.ejections)), "backend_ejections_total",
+     "How often it was taken out for what requests met with."},
+#endif
+    {PLB__METRIC(CHECK, GAUGE, PLB__IN_SAMPLE(probe.passing)), "check_passing", "1: the check passes."},
+    {PLB__OF_CHECK, PLB__METRIC_COUNTER, PLB__RESULT_PASSED, PLB__IN_SAMPLE(probe.passed), "check_probes_total",
+     "Probes by their result."},
+    {PLB__OF_CHECK, PLB__METRIC_COUNTER, PLB__RESULT_FAILED, PLB__IN_SAMPLE(probe.failed), "check_probes_total", NULL},
+    {PLB__METRIC(CHECK, STATUS, PLB__IN_SAMPLE(probe.status)), "check_last_status",
+     "How the last probe went, as a label."},
+    {PLB__METRIC(RESULT, GAUGE, PLB__IN_SAMPLE(probe.code)), "check_last_code",
+     "The protocol's own number for the last probe's result (HTTP status, ...); 0: none."},
+    {PLB__METRIC(RESULT, MICROSECONDS, PLB__IN_SAMPLE(probe.latency_us)), "check_last_duration_seconds",
+     "How long the last probe took."},
+};
+
+#define PLB__METRIC_ROWS (sizeof plb__metric_rows / sizeof *plb__metric_rows)
+
 /* The text, and what stands before the next label. */
 typedef struct plb__metrics {
     plb__text text;
     char before;
 } plb__metrics;
 
-/* The set's backends that are as a metric says. */
-static uint32_t plb__metric_backends(const plb_balancer *lb, uint32_t id)
+/* What the metrics of a set say, but for the number of its backends. */
+static void plb__metric_count(plb__sample *sample)
 {
+    const plb_balancer *lb = sample->lb;
     const plb__set *set = (const plb__set *)lb->current;
-    uint32_t t, i, backends = 0;
+    uint32_t t, i;
+    sample->ready = sample->healthy = sample->ejected = 0;
+    sample->retired = (lb->retired[0] != NULL ? 1u : 0u) + (lb->retired[1] != NULL ? 1u : 0u);
     for (t = 0; set != NULL && t < plb__set_tiers(set); t++) {
         const plb_view *view = &set->tiers[t].view;
         for (i = 0; i < view->count; i++) {
             uint32_t flags = PLB__LOAD(&view->slots[i]->flags);
-            bool is_ready = id == PLB__METRIC_BACKENDS_READY && plb__view_ready(view, i);
-            bool is_healthy = id == PLB__METRIC_BACKENDS_HEALTHY && (flags & PLB__UNHEALTHY) == 0;
-            bool is_ejected = id == PLB__METRIC_BACKENDS_EJECTED && (flags & PLB__EJECTED) != 0;
-            backends += is_ready || is_healthy || is_ejected;
+            sample->ready += plb__view_ready(view, i);
+            sample->healthy += (flags & PLB__UNHEALTHY) == 0;
+            sample->ejected += (flags & PLB__EJECTED) != 0;
         }
     }
-    return backends;
 }
 
-static uint64_t plb__metric_of_balancer(const plb_balancer *lb, uint32_t id)
+static uint64_t plb__metric_number(const plb__metric *m, const plb__sample *sample)
 {
-    switch (id) {
-    case PLB__METRIC_BACKENDS:
-        return lb->update.backends;
-    case PLB__METRIC_UPDATES:
-        return lb->update.updates;
-    case PLB__METRIC_UPDATE_FAILURES:
-        return lb->update.failures;
-    case PLB__METRIC_CHANGES:
-        return lb->update.changes;
-    case PLB__METRIC_UPDATE_STATUS:
-        return (uint64_t)lb->update.status;
-    case PLB__METRIC_DISCOVERY:
-        return lb->update.discovery_us;
-    case PLB__METRIC_BUILD:
-        return lb->update.build_us;
-    case PLB__METRIC_PROBES:
-        return lb->probes;
-    case PLB__METRIC_RETIRED:
-        return (lb->retired[0] != NULL ? 1u : 0u) + (lb->retired[1] != NULL ? 1u : 0u);
-    default:
-        return plb__metric_backends(lb, id);
+    const char *at = (m->of == PLB__OF_BALANCER ? (const char *)sample->lb : (const char *)sample) + m->offset;
+    uint8_t byte;
+    uint16_t half;
+    uint32_t word;
+    uint64_t number;
+    if (m->size == sizeof byte) {
+        memcpy(&byte, at, sizeof byte);
+        return byte;
     }
-}
-
-static uint64_t plb__metric_of_backend(const plb_backend_info *info, uint32_t id)
-{
-    switch (id) {
-    case PLB__METRIC_READY:
-        return info->ready;
-    case PLB__METRIC_WEIGHT:
-        return plb__weight_of(&info->backend);
-    case PLB__METRIC_HEALTHY:
-        return info->healthy;
-    case PLB__METRIC_ENABLED:
-        return info->enabled;
-    case PLB__METRIC_EJECTED:
-        return PLB__IF_OUTLIER(info->ejected, 0);
-    case PLB__METRIC_ADVISED_OFF:
-        return PLB__IF_SHARES(info->advised_off, 0);
-    case PLB__METRIC_SHARE_RATIO:
-        return PLB__IF_SHARES(info->share, PLB__SHARE_ALL);
-    case PLB__METRIC_IN_FLIGHT:
-        return info->in_flight;
-    default:
-        return info->flips;
+    if (m->size == sizeof half) {
+        memcpy(&half, at, sizeof half);
+        return half;
     }
-}
-
-#ifndef PLB_NO_OUTLIER
-static uint64_t plb__metric_of_record(const plb_outlier_info *outlier, uint32_t id)
-{
-    switch (id) {
-    case PLB__METRIC_REQUESTS:
-        return outlier->requests;
-    case PLB__METRIC_FAILURES:
-        return outlier->failures;
-    default:
-        return outlier->ejections;
+    if (m->size == sizeof word) {
+        memcpy(&word, at, sizeof word);
+        return word;
     }
-}
-#endif
-
-static uint64_t plb__metric_of_check(const plb_probe_info *probe, uint32_t id)
-{
-    switch (id) {
-    case PLB__METRIC_PASSING:
-        return probe->passing;
-    case PLB__METRIC_PASSED:
-        return probe->passed;
-    case PLB__METRIC_FAILED:
-        return probe->failed;
-    case PLB__METRIC_LAST_STATUS:
-        return (uint64_t)probe->status;
-    case PLB__METRIC_LAST_CODE:
-        return probe->code;
-    default:
-        return probe->latency_us;
-    }
-}
-
-static uint64_t plb__metric_get(const plb__metric *m, const plb__sample *sample)
-{
-    if (m->of == PLB__OF_BALANCER)
-        return plb__metric_of_balancer(sample->lb, m->id);
-    if (m->of == PLB__OF_MEMBER || m->of == PLB__OF_BACKEND)
-        return plb__metric_of_backend(&sample->info, m->id);
-    if (m->of == PLB__OF_RECORD)
-        return PLB__IF_OUTLIER(plb__metric_of_record(&sample->outlier, m->id), 0);
-    return plb__metric_of_check(&sample->probe, m->id);
+    memcpy(&number, at, sizeof number);
+    return number;
 }
 
 /* A status as a label's value. */
@@ -15186,17 +15282,15 @@ static void plb__metric_backend_labels(plb__metrics *out, const plb__metric *m, 
         plb__metric_number_label(out, "priority", plb__priority_of(backend));
 }
 
-/* A number of 10^digits parts, as a decimal fraction. */
-static void plb__put_fraction(plb__text *text, uint64_t parts, uint32_t digits)
+/* A number of parts of a whole, which is a power of ten, as a decimal fraction. */
+static void plb__put_fraction(plb__text *text, uint64_t parts, uint32_t whole)
 {
-    uint64_t unit = 1, left;
-    uint32_t i;
-    for (i = 0; i < digits; i++)
-        unit *= 10;
-    plb__put_number(text, parts / unit, 10);
-    plb__put_char(text, '.');
-    for (left = parts % unit; (unit /= 10) > 0; left %= unit)
-        plb__put_number(text, left / unit, 10);
+    char digits[24];
+    plb__text rest = plb__text_in(digits, sizeof digits);
+    plb__put_number(text, parts / whole, 10);
+    plb__put_number(&rest, whole + parts % whole, 10); /* with all its zeros, behind a one */
+    digits[0] = '.';
+    plb__put(text, digits);
 }
 
 static void plb__metric_value(plb__metrics *out, const plb__metric *m, uint64_t value)
@@ -15209,9 +15303,9 @@ static void plb__metric_value(plb__metrics *out, const plb__metric *m, uint64_t 
         plb__put_char(&out->text, '}');
     plb__put_char(&out->text, ' ');
     if (m->unit == PLB__METRIC_MICROSECONDS)
-        plb__put_fraction(&out->text, value, 6);
+        plb__put_fraction(&out->text, value, 1000000);
     else if (m->unit == PLB__METRIC_SHARE)
-        plb__put_fraction(&out->text, (value * 1000 + PLB__SHARE_ALL / 2) / PLB__SHARE_ALL, 3);
+        plb__put_fraction(&out->text, ((uint32_t)value * 1000 + PLB__SHARE_ALL / 2) / PLB__SHARE_ALL, 1000);
     else
         plb__put_number(&out->text, value, 10);
     plb__put_char(&out->text, '\n');
@@ -15223,14 +15317,15 @@ static void plb__metric_sample(plb__metrics *out, const plb__metric *m, const pl
     plb__put(&out->text, m->name);
     out->before = '{';
     plb__metric_text_label(out, "balancer", sample->lb->desc.name);
-    if (m->of != PLB__OF_BALANCER)
+    if (m->of > PLB__OF_SET)
         plb__metric_backend_labels(out, m, &sample->info.backend);
-    if (m->of == PLB__OF_CHECK || m->of == PLB__OF_RESULT) {
+    if (m->of >= PLB__OF_CHECK) {
         plb__metric_number_label(out, "check", sample->check);
         plb__metric_text_label(out, "kind", sample->lb->checks[sample->check].what.ops->name);
     }
-    plb__metric_text_label(out, "result", m->result);
-    plb__metric_value(out, m, plb__metric_get(m, sample));
+    if (m->result != PLB__RESULT_NONE)
+        plb__metric_text_label(out, "result", m->result == PLB__RESULT_PASSED ? "passed" : "failed");
+    plb__metric_value(out, m, plb__metric_number(m, sample));
 }
 
 /* Requests are counted where outlier detection is on. */
@@ -15293,7 +15388,9 @@ static void plb__metric_row(plb__metrics *out, const plb__metric *m, const plb_b
     plb__sample sample;
     uint32_t t;
     sample.lb = lb;
-    if (m->of == PLB__OF_BALANCER) {
+    if (m->of == PLB__OF_SET)
+        plb__metric_count(&sample);
+    if (m->of <= PLB__OF_SET) {
         plb__metric_sample(out, m, &sample);
         return;
     }
@@ -15309,7 +15406,7 @@ static void plb__metric_head(plb__metrics *out, const plb__metric *m)
     plb__put(&out->text, m->help);
     plb__put(&out->text, "\n# TYPE plb_");
     plb__put(&out->text, m->name);
-    plb__put(&out->text, m->counter ? " counter\n" : " gauge\n");
+    plb__put(&out->text, m->unit == PLB__METRIC_COUNTER ? " counter\n" : " gauge\n");
 }
 
 PLB_API size_t plb_metrics_of(plb_balancer *const *balancers, size_t count, char *text, size_t capacity)
@@ -15418,9 +15515,9 @@ static const char *plb__http1_value_end(const char *p, const char *end)
 {
     do {
         const char *stop;
-        while (end - p >= 8 && !plb__http1_has_control(p))
+        while (!PLB__SMALL && end - p >= 8 && !plb__http1_has_control(p))
             p += 8;
-        stop = end - p < 8 ? end : p + 8;
+        stop = PLB__SMALL || end - p < 8 ? end : p + 8;
         while (p < stop && (plb__http1_bytes[(uint8_t)*p] & PLB__HTTP1_VALUE) != 0)
             p++;
         if (p < stop)
@@ -15504,6 +15601,14 @@ static plb_status plb__http1_parse_request_line(plb_http1_head *head, const char
     return plb__http1_parse_version(head, p + 1, end);
 }
 
+/* A status of three digits, 100 or above (RFC 9110 section 15); 0: it is none. */
+static uint16_t plb__http1_status(const char *p)
+{
+    if (p[0] < '1' || p[0] > '9' || !plb__http1_is_digit(p[1]) || !plb__http1_is_digit(p[2]))
+        return 0;
+    return (uint16_t)((p[0] - '0') * 100 + (p[1] - '0') * 10 + (p[2] - '0'));
+}
+
 /* RFC 9112 section 4: HTTP-version SP status-code SP [ reason-phrase ]. The last space is missing in the answers of
    some servers; nothing hangs on it. */
 static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char *p, const char *end)
@@ -15514,11 +15619,10 @@ static plb_status plb__http1_parse_status_line(plb_http1_head *head, const char 
     status = plb__http1_parse_version(head, p, p + 8);
     if (status != PLB_OK)
         return status;
-    p += 9;
-    if (p[0] < '1' || p[0] > '9' || !plb__http1_is_digit(p[1]) || !plb__http1_is_digit(p[2]))
+    head->status = plb__http1_status(p + 9);
+    if (head->status == 0)
         return PLB_ERR_PROTOCOL;
-    head->status = (uint16_t)((p[0] - '0') * 100 + (p[1] - '0') * 10 + (p[2] - '0'));
-    p += 3;
+    p += 12;
     if (p < end && *p++ != ' ')
         return PLB_ERR_PROTOCOL;
     head->reason = plb__http1_slice(p, end);
@@ -15656,10 +15760,11 @@ PLB_API plb_status plb_http1_content_length(plb_text value, uint64_t *out)
     size_t i;
     for (i = 0; i < value.size; i++) {
         uint64_t digit = (uint64_t)(value.data[i] - '0');
-        if (!plb__http1_is_digit(value.data[i]) || sum > UINT64_MAX / 10 ||
-            (sum == UINT64_MAX / 10 && digit > UINT64_MAX % 10))
+        if (!plb__http1_is_digit(value.data[i]) || sum > UINT64_MAX / 10)
             return PLB_ERR_PROTOCOL;
         sum = sum * 10 + digit;
+        if (sum < digit) /* it has gone past 2^64 */
+            return PLB_ERR_PROTOCOL;
     }
     if (value.size == 0)
         return PLB_ERR_PROTOCOL;
@@ -16401,9 +16506,7 @@ enum {
     PLB__HTTP2_FRAMES_MAX = 1000,
     PLB__HTTP2_CONTINUATIONS_MAX = 64,
     /* What a connection begins with: a request that has no room beside it has none later on either. */
-    PLB__HTTP2_PREFACE = 24,
-    PLB__HTTP2_SETTINGS = 18,
-    PLB__HTTP2_OPENING = PLB__HTTP2_PREFACE + PLB__HTTP2_FRAME_HEAD + PLB__HTTP2_SETTINGS,
+    PLB__HTTP2_OPENING = 24 + PLB__HTTP2_FRAME_HEAD + 18, /* the preface, and a frame with three settings */
     /* What is kept free in the output, so that a RST_STREAM and a GOAWAY can always be said. */
     PLB__HTTP2_GOAWAY_ROOM = PLB__HTTP2_FRAME_HEAD + 8,
     PLB__HTTP2_RESERVE = PLB__HTTP2_GOAWAY_ROOM + PLB__HTTP2_FRAME_HEAD + 4
@@ -16479,7 +16582,7 @@ static void plb__http2_put_goaway(plb_http2 *h, uint32_t code)
 }
 
 /* RFC 9113 section 5.4.1. */
-static plb_status plb__http2_fail(plb_http2 *h, plb_http2_event *event, plb_status status, plb_http2_code code)
+PLB__RARE plb_status plb__http2_fail(plb_http2 *h, plb_http2_event *event, plb_status status, plb_http2_code code)
 {
     plb__http2_put_goaway(h, (uint32_t)code);
     h->exchange = PLB__EXCHANGE_NONE;
@@ -16583,11 +16686,14 @@ PLB_API void plb_http2_sent(plb_http2 *h, size_t size)
 
 PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
 {
-    static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"; /* RFC 9113 section 3.4 */
-    char settings[PLB__HTTP2_SETTINGS] = {0, PLB__SETTING_HEADER_TABLE_SIZE,   0, 0, 0, 0,
-                                          0, PLB__SETTING_ENABLE_PUSH,         0, 0, 0, 0,
-                                          0, PLB__SETTING_MAX_HEADER_LIST_SIZE};
+    /* RFC 9113 section 3.4: the preface; then SETTINGS, whose values follow */
+    static const char opening[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+                                  "\0\0\x12\4\0\0\0\0\0"
+                                  "\0\1----"     /* SETTINGS_HEADER_TABLE_SIZE */
+                                  "\0\2\0\0\0\0" /* SETTINGS_ENABLE_PUSH: no */
+                                  "\0\6----";    /* SETTINGS_MAX_HEADER_LIST_SIZE */
     size_t half = size / 2;
+    char *at;
     memset(h, 0, sizeof *h);
     if (memory == NULL || size < PLB_HTTP2_MEMORY_MIN)
         return PLB_ERR_ARGUMENT;
@@ -16599,10 +16705,10 @@ PLB_API plb_status plb_http2_open(plb_http2 *h, void *memory, size_t size)
     h->peer_window = PLB__HTTP2_WINDOW;
     h->peer_frame_size = PLB__HTTP2_FRAME_SIZE;
     h->streams_allowed = true;
-    plb__write32(settings + 2, h->hpack.table_size);
-    plb__write32(settings + 14, PLB_HTTP2_HEADER_LIST_MAX);
-    memcpy(plb__http2_room(h, PLB__HTTP2_PREFACE, 0), preface, PLB__HTTP2_PREFACE);
-    (void)plb__http2_put(h, PLB__FRAME_SETTINGS, 0, 0, settings, sizeof settings, 0);
+    at = plb__http2_room(h, PLB__HTTP2_OPENING, 0);
+    memcpy(at, opening, PLB__HTTP2_OPENING);
+    plb__write32(at + PLB__HTTP2_OPENING - 16, h->hpack.table_size);
+    plb__write32(at + PLB__HTTP2_OPENING - 4, PLB_HTTP2_HEADER_LIST_MAX);
     return PLB_OK;
 }
 
@@ -16777,58 +16883,64 @@ static bool plb__http2_collect(plb_http2 *h, plb__http2_input *in, uint8_t size)
     return true;
 }
 
+/* What is true of each frame that is known. */
+enum {
+    PLB__FRAME_OF_CONNECTION = 1, /* may name no stream */
+    PLB__FRAME_OF_STREAM = 2,     /* may name a stream that this side has begun */
+    PLB__FRAME_OF_IDLE = 4        /* may name any other stream */
+};
+
+typedef struct plb__http2_rule {
+    uint8_t size; /* of its content, or of each piece of it; 0: any */
+    uint8_t of;
+} plb__http2_rule;
+
+static const plb__http2_rule plb__http2_rules[PLB__FRAME_UNKNOWN] = {
+    {0, PLB__FRAME_OF_STREAM},                            /* DATA */
+    {0, PLB__FRAME_OF_STREAM},                            /* HEADERS */
+    {5, PLB__FRAME_OF_STREAM | PLB__FRAME_OF_IDLE},       /* PRIORITY */
+    {4, PLB__FRAME_OF_STREAM},                            /* RST_STREAM */
+    {6, PLB__FRAME_OF_CONNECTION},                        /* SETTINGS */
+    {0, 0},                                               /* PUSH_PROMISE */
+    {8, PLB__FRAME_OF_CONNECTION},                        /* PING */
+    {8, PLB__FRAME_OF_CONNECTION},                        /* GOAWAY, and text behind that */
+    {4, PLB__FRAME_OF_CONNECTION | PLB__FRAME_OF_STREAM}, /* WINDOW_UPDATE */
+    {0, PLB__FRAME_OF_STREAM}                             /* CONTINUATION */
+};
+
 static bool plb__http2_length_is_right(const plb_http2 *h)
 {
-    switch (h->frame_type) {
-    case PLB__FRAME_PRIORITY:
-        return h->frame_left == 5;
-    case PLB__FRAME_RST_STREAM:
-    case PLB__FRAME_WINDOW_UPDATE:
-        return h->frame_left == 4;
-    case PLB__FRAME_SETTINGS:
-        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? h->frame_left == 0 : h->frame_left % 6 == 0;
-    case PLB__FRAME_PING:
-        return h->frame_left == 8;
-    case PLB__FRAME_GOAWAY:
-        return h->frame_left >= 8;
-    default:
+    uint32_t size = plb__http2_rules[h->frame_type].size;
+    if (size == 0)
         return true;
-    }
+    if (h->frame_type == PLB__FRAME_GOAWAY)
+        return h->frame_left >= size;
+    if (h->frame_type == PLB__FRAME_SETTINGS)
+        return (h->frame_flags & PLB__FLAG_ACK) != 0 ? h->frame_left == 0 : h->frame_left % size == 0;
+    return h->frame_left == size;
 }
 
-/* Frames of streams name one, frames of the connection do not, WINDOW_UPDATE may do either. */
 static bool plb__http2_stream_is_right(const plb_http2 *h)
 {
-    switch (h->frame_type) {
-    case PLB__FRAME_SETTINGS:
-    case PLB__FRAME_PING:
-    case PLB__FRAME_GOAWAY:
-        return h->frame_stream == 0;
-    case PLB__FRAME_PRIORITY:
-        return h->frame_stream != 0;
-    case PLB__FRAME_DATA:
-    case PLB__FRAME_HEADERS:
-    case PLB__FRAME_RST_STREAM:
-    case PLB__FRAME_CONTINUATION:
-        return !plb__http2_is_idle(h); /* 0 among them */
-    case PLB__FRAME_WINDOW_UPDATE:
-        return h->frame_stream == 0 || !plb__http2_is_idle(h);
-    default:
-        return true;
-    }
+    uint32_t is = PLB__FRAME_OF_STREAM;
+    if (h->frame_stream == 0)
+        is = PLB__FRAME_OF_CONNECTION;
+    else if (plb__http2_is_idle(h))
+        is = PLB__FRAME_OF_IDLE;
+    return (plb__http2_rules[h->frame_type].of & is) != 0;
 }
 
 /* Before anything of a frame but its head is known. */
 static plb_http2_code plb__http2_judge_frame(const plb_http2 *h)
 {
-    bool continues = h->frame_type == PLB__FRAME_CONTINUATION;
+    bool known = h->frame_type < PLB__FRAME_UNKNOWN, continues = h->frame_type == PLB__FRAME_CONTINUATION;
     if (!h->settings_seen && (h->frame_type != PLB__FRAME_SETTINGS || (h->frame_flags & PLB__FLAG_ACK) != 0))
         return PLB_HTTP2_PROTOCOL_ERROR; /* section 3.4 */
     if (h->frame_left > PLB__HTTP2_FRAME_SIZE)
         return PLB_HTTP2_FRAME_SIZE_ERROR;
-    if (continues != h->block_open || h->frame_type == PLB__FRAME_PUSH_PROMISE || !plb__http2_stream_is_right(h))
+    if (continues != h->block_open || (known && !plb__http2_stream_is_right(h)))
         return PLB_HTTP2_PROTOCOL_ERROR;
-    if (!plb__http2_length_is_right(h))
+    if (known && !plb__http2_length_is_right(h))
         return PLB_HTTP2_FRAME_SIZE_ERROR;
     /* Section 5.1: nothing follows an answer's end, unless it was ended from here and the peer may not know. */
     if ((h->frame_type == PLB__FRAME_DATA || h->frame_type == PLB__FRAME_HEADERS) && !plb__http2_is_live(h) &&
@@ -16946,13 +17058,11 @@ static plb_status plb__http2_read_data(plb_http2 *h, plb__http2_input *in, plb_h
    malformed. */
 static bool plb__http2_read_status(plb_http2 *h, const plb_hpack_field *field)
 {
-    const char *digits = field->value.data;
     if (h->exchange != PLB__EXCHANGE_HEAD || h->answer_status != 0 || !plb__text_equals(field->name, ":status") ||
-        field->value.size != 3 || digits[0] < '1' || digits[0] > '9' || !plb__http1_is_digit(digits[1]) ||
-        !plb__http1_is_digit(digits[2]))
+        field->value.size != 3)
         return false;
-    h->answer_status = (uint16_t)((digits[0] - '0') * 100 + (digits[1] - '0') * 10 + (digits[2] - '0'));
-    return h->answer_status != 101;
+    h->answer_status = plb__http1_status(field->value.data);
+    return h->answer_status != 0 && h->answer_status != 101;
 }
 
 /* Section 8.1.1. An interim answer has no content, whatever it says. */
@@ -17107,13 +17217,13 @@ static plb_status plb__http2_end_settings(plb_http2 *h, plb_http2_event *event)
 /* Section 6.9.1. */
 static plb_status plb__http2_on_window_update(plb_http2 *h, plb_http2_event *event)
 {
-    int64_t increment = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
+    uint32_t increment = plb__read32(h->bytes) & PLB__HTTP2_WINDOW_MAX;
     int32_t *window = h->frame_stream == 0 ? &h->send_window : &h->stream_send_window;
     plb_http2_code code = increment == 0 ? PLB_HTTP2_PROTOCOL_ERROR : PLB_HTTP2_FLOW_CONTROL_ERROR;
     if (h->frame_stream != 0 && !plb__http2_is_live(h))
         return PLB_OK;
-    if (increment > 0 && *window + increment <= PLB__HTTP2_WINDOW_MAX) {
-        *window = (int32_t)(*window + increment);
+    if (increment > 0 && increment <= PLB__HTTP2_WINDOW_MAX - (uint32_t)*window) { /* which may be below 0 */
+        *window += (int32_t)increment;
         return PLB_OK;
     }
     return h->frame_stream == 0 ? plb__http2_fault(h, event, code) : plb__http2_reset(h, event, code);
@@ -17148,8 +17258,7 @@ static plb_status plb__http2_on_goaway(plb_http2 *h, plb_http2_event *event)
 /* Frames whose content is of one size, or of several pieces of one size. */
 static plb_status plb__http2_read_fixed(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
 {
-    static const uint8_t sizes[] = {0, 0, 5, 4, 6, 0, 8, 8, 4};
-    uint8_t size = sizes[h->frame_type];
+    uint8_t size = plb__http2_rules[h->frame_type].size;
     if (!plb__http2_collect(h, in, size))
         return PLB_OK;
     h->frame_left -= size;

@@ -9,15 +9,42 @@
 #include "../pingora_lb.h"
 #define PLB_PROXY_IMPLEMENTATION
 #include "../ports/plb_proxy.h"
+
+/* The platform: the port that drives everything is the event loop from here on. */
+#ifdef _WIN32
+#define PLB_WIN32_IMPLEMENTATION
+#include "../ports/plb_win32.h"
+#define stdout_is_terminal() false /* not every console knows colours */
+typedef plb_win32 event_loop;
+#define loop_create  plb_win32_create
+#define loop_destroy plb_win32_destroy
+#define loop_port    plb_win32_port
+#define loop_add     plb_win32_add
+#define loop_remove  plb_win32_remove
+#define loop_step    plb_win32_step
+#define loop_run     plb_win32_run
+#define loop_stop    plb_win32_stop
+#else
 #define PLB_POSIX_IMPLEMENTATION
 #include "../ports/plb_posix.h"
+#include <unistd.h>
+#define stdout_is_terminal() (isatty(STDOUT_FILENO) != 0)
+typedef plb_posix event_loop;
+#define loop_create          plb_posix_create
+#define loop_destroy         plb_posix_destroy
+#define loop_port            plb_posix_port
+#define loop_add             plb_posix_add
+#define loop_remove          plb_posix_remove
+#define loop_step            plb_posix_step
+#define loop_run             plb_posix_run
+#define loop_stop            plb_posix_stop
+#endif
 
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char usage[] =
     "usage: load_balancer [OPTION]... ORIGIN...\n"
@@ -199,7 +226,7 @@ static void parse_options(options *o, int argc, char **argv)
 
 typedef struct server {
     options o;
-    plb_posix *px;
+    event_loop *loop;
     plb_balancer *lb;
     plb_proxy *proxy;
 } server;
@@ -245,6 +272,7 @@ static void log_request(void *user, plb_session *session, const plb_session_repo
            report->upstream_reused ? "reused" : "fresh", (double)report->total_us / 1000, (int)head->method.size,
            head->method.data, (int)head->target.size, head->target.data, report->error != PLB_OK ? "  " : "",
            report->error != PLB_OK ? plb_status_text(report->error) : "");
+    fflush(stdout); /* a line at a time, wherever it goes */
 }
 
 static void log_line(void *user, plb_log_level level, const char *line)
@@ -261,47 +289,93 @@ static plb_status server_open(server *s, plb_balancer_desc *balancer)
                             .fail_to_connect = fail_to_connect,
                             .logging = log_request,
                             .max_retries = s->o.retries};
-    plb_status status = s->px == NULL ? plb_posix_create(NULL, &s->px) : PLB_OK;
+    plb_status status = s->loop == NULL ? loop_create(NULL, &s->loop) : PLB_OK;
     if (status != PLB_OK)
         return status;
-    balancer->port = proxy.port = plb_posix_port(s->px);
+    balancer->port = proxy.port = loop_port(s->loop);
     status = plb_create(balancer, &s->lb);
     if (status != PLB_OK)
         return status;
-    plb_posix_add(s->px, plb_balancer_task(s->lb));
+    loop_add(s->loop, plb_balancer_task(s->lb));
     status = plb_proxy_create(&proxy, &s->proxy);
     if (status == PLB_OK)
-        plb_posix_add(s->px, plb_proxy_task(s->proxy));
+        loop_add(s->loop, plb_proxy_task(s->proxy));
     return status;
 }
 
 static void server_close(server *s)
 {
     if (s->proxy != NULL)
-        plb_posix_remove(s->px, plb_proxy_task(s->proxy));
+        loop_remove(s->loop, plb_proxy_task(s->proxy));
     plb_proxy_destroy(s->proxy);
     if (s->lb != NULL)
-        plb_posix_remove(s->px, plb_balancer_task(s->lb));
+        loop_remove(s->loop, plb_balancer_task(s->lb));
     plb_destroy(s->lb);
-    plb_posix_destroy(s->px);
+    loop_destroy(s->loop);
 }
 
-static plb_posix *interrupted_port;
+static event_loop *interrupted_port;
 
 static void on_interrupt(int number)
 {
     signal(number, SIG_DFL); /* the second one ends it at once */
-    plb_posix_stop(interrupted_port);
+    loop_stop(interrupted_port);
 }
 
 /* Lets requests in flight end. */
 static void drain(server *s)
 {
-    plb_port port = plb_posix_port(s->px);
+    plb_port port = loop_port(s->loop);
     uint64_t start = port.clock->now_ms(port.clock->self);
     plb_proxy_drain(s->proxy);
     while (plb_proxy_connections(s->proxy) > 0 && port.clock->now_ms(port.clock->self) - start < DRAIN_MS)
-        plb_posix_step(s->px, 100);
+        loop_step(s->loop, 100);
+}
+
+/* Not every Windows has them. Nothing can listen on this path, so that it refuses where there are such. */
+static bool has_unix_sockets(server *s)
+{
+    const plb_io *io = loop_port(s->loop).io;
+    plb_peer peer = {0};
+    plb_handler nobody = {0};
+    plb_stream *stream;
+    plb_status status;
+    plb_addr_parse(&peer.addr, "unix:/", PLB_ZSTRING);
+    status = io->connect(io->self, &peer, nobody, &stream);
+    if (stream != NULL)
+        io->close(io->self, stream, PLB_CLOSE_ABORT);
+    return status != PLB_ERR_UNSUPPORTED;
+}
+
+static const char unix_prefix[] = "unix:", no_unix_sockets[] = "This system has no Unix sockets.";
+
+static bool can_reach_origins(server *s)
+{
+    for (size_t i = 0; i < s->o.origin_count; i++) {
+        if (strncmp(s->o.origins[i], unix_prefix, sizeof unix_prefix - 1) != 0 || has_unix_sockets(s))
+            continue;
+        fprintf(stderr, "load_balancer: cannot use %s: %s\n", s->o.origins[i], no_unix_sockets);
+        return false;
+    }
+    return true;
+}
+
+static bool listen_everywhere(server *s)
+{
+    for (size_t i = 0; i < s->o.listen_count; i++) {
+        plb_listen_desc desc = {.addr = s->o.listen[i]};
+        char text[PLB_ADDR_TEXT_MAX];
+        bool lacking = desc.addr.family == PLB_FAMILY_UNIX && !has_unix_sockets(s);
+        plb_status status = plb_proxy_listen(s->proxy, &desc, NULL);
+        plb_addr_format(&desc.addr, text, sizeof text);
+        if (status != PLB_OK) {
+            fprintf(stderr, "load_balancer: cannot listen on %s: %s\n", text,
+                    lacking ? no_unix_sockets : plb_status_text(status));
+            return false;
+        }
+        fprintf(stderr, "listening on %s\n", text);
+    }
+    return true;
 }
 
 static int serve(server *s)
@@ -314,26 +388,14 @@ static int serve(server *s)
                                   .check_every_ms = s->o.check.ops != NULL ? s->o.every_ms : 0,
                                   .log = log_line};
     plb_status status = server_open(s, &balancer);
-    for (size_t i = 0; i < s->o.listen_count && status == PLB_OK; i++) {
-        plb_listen_desc desc = {.addr = s->o.listen[i]};
-        char text[PLB_ADDR_TEXT_MAX];
-        status = plb_proxy_listen(s->proxy, &desc, NULL);
-        plb_addr_format(&desc.addr, text, sizeof text);
-        if (status == PLB_OK)
-            fprintf(stderr, "listening on %s\n", text);
-        else
-            fprintf(stderr, "load_balancer: cannot listen on %s: %s\n", text, plb_status_text(status));
-    }
-    if (status != PLB_OK) {
-        if (s->proxy == NULL)
-            fprintf(stderr, "load_balancer: cannot start: %s\n", plb_status_text(status));
+    if (status != PLB_OK)
+        fprintf(stderr, "load_balancer: cannot start: %s\n", plb_status_text(status));
+    if (status != PLB_OK || !can_reach_origins(s) || !listen_everywhere(s))
         return 1;
-    }
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    interrupted_port = s->px;
+    interrupted_port = s->loop;
     signal(SIGINT, on_interrupt);
     signal(SIGTERM, on_interrupt);
-    plb_posix_run(s->px);
+    loop_run(s->loop);
     drain(s);
     return 0;
 }
@@ -386,13 +448,14 @@ typedef struct demo {
 
 static void demo_say(demo *d, const char *colour, const char *format, ...)
 {
-    plb_port port = plb_posix_port(d->server->px);
+    plb_port port = loop_port(d->server->loop);
     va_list arguments;
     printf("%5.2fs  %s", (double)(port.clock->now_us(port.clock->self) - d->start_us) / 1e6, d->colour ? colour : "");
     va_start(arguments, format);
     vprintf(format, arguments);
     va_end(arguments);
     puts(d->colour ? "\033[0m" : "");
+    fflush(stdout);
 }
 
 #define RED    "\033[31m"
@@ -531,7 +594,7 @@ static void demo_client_event(void *user, plb_stream *stream, plb_event event, p
 /* Sends one request through the proxy and waits for its end. */
 static void demo_request(demo *d)
 {
-    plb_port port = plb_posix_port(d->server->px);
+    plb_port port = loop_port(d->server->loop);
     uint64_t start = port.clock->now_ms(port.clock->self);
     plb_peer peer = {.addr = d->proxy_addr};
     plb_handler handler = {demo_client_event, &d->client};
@@ -544,7 +607,7 @@ static void demo_request(demo *d)
     else if (status != PLB_AGAIN)
         d->failed++;
     while (d->client.stream != NULL && port.clock->now_ms(port.clock->self) - start < DEMO_LIMIT_MS)
-        plb_posix_step(d->server->px, 50);
+        loop_step(d->server->loop, 50);
     if (d->client.stream == NULL)
         return;
     d->io->close(d->io->self, d->client.stream, PLB_CLOSE_ABORT);
@@ -555,10 +618,10 @@ static void demo_request(demo *d)
 /* Lends the loop the thread for a while. */
 static void demo_pause(demo *d, uint32_t ms)
 {
-    plb_port port = plb_posix_port(d->server->px);
+    plb_port port = loop_port(d->server->loop);
     uint64_t start = port.clock->now_ms(port.clock->self), passed = 0;
     for (; passed < ms; passed = port.clock->now_ms(port.clock->self) - start)
-        plb_posix_step(d->server->px, ms - (uint32_t)passed);
+        loop_step(d->server->loop, ms - (uint32_t)passed);
 }
 
 /* Sends requests, and says who served them; they should come out as `expected`, without a failure. */
@@ -587,10 +650,10 @@ static bool demo_is_ready(demo *d, const plb_addr *addr)
 /* Lends the loop the thread until checks have found out that an address is, or is not, ready. */
 static void demo_await(demo *d, const plb_addr *addr, bool ready)
 {
-    plb_port port = plb_posix_port(d->server->px);
+    plb_port port = loop_port(d->server->loop);
     uint64_t start = port.clock->now_ms(port.clock->self);
     while (demo_is_ready(d, addr) != ready && port.clock->now_ms(port.clock->self) - start < DEMO_LIMIT_MS)
-        plb_posix_step(d->server->px, 50);
+        loop_step(d->server->loop, 50);
     if (demo_is_ready(d, addr) == ready)
         return;
     demo_say(d, RED, "%s should be %s by now", demo_name(d, addr), ready ? "ready" : "out");
@@ -679,11 +742,10 @@ static int demo_run(server *s)
     plb_port port;
     d.server = s;
     d.client.demo = &d;
-    d.colour = isatty(STDOUT_FILENO) != 0;
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    if (plb_posix_create(NULL, &s->px) != PLB_OK)
+    d.colour = stdout_is_terminal();
+    if (loop_create(NULL, &s->loop) != PLB_OK)
         return 1;
-    port = plb_posix_port(s->px);
+    port = loop_port(s->loop);
     d.io = port.io;
     d.start_us = port.clock->now_us(port.clock->self);
     if (!demo_open(&d)) {

@@ -1,7 +1,10 @@
 /* A program with a poll loop of its own embeds the balancer: it waits for its own descriptors and the port's together.
    Here its own descriptor is standard input: a line typed picks a backend, the end of input ends the program.
 
-       printf 'one\ntwo\n' | build/own_loop 127.0.0.1:9001 127.0.0.1:9002 */
+       printf 'one\ntwo\n' | build/own_loop 127.0.0.1:9001 127.0.0.1:9002
+
+   Not for Windows, where a wait for sockets takes nothing else, standard input for one; plb_win32_fill is there for a
+   loop over sockets. */
 #define _GNU_SOURCE
 #define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"

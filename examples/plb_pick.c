@@ -12,6 +12,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef _WIN32 /* where streams of text lose bytes, and end at a Ctrl-Z */
+#include <fcntl.h>
+#include <io.h>
+#define keep_every_byte(stream) _setmode(_fileno(stream), _O_BINARY)
+#else
+#define keep_every_byte(stream) ((void)(stream))
+#endif
+
 static const char usage[] =
     "usage: plb_pick -s STRATEGY [OPTION]... BACKEND... <KEYS\n"
     "\n"
@@ -486,6 +494,8 @@ int main(int argc, char **argv)
     line l = {NULL, 0, 256, 0};
     counts c = {0, 0, 0, 0};
     plb_balancer *lb, *without = NULL;
+    keep_every_byte(stdin);
+    keep_every_byte(stdout);
     parse_options(&o, argc, argv);
     l.bytes = (char *)allocate(NULL, l.capacity);
     lb = new_balancer(&o, o.count);

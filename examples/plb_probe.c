@@ -5,8 +5,31 @@
 #define _GNU_SOURCE
 #define PINGORA_LB_IMPLEMENTATION
 #include "../pingora_lb.h"
+
+/* The platform: the port that drives everything is the event loop from here on. */
+#ifdef _WIN32
+#define PLB_WIN32_IMPLEMENTATION
+#include "../ports/plb_win32.h"
+typedef plb_win32 event_loop;
+#define loop_create  plb_win32_create
+#define loop_destroy plb_win32_destroy
+#define loop_port    plb_win32_port
+#define loop_add     plb_win32_add
+#define loop_remove  plb_win32_remove
+#define loop_run     plb_win32_run
+#define loop_stop    plb_win32_stop
+#else
 #define PLB_POSIX_IMPLEMENTATION
 #include "../ports/plb_posix.h"
+typedef plb_posix event_loop;
+#define loop_create  plb_posix_create
+#define loop_destroy plb_posix_destroy
+#define loop_port    plb_posix_port
+#define loop_add     plb_posix_add
+#define loop_remove  plb_posix_remove
+#define loop_run     plb_posix_run
+#define loop_stop    plb_posix_stop
+#endif
 #ifdef PLB_HAVE_MBEDTLS
 #define PLB_MBEDTLS_IMPLEMENTATION
 #include "../ports/plb_mbedtls.h"
@@ -506,7 +529,7 @@ static void free_options(options *o)
 
 typedef struct prober {
     options o;
-    plb_posix *px;
+    event_loop *loop;
     plb_port port;
     plb_balancer *lb;
     uint32_t *rounds; /* probes so far, by slot */
@@ -569,7 +592,7 @@ static void on_probe(void *user, const plb_backend_info *info, uint32_t check, c
            (unsigned)(probe->latency_us / 1000), (unsigned)(probe->latency_us % 1000), probe->text);
     check_output();
     if (p->o.count != 0 && *rounds == p->o.count && count_backends(p).all_probed)
-        plb_posix_stop(p->px);
+        loop_stop(p->loop);
 }
 
 static void on_flip(void *user, const plb_backend_info *info, plb_status status)
@@ -591,7 +614,7 @@ static void on_first_update(void *user, plb_balancer *lb, plb_status status)
     p->discovered = true;
     p->troubled = p->troubled || status != PLB_OK;
     if (!count_backends(p).any)
-        plb_posix_stop(p->px);
+        loop_stop(p->loop);
 }
 
 /* What probes find out, on_probe has printed; here is why there is no probe. */
@@ -605,24 +628,20 @@ static void log_line(void *user, plb_log_level level, const char *line)
     fprintf(stderr, "plb_probe: %s\n", line);
 }
 
-static plb_posix *interruptible;
-
-static void interrupt(int signal_number)
-{
-    (void)signal_number;
-    plb_posix_stop(interruptible);
-}
+static event_loop *interruptible;
 
 /* The first signal ends it in good order, a second one at once. */
-static void catch_signals(plb_posix *px)
+static void interrupt(int number)
 {
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = interrupt;
-    action.sa_flags = (int)SA_RESETHAND;
-    interruptible = px;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    signal(number, SIG_DFL);
+    loop_stop(interruptible);
+}
+
+static void catch_signals(event_loop *loop)
+{
+    interruptible = loop;
+    signal(SIGINT, interrupt);
+    signal(SIGTERM, interrupt);
 }
 
 #ifdef PLB_HAVE_MBEDTLS
@@ -727,9 +746,9 @@ static void probe_all(prober *p)
         reject_check(o);
     if (status != PLB_OK)
         give_up("%s", plb_status_text(status));
-    plb_posix_add(p->px, plb_balancer_task(p->lb));
-    plb_posix_run(p->px);
-    plb_posix_remove(p->px, plb_balancer_task(p->lb));
+    loop_add(p->loop, plb_balancer_task(p->lb));
+    loop_run(p->loop);
+    loop_remove(p->loop, plb_balancer_task(p->lb));
 }
 
 static void print_metrics(plb_balancer *lb)
@@ -750,11 +769,11 @@ int main(int argc, char **argv)
     census end;
     memset(&p, 0, sizeof p);
     parse_options(&p.o, argc, argv);
-    status = plb_posix_create(NULL, &p.px);
+    status = loop_create(NULL, &p.loop);
     if (status != PLB_OK)
         give_up("%s", plb_status_text(status));
-    p.port = plb_posix_port(p.px);
-    catch_signals(p.px);
+    p.port = loop_port(p.loop);
+    catch_signals(p.loop);
     if (p.o.tls)
         tls = tls_open(&p);
     probe_all(&p);
@@ -763,7 +782,7 @@ int main(int argc, char **argv)
         print_metrics(p.lb);
     plb_destroy(p.lb);
     plb_mbedtls_destroy(tls);
-    plb_posix_destroy(p.px);
+    loop_destroy(p.loop);
     free_options(&p.o);
     free(p.rounds);
     return end.any && end.all_ready && !p.troubled ? 0 : 1;

@@ -36,27 +36,30 @@
                            thread must not hold the lock when it calls the port, nor be the tcpip thread.
    NO_SYS=0 without it     Everything happens in the tcpip thread: give an `on_wake` that hands a function to
                            tcpip_try_callback; that function calls plb_lwip_step(&lw, 0) and has sys_timeout call it
-                           again after plb_lwip_timeout. Balancers and proxies are made there too.
+                           again after plb_lwip_timeout, but after 100 ms at most, for a mailbox that is full loses what
+                           on_wake hands to it. Balancers and proxies are made in the tcpip thread, too.
 
    DEFINES
    PLB_LWIP_IMPLEMENTATION   In one C or C++ file: emits the code.
-   PLB_LWIP_DATAGRAMS        Datagrams that wait in one socket; more are dropped. 8 if not defined.
+   PLB_LWIP_DATAGRAMS        Datagrams that wait in one socket; more are dropped. 8 if not defined, at most 255.
    PLB_STATIC                See pingora_lb.h.
-   Of lwIP's: LWIP_TCP and LWIP_CALLBACK_API are needed. LWIP_UDP=0: plb_port.dgram is NULL. LWIP_DNS=0: plb_port.names
-   is NULL. SO_REUSE=1 lets a listener take an address while connections of an earlier one linger. TCP_LISTEN_BACKLOG=1
-   lets connections that would find no room wait in their makers; without it they are reset.
+   Of lwIP's: LWIP_TCP and LWIP_CALLBACK_API are needed, and SYS_LIGHTWEIGHT_PROT with NO_SYS=0. LWIP_UDP=0:
+   plb_port.dgram is NULL. LWIP_DNS=0: plb_port.names is NULL. SO_REUSE=1 lets a listener take an address while
+   connections of an earlier one linger. TCP_LISTEN_BACKLOG=1 lets connections for which there is no room wait, unmade,
+   with those who ask for them; without it they are reset. Debian's lwIP (liblwip-dev) compiles under -std=gnu99, or
+   -std=c99 with -D_GNU_SOURCE.
 
    THREADS
    A port belongs to one thread at a time: the one that steps it. Every call below is that thread's (or anybody's as
    long as nobody steps) unless it says otherwise. Of the tables, plb_io.wake and plb_clock may be called from any
-   thread; wake from interrupts too where sys_arch_protect works there and nobody waits for a semaphore (NO_SYS=1, or an
-   `on_wake` that may be called there).
+   thread. From interrupts too wake may be called with NO_SYS=1 and SYS_LIGHTWEIGHT_PROT=1, or with an `on_wake` that
+   allows it.
 
    MEMORY
    The port allocates nothing. The program gives it streams: one for each connection, listener and socket. On a 32-bit
    machine a stream takes 40 bytes, a query 176 and the port 256; on a 64-bit one 72, 208 and 464. What lwIP allocates
-   for itself (pcbs, segments, pbufs) comes from lwIP's pools. Bytes that arrived and that nobody has read
-   stay in the pbufs they came in, at most TCP_WND a stream.
+   for itself (pcbs, segments, pbufs) comes from lwIP's pools. Bytes that arrived and that nobody has read stay in the
+   pbufs they came in, at most TCP_WND a stream. The code takes some 5 KiB of flash on a Cortex-M3 (-Os).
 
    WHEN THINGS RUN SHORT
    Without a free stream connect and listen return PLB_ERR_LIMIT, without a pcb PLB_ERR_MEMORY. accept returns PLB_AGAIN,
@@ -74,6 +77,9 @@
    - A listener cannot share its address: reuse_port is PLB_ERR_UNSUPPORTED. A backlog has 255 at most.
    - Closing gracefully leaves delivery to lwIP. A peer that goes on sending after that sees a reset: whoever cares sends
      shutdown first and reads to the end.
+   - Who closes first waits for two TCP_MSL, 120 s, in a pcb of lwIP's (TIME_WAIT; not in a stream). Without free pcbs
+     lwIP takes the oldest of them. Until then it refuses a client that comes from the same port again: one that asks
+     for thousands of connections, each closed by this side, stalls. Kept connections, or a smaller TCP_MSL, avoid that.
    - A name has one address: what dns_gethostbyname_addrtype gives for LWIP_DNS_ADDRTYPE_DEFAULT. */
 
 #ifndef PLB_LWIP_H
@@ -195,6 +201,10 @@ PLB_API void plb_lwip_step(plb_lwip *lw, uint32_t max_ms);
 /* Milliseconds until a step has something to do even if nothing stirs; 0: now; PLB_FOREVER: never. */
 PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw);
 
+/* How many streams are not free now: those that callers have, those that wait to be accepted, and those that lwIP could
+   not take over yet. To see how many a program needs, or that it gives all of them back. */
+PLB_API size_t plb_lwip_in_use(plb_lwip *lw);
+
 #if !NO_SYS
 /* Steps until plb_lwip_stop; at once if that was called since the last run ended. For steps that wait. */
 PLB_API void plb_lwip_run(plb_lwip *lw);
@@ -227,6 +237,9 @@ PLB_API void plb_lwip_stop(plb_lwip *lw);
 #endif
 #if !LWIP_TCP || !LWIP_CALLBACK_API
 #error "plb_lwip.h: LWIP_TCP and LWIP_CALLBACK_API are needed"
+#endif
+#if !NO_SYS && !SYS_LIGHTWEIGHT_PROT
+#error "plb_lwip.h: several threads need SYS_LIGHTWEIGHT_PROT"
 #endif
 
 #ifndef PLB_LWIP_DATAGRAMS
@@ -440,7 +453,7 @@ static void plb__lw_move(plb_lwip_link *from, plb_lwip_link *to)
 
 /* ==== ADDRESSES AND ERRORS ======================================================================================== */
 
-/* False: lwIP was built without that family. */
+/* False: lwIP was built without that family, or has no such zone. */
 static bool plb__lw_to_ip(const plb_addr *addr, ip_addr_t *out)
 {
     memset(out, 0, sizeof *out);
@@ -456,7 +469,7 @@ static bool plb__lw_to_ip(const plb_addr *addr, ip_addr_t *out)
         IP_SET_TYPE_VAL(*out, IPADDR_TYPE_V6);
         memcpy(ip_2_ip6(out)->addr, addr->u.v6, 16);
         ip6_addr_set_zone(ip_2_ip6(out), (u8_t)addr->scope);
-        return true;
+        return addr->scope <= 255;
 #endif
     default:
         return false;
@@ -1080,17 +1093,21 @@ static void plb__lw_close_listener(plb_lwip_stream *listener)
     plb__lw_stream_delete(listener);
 }
 
-static void plb__lw_close(void *self, plb_stream *handle, plb_close_how how)
+static void plb__lw_close_locked(plb_lwip_stream *stream, plb_close_how how)
 {
-    plb_lwip_stream *stream = plb__lw_stream(handle);
-    (void)self;
-    plb__lw_lock();
     stream->armed = 0;
     plb__lw_unlink(&stream->link);
     if (stream->kind == PLB__LW_LISTENER)
         plb__lw_close_listener(stream);
     else
         plb__lw_close_connection(stream, how);
+}
+
+static void plb__lw_close(void *self, plb_stream *handle, plb_close_how how)
+{
+    (void)self;
+    plb__lw_lock();
+    plb__lw_close_locked(plb__lw_stream(handle), how);
     plb__lw_unlock();
 }
 
@@ -1289,6 +1306,8 @@ static struct pbuf *plb__lw_next_datagram(plb_lwip_stream *stream, plb__lw_sende
         return NULL;
     memcpy(sender, head->payload, sizeof *sender);
     stream->u.in.first = sender->next;
+    if (sender->next == NULL)
+        stream->u.in.last = NULL;
     stream->datagrams--;
     return head;
 }
@@ -1448,18 +1467,21 @@ static plb_status plb__lw_dgram_info(void *self, plb_stream *handle, plb_stream_
     return PLB_OK;
 }
 
-static void plb__lw_close_datagrams(void *self, plb_stream *handle)
+static void plb__lw_close_datagrams(plb_lwip_stream *stream)
 {
-    plb_lwip_stream *stream = plb__lw_stream(handle);
     plb__lw_sender sender;
     struct pbuf *head;
-    (void)self;
-    plb__lw_lock();
     udp_remove(plb__lw_udp(stream));
     while ((head = plb__lw_next_datagram(stream, &sender)) != NULL)
         pbuf_free(head);
-    stream->u.in.last = NULL;
     plb__lw_stream_delete(stream);
+}
+
+static void plb__lw_dgram_close(void *self, plb_stream *handle)
+{
+    (void)self;
+    plb__lw_lock();
+    plb__lw_close_datagrams(plb__lw_stream(handle));
     plb__lw_unlock();
 }
 
@@ -1469,7 +1491,7 @@ static void plb__lw_fill_dgram(plb_dgram *dgram)
     dgram->send = plb__lw_send;
     dgram->receive = plb__lw_receive;
     dgram->info = plb__lw_dgram_info;
-    dgram->close = plb__lw_close_datagrams;
+    dgram->close = plb__lw_dgram_close;
 }
 #else
 static void plb__lw_fill_dgram(plb_dgram *dgram)
@@ -1773,6 +1795,15 @@ PLB_API uint32_t plb_lwip_timeout(plb_lwip *lw)
     return lw->tasks_due_ms - now_ms < delay ? (uint32_t)(lw->tasks_due_ms - now_ms) : delay;
 }
 
+PLB_API size_t plb_lwip_in_use(plb_lwip *lw)
+{
+    size_t count;
+    plb__lw_lock();
+    count = lw->held + lw->waiting;
+    plb__lw_unlock();
+    return count;
+}
+
 PLB_API void plb_lwip_step(plb_lwip *lw, uint32_t max_ms)
 {
     uint32_t timeout_ms = plb_lwip_timeout(lw);
@@ -1864,28 +1895,25 @@ PLB_API plb_status plb_lwip_init(plb_lwip *lw, const plb_lwip_desc *desc)
     return plb__lw_open_wait(lw);
 }
 
-/* A stream that lwIP cannot take over now will find nobody who tries again. */
-static void plb__lw_deinit_stream(plb_lwip *lw, plb_lwip_stream *stream)
+/* A stream that lwIP cannot take over now would find nobody who tries again. */
+static void plb__lw_end_stream(plb_lwip_stream *stream)
 {
-    plb_stream *handle = (plb_stream *)(void *)stream;
 #if LWIP_UDP
-    if (stream->kind == PLB__LW_DGRAM) {
-        plb__lw_close_datagrams(lw, handle);
-        return;
-    }
+    if (stream->kind == PLB__LW_DGRAM)
+        plb__lw_close_datagrams(stream);
 #endif
     if (stream->kind == PLB__LW_LISTENER || stream->kind == PLB__LW_CONNECTING || stream->kind == PLB__LW_CONNECTED)
-        plb__lw_close(lw, handle, PLB_CLOSE_GRACEFUL);
+        plb__lw_close_locked(stream, PLB_CLOSE_GRACEFUL);
     if (stream->kind == PLB__LW_CLOSING)
-        plb__lw_close(lw, handle, PLB_CLOSE_ABORT);
+        plb__lw_close_locked(stream, PLB_CLOSE_ABORT);
 }
 
 PLB_API void plb_lwip_deinit(plb_lwip *lw)
 {
     size_t i;
-    for (i = 0; i < lw->desc.stream_count; i++)
-        plb__lw_deinit_stream(lw, &lw->desc.streams[i]);
     plb__lw_lock();
+    for (i = 0; i < lw->desc.stream_count; i++)
+        plb__lw_end_stream(&lw->desc.streams[i]);
     plb__lw_close_names(lw);
     plb__lw_unlock();
     plb__lw_close_wait(lw);

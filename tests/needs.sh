@@ -34,6 +34,7 @@ printf '#include <mbedtls/ssl.h>\nint main(void) { return 0; }\n' >"$probe/t.c"
 
 if [ "$1" = ports ]; then
     need x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64
+    need x86_64-w64-mingw32-g++ g++-mingw-w64-x86-64
     need wine wine
     [ -x /usr/lib/wine/wine64 ] || need wine64 wine64
     need arm-none-eabi-gcc gcc-arm-none-eabi

@@ -645,7 +645,7 @@ TEST a_build_without_memory_leaves_nothing_behind(void)
         const plb__set *set = set_of(lb);
         union {
             plb__maglev_state maglev;
-            plb__rendezvous_state rendezvous;
+            plb_allocator rendezvous;
         } state;
         plb_env env;
         void *table = NULL;
@@ -696,7 +696,7 @@ TEST the_table_is_filled_as_in_the_paper(void)
         for (i = 0; i < 7; i++)
             ASSERT_EQ_FMT(round == 0 ? before[i] : after[i], table->owners16[i], "%u");
         plb__delete(&lb->env.allocator, work.hashes, work.size);
-        plb__maglev_discard(lb->strategy_state, table);
+        plb__table_discard(lb->strategy_state, table);
         plb_destroy(lb);
     }
     PASS();

@@ -331,7 +331,7 @@ static bool as_if_built(const plb_balancer *lb)
     if (plb__ketama_build(lb->strategy_state, &set->tiers[0].view, NULL, NULL, &fresh) != PLB_OK)
         abort();
     same = same_ring((const plb__ring *)set->tiers[0].table, (const plb__ring *)fresh);
-    plb__ketama_discard(lb->strategy_state, fresh);
+    plb__table_discard(lb->strategy_state, fresh);
     return same;
 }
 
@@ -370,7 +370,7 @@ TEST an_amended_ring_is_as_if_built(void)
 {
     enum { CAPACITY = 400 };
     int round, step;
-    for (round = 0; round < 6; round++) {
+    for (round = 0; round < (PLB__SMALL ? 1 : 6); round++) { /* small code amends nothing */
         plb_backend *list = new_backends(CAPACITY), *first = new_backends(1);
         size_t count = 150 + random_below(200), i;
         plb_ketama_desc desc = {0, 0};
@@ -529,7 +529,7 @@ static enum greatest_test_res build_step_by_step(plb__ketama_state *state, const
         ASSERT_EQ_FMT((size_t)0, bytes_out, "%zu");
     }
     ASSERT_EQ_FMT(((plb__ring *)table)->size, bytes_out, "%zu");
-    plb__ketama_discard(state, table);
+    plb__table_discard(state, table);
     ASSERT_EQ_FMT((size_t)0, bytes_out, "%zu");
     if (old_table != NULL)
         ASSERT_EQm("the old ring is as it was", 0, memcmp(before, old_table, ((plb__ring *)old_table)->size));
@@ -559,10 +559,10 @@ TEST a_build_without_memory_leaves_nothing_behind(void)
     int allocations;
     void *table = NULL;
     CHECK_CALL(build_step_by_step(&state, &set->tiers[0].view, NULL, NULL, &allocations));
-    ASSERT_EQ(3, allocations);
+    ASSERT_EQ(PLB__SMALL ? 1 : 3, allocations);
     CHECK_CALL(
         build_step_by_step(&state, &one_more->tiers[0].view, &set->tiers[0].view, set->tiers[0].table, &allocations));
-    ASSERT_EQm("one for the difference, a ring and twice three", 8, allocations);
+    ASSERT_EQm("one for the difference, a ring and twice three", PLB__SMALL ? 1 : 8, allocations);
     state.max_points = 100 * 160 - 1;
     allocations_left = 100;
     ASSERT_EQ(PLB_ERR_POINTS, plb__ketama_build(&state, &set->tiers[0].view, NULL, NULL, &table));
@@ -589,13 +589,13 @@ TEST a_build_takes_no_more_memory_than_promised(void)
         ring_bytes = bytes_out;
         ASSERT(ring_bytes * 10 <= points * 66);
         ASSERT((bytes_most - ring_bytes) * 10 <= points * 93 + 10 * 48 * 1024);
-        plb__ketama_discard(&state, table);
+        plb__table_discard(&state, table);
         bytes_most = 0;
         ASSERT_EQ(PLB_OK, plb__ketama_build(&state, &one_more->tiers[0].view, &set->tiers[0].view, set->tiers[0].table,
                                             &table));
         if (plb__ring_shift(count * 160) == plb__ring_shift(count * 160 + 160))
             ASSERTm("amended", bytes_most - bytes_out < points / 2);
-        plb__ketama_discard(&state, table);
+        plb__table_discard(&state, table);
         plb_destroy(lb);
         plb_destroy(other);
     }
