@@ -15946,74 +15946,84 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
    Tables, strings, integers; one byte after another. */
 
 #ifndef PLB_NO_HTTP2
-typedef struct plb__hpack_entry {
-    const char *name, *value;
-} plb__hpack_entry;
-
 enum { PLB__HPACK_STATIC = 61, PLB__HPACK_OVERHEAD = 32, PLB__HPACK_DEFAULT_TABLE = 4096 };
 
-/* RFC 7541 appendix A; the index of the first one is 1. */
-static const plb__hpack_entry plb__hpack_static[PLB__HPACK_STATIC] = {{":authority", ""},
-                                                                      {":method", "GET"},
-                                                                      {":method", "POST"},
-                                                                      {":path", "/"},
-                                                                      {":path", "/index.html"},
-                                                                      {":scheme", "http"},
-                                                                      {":scheme", "https"},
-                                                                      {":status", "200"},
-                                                                      {":status", "204"},
-                                                                      {":status", "206"},
-                                                                      {":status", "304"},
-                                                                      {":status", "400"},
-                                                                      {":status", "404"},
-                                                                      {":status", "500"},
-                                                                      {"accept-charset", ""},
-                                                                      {"accept-encoding", "gzip, deflate"},
-                                                                      {"accept-language", ""},
-                                                                      {"accept-ranges", ""},
-                                                                      {"accept", ""},
-                                                                      {"access-control-allow-origin", ""},
-                                                                      {"age", ""},
-                                                                      {"allow", ""},
-                                                                      {"authorization", ""},
-                                                                      {"cache-control", ""},
-                                                                      {"content-disposition", ""},
-                                                                      {"content-encoding", ""},
-                                                                      {"content-language", ""},
-                                                                      {"content-length", ""},
-                                                                      {"content-location", ""},
-                                                                      {"content-range", ""},
-                                                                      {"content-type", ""},
-                                                                      {"cookie", ""},
-                                                                      {"date", ""},
-                                                                      {"etag", ""},
-                                                                      {"expect", ""},
-                                                                      {"expires", ""},
-                                                                      {"from", ""},
-                                                                      {"host", ""},
-                                                                      {"if-match", ""},
-                                                                      {"if-modified-since", ""},
-                                                                      {"if-none-match", ""},
-                                                                      {"if-range", ""},
-                                                                      {"if-unmodified-since", ""},
-                                                                      {"last-modified", ""},
-                                                                      {"link", ""},
-                                                                      {"location", ""},
-                                                                      {"max-forwards", ""},
-                                                                      {"proxy-authenticate", ""},
-                                                                      {"proxy-authorization", ""},
-                                                                      {"range", ""},
-                                                                      {"referer", ""},
-                                                                      {"refresh", ""},
-                                                                      {"retry-after", ""},
-                                                                      {"server", ""},
-                                                                      {"set-cookie", ""},
-                                                                      {"strict-transport-security", ""},
-                                                                      {"transfer-encoding", ""},
-                                                                      {"user-agent", ""},
-                                                                      {"vary", ""},
-                                                                      {"via", ""},
-                                                                      {"www-authenticate", ""}};
+/* RFC 7541 appendix A, the first of which is 1: names and values, each with its NUL. */
+static const char plb__hpack_static[] = ":authority\0\0"
+                                        ":method\0"
+                                        "GET\0"
+                                        ":method\0"
+                                        "POST\0"
+                                        ":path\0"
+                                        "/\0"
+                                        ":path\0"
+                                        "/index.html\0"
+                                        ":scheme\0"
+                                        "http\0"
+                                        ":scheme\0"
+                                        "https\0"
+                                        ":status\0"
+                                        "200\0"
+                                        ":status\0"
+                                        "204\0"
+                                        ":status\0"
+                                        "206\0"
+                                        ":status\0"
+                                        "304\0"
+                                        ":status\0"
+                                        "400\0"
+                                        ":status\0"
+                                        "404\0"
+                                        ":status\0"
+                                        "500\0"
+                                        "accept-charset\0\0"
+                                        "accept-encoding\0"
+                                        "gzip, deflate\0"
+                                        "accept-language\0\0"
+                                        "accept-ranges\0\0"
+                                        "accept\0\0"
+                                        "access-control-allow-origin\0\0"
+                                        "age\0\0"
+                                        "allow\0\0"
+                                        "authorization\0\0"
+                                        "cache-control\0\0"
+                                        "content-disposition\0\0"
+                                        "content-encoding\0\0"
+                                        "content-language\0\0"
+                                        "content-length\0\0"
+                                        "content-location\0\0"
+                                        "content-range\0\0"
+                                        "content-type\0\0"
+                                        "cookie\0\0"
+                                        "date\0\0"
+                                        "etag\0\0"
+                                        "expect\0\0"
+                                        "expires\0\0"
+                                        "from\0\0"
+                                        "host\0\0"
+                                        "if-match\0\0"
+                                        "if-modified-since\0\0"
+                                        "if-none-match\0\0"
+                                        "if-range\0\0"
+                                        "if-unmodified-since\0\0"
+                                        "last-modified\0\0"
+                                        "link\0\0"
+                                        "location\0\0"
+                                        "max-forwards\0\0"
+                                        "proxy-authenticate\0\0"
+                                        "proxy-authorization\0\0"
+                                        "range\0\0"
+                                        "referer\0\0"
+                                        "refresh\0\0"
+                                        "retry-after\0\0"
+                                        "server\0\0"
+                                        "set-cookie\0\0"
+                                        "strict-transport-security\0\0"
+                                        "transfer-encoding\0\0"
+                                        "user-agent\0\0"
+                                        "vary\0\0"
+                                        "via\0\0"
+                                        "www-authenticate\0\0";
 
 /* RFC 7541 appendix B is a canonical code: how many codes there are of each length, and their symbols in order, are all
    there is to it. The last of 30 bits is EOS, which never stands in a string. */
@@ -16146,6 +16156,13 @@ static plb_text plb__text_of(const char *string)
     return text;
 }
 
+/* The entry of the static table behind this one. */
+static const char *plb__hpack_behind(const char *entry)
+{
+    entry += strlen(entry) + 1;
+    return entry + strlen(entry) + 1;
+}
+
 /* RFC 7541 section 2.3.3: from 1 on the static table, then the dynamic one from its newest entry back. */
 static bool plb__hpack_find(const plb_hpack *hpack, uint32_t index, plb_text *name, plb_text *value)
 {
@@ -16154,8 +16171,11 @@ static bool plb__hpack_find(const plb_hpack *hpack, uint32_t index, plb_text *na
     if (index == 0 || index > PLB__HPACK_STATIC + hpack->entries)
         return false;
     if (index <= PLB__HPACK_STATIC) {
-        *name = plb__text_of(plb__hpack_static[index - 1].name);
-        *value = plb__text_of(plb__hpack_static[index - 1].value);
+        const char *entry = plb__hpack_static;
+        while (--index > 0)
+            entry = plb__hpack_behind(entry);
+        *name = plb__text_of(entry);
+        *value = plb__text_of(entry + name->size + 1);
         return true;
     }
     for (older = hpack->entries - (index - PLB__HPACK_STATIC); older > 0; older--)
@@ -16423,15 +16443,16 @@ static bool plb__text_equals(plb_text text, const char *string)
 
 PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value)
 {
+    const char *entry = plb__hpack_static;
     plb__bytes to;
     uint32_t i, named = 0;
     to.out = out;
     to.capacity = capacity;
     to.size = 0;
-    for (i = 0; i < PLB__HPACK_STATIC; i++) {
-        if (!plb__text_equals(name, plb__hpack_static[i].name))
+    for (i = 0; i < PLB__HPACK_STATIC; i++, entry = plb__hpack_behind(entry)) {
+        if (!plb__text_equals(name, entry))
             continue;
-        if (plb__text_equals(value, plb__hpack_static[i].value)) {
+        if (plb__text_equals(value, entry + name.size + 1)) {
             plb__hpack_put_integer(&to, 0x80, 0x7f, i + 1);
             return to.size;
         }
