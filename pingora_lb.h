@@ -3903,8 +3903,8 @@ static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_add
 #define PLB__ONE_OUT   ((uintptr_t)1 << PLB__WORD_BITS)
 #define PLB__BITS      (PLB__ONE_OUT - 1)
 
-/* Where all addresses are short, a small system, they are copied from the slots themselves. */
-#if defined(PLB_NO_IPV6) && defined(PLB_NO_UNIX)
+/* Small systems copy addresses from the slots themselves. */
+#if PLB__SMALL || (defined(PLB_NO_IPV6) && defined(PLB_NO_UNIX))
 #define PLB__NO_COMPACT
 #endif
 
@@ -5965,7 +5965,7 @@ PLB__RARE plb_status plb__select_elsewhere(plb_balancer *lb, const void *key, si
 PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
                               plb_addr *out)
 {
-    plb_reader *reader = plb__home_reader(lb);
+    plb_reader *reader = PLB__SMALL ? NULL : plb__home_reader(lb);
     if (PLB__LIKELY(reader != NULL)) {
         const plb__set *set = plb__announce(lb, &lb->current, reader);
         if (plb__is_simple(set))
