@@ -3905,8 +3905,8 @@ static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_add
 #define PLB__ONE_OUT   ((uintptr_t)1 << PLB__WORD_BITS)
 #define PLB__BITS      (PLB__ONE_OUT - 1)
 
-/* Where all addresses are short, a small system, they are copied from the slots themselves. */
-#if defined(PLB_NO_IPV6) && defined(PLB_NO_UNIX)
+/* Small systems copy addresses from the slots themselves. */
+#if PLB__SMALL || (defined(PLB_NO_IPV6) && defined(PLB_NO_UNIX))
 #define PLB__NO_COMPACT
 #endif
 
@@ -4049,10 +4049,8 @@ static void plb__view_carve(plb_view *view, char **at)
 #ifndef PLB__NO_COMPACT
     view->addrs = (plb__compact *)plb__carve(at, view->count, sizeof(plb__compact));
 #endif
-#ifndef PLB_NO_DRAW
-    view->list = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
-    view->places = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
-#endif
+    PLB__IF_DRAW(view->list = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t)), (void)0);
+    PLB__IF_DRAW(view->places = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t)), (void)0);
 }
 
 /* A set of `tier_count` tiers, one at least, whose sizes are `counts`. */
@@ -4092,11 +4090,9 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
     }
     for (t = 0; t < tier_count; t++)
         plb__view_carve(&set->tiers[t].view, &at);
-#ifndef PLB_NO_WEIGHTS
-    set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t));
+    PLB__IF_WEIGHTS(set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t)), (void)0);
     for (t = 0; t < tier_count; t++)
-        set->tiers[t].view.weights = set->weights + set->tiers[t].start;
-#endif
+        PLB__IF_WEIGHTS(set->tiers[t].view.weights = set->weights + set->tiers[t].start, (void)0);
     return set;
 }
 
@@ -5971,7 +5967,7 @@ PLB__RARE plb_status plb__select_elsewhere(plb_balancer *lb, const void *key, si
 PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
                               plb_addr *out)
 {
-    plb_reader *reader = plb__home_reader(lb);
+    plb_reader *reader = PLB__SMALL ? NULL : plb__home_reader(lb);
     if (PLB__LIKELY(reader != NULL)) {
         const plb__set *set = plb__announce(lb, &lb->current, reader);
         if (plb__is_simple(set))
@@ -9399,16 +9395,18 @@ static void plb__report_clear(plb__op *op)
     PLB__IF_LOG(op->text[0] = '\0', (void)0);
 }
 
-/* What is said of a probe's result, beside its status. */
-static void plb__op_say(plb__op *op, const char *words)
-{
 #ifndef PLB_NO_LOG
+static void plb__op_write(plb__op *op, const char *words)
+{
     plb__text text = plb__text_in(op->text, sizeof op->text);
     plb__put(&text, words != NULL ? words : "");
-#else
-    (void)op;
-    (void)words;
+}
 #endif
+
+/* What is said of a probe's result, beside its status. */
+PLB__INLINE void plb__op_say(plb__op *op, const char *words)
+{
+    PLB__IF_LOG(plb__op_write(op, words), ((void)op, (void)words));
 }
 
 /* What it said, or what its status means. */
@@ -9561,6 +9559,16 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
 }
 #endif
 
+/* Can it be connected to? */
+static plb_status plb__addr_check(const plb_addr *addr)
+{
+    if (plb__addr_is_path(addr))
+        return PLB__IF_UNIX(addr->path_len > 0 && addr->path_len <= PLB_PATH_MAX, false) ? PLB_OK : PLB_ERR_ADDRESS;
+    if (!plb__addr_is_ip(addr) || addr->port == 0)
+        return PLB_ERR_ADDRESS;
+    return plb__addr_is_v6(addr) || plb__addr_scope(addr) == 0 ? PLB_OK : PLB_ERR_ADDRESS;
+}
+
 /* Is it fit to be in a set? `names`: one that is still to be resolved will do. */
 static plb_status plb__backend_check(const plb_backend *backend, bool names)
 {
@@ -9568,24 +9576,11 @@ static plb_status plb__backend_check(const plb_backend *backend, bool names)
         return PLB_ERR_WEIGHT;
     if (PLB__IF_TIERS(backend->priority > PLB_PRIORITY_MAX, false) || plb__checks_of(backend) >> PLB_CHECKS_MAX != 0)
         return PLB_ERR_ARGUMENT;
-    switch (backend->addr.family) {
-    case PLB_FAMILY_IPV4:
-        return backend->addr.port != 0 && plb__addr_scope(&backend->addr) == 0 ? PLB_OK : PLB_ERR_ADDRESS;
-#ifndef PLB_NO_IPV6
-    case PLB_FAMILY_IPV6:
-        return backend->addr.port != 0 ? PLB_OK : PLB_ERR_ADDRESS;
-#endif
-#ifndef PLB_NO_UNIX
-    case PLB_FAMILY_UNIX:
-        return backend->addr.path_len > 0 && backend->addr.path_len <= PLB_PATH_MAX ? PLB_OK : PLB_ERR_ADDRESS;
-#endif
-    case PLB_FAMILY_NONE:
-        if (plb__name_of(backend) == NULL || backend->addr.port == 0)
-            return PLB_ERR_ADDRESS;
-        return names ? PLB_OK : PLB_ERR_UNSUPPORTED;
-    default:
+    if (backend->addr.family != PLB_FAMILY_NONE)
+        return plb__addr_check(&backend->addr);
+    if (plb__name_of(backend) == NULL || backend->addr.port == 0)
         return PLB_ERR_ADDRESS;
-    }
+    return names ? PLB_OK : PLB_ERR_UNSUPPORTED;
 }
 
 static int plb__tier_compare(const plb_backend *a, const plb_backend *b)
@@ -10945,20 +10940,36 @@ static size_t plb__static_count(const plb__static_entry *entry)
     return plb__is_name(&entry->backend) ? PLB__IF_NAMES(entry->addr_count, 0) : 1;
 }
 
+#ifndef PLB_NO_NAMES
+static void plb__static_offer_name(const plb__static_entry *entry, plb_backend *out)
+{
+    size_t i;
+    for (i = 0; i < entry->addr_count; i++) {
+        out[i] = entry->backend;
+        out[i].addr = entry->addrs[i];
+    }
+}
+
+/* What an older line for the same name had found out. */
+static PLB__UNUSED void plb__static_inherit_addrs(plb__static_entry *entry, plb__static_entry *old)
+{
+    plb_addr *addrs = entry->addrs;
+    size_t count = entry->addr_count;
+    entry->addrs = old->addrs;
+    entry->addr_count = old->addr_count;
+    old->addrs = addrs;
+    old->addr_count = count;
+}
+#endif
+
 /* Writes them down. */
 static void plb__static_offer(plb__static_entry *entry, plb_backend *out)
 {
-    *out = entry->backend;
-#ifndef PLB_NO_NAMES
     if (plb__is_name(&entry->backend)) {
-        size_t i;
-        for (i = 0; i < entry->addr_count; i++) {
-            out[i] = entry->backend;
-            out[i].addr = entry->addrs[i];
-        }
+        PLB__IF_NAMES(plb__static_offer_name(entry, out), (void)0);
         return;
     }
-#endif
+    *out = entry->backend;
     if (entry->given)
         out->ext = NULL; /* the balancer has it already, and keeps it */
     else
@@ -11121,17 +11132,10 @@ static plb__static_entry *plb__static_take(plb__static_entry **link, const plb_b
 /* A line takes the place of an older one for the same address: what that one owned, or had found out, stays. */
 static void plb__static_inherit(const plb__static *self, plb__static_entry *entry, plb__static_entry *old)
 {
-#ifndef PLB_NO_NAMES
     if (plb__is_name(&entry->backend)) {
-        plb_addr *addrs = entry->addrs;
-        size_t count = entry->addr_count;
-        entry->addrs = old->addrs;
-        entry->addr_count = old->addr_count;
-        old->addrs = addrs;
-        old->addr_count = count;
+        PLB__IF_NAMES(plb__static_inherit_addrs(entry, old), (void)0);
         return;
     }
-#endif
     if (entry->given || old->backend.ext == NULL)
         return;
     if (entry->backend.ext != old->backend.ext)
@@ -11930,6 +11934,13 @@ static plb_status plb__exchange_take_tls(plb_exchange_check *check, const plb_co
     check->memory = (void *)(uintptr_t)check->connect.tls;
     return check->memory != NULL ? PLB_OK : PLB_ERR_MEMORY;
 }
+
+/* It may never have been opened. */
+static void plb__exchange_drop_tls(plb_exchange_check *check)
+{
+    if (check->memory != NULL)
+        plb__delete(&check->env->allocator, check->memory, check->memory_size);
+}
 #endif
 
 PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
@@ -11949,7 +11960,7 @@ PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connec
 PLB_API void plb_exchange_close(plb_exchange_check *check)
 {
     (void)check;
-    PLB__IF_TLS(plb__delete(&check->env->allocator, check->memory, check->memory_size), (void)0);
+    PLB__IF_TLS(plb__exchange_drop_tls(check), (void)0);
 }
 
 /* The TLS of its probes, or NULL. */
@@ -15944,74 +15955,84 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
    Tables, strings, integers; one byte after another. */
 
 #ifndef PLB_NO_HTTP2
-typedef struct plb__hpack_entry {
-    const char *name, *value;
-} plb__hpack_entry;
-
 enum { PLB__HPACK_STATIC = 61, PLB__HPACK_OVERHEAD = 32, PLB__HPACK_DEFAULT_TABLE = 4096 };
 
-/* RFC 7541 appendix A; the index of the first one is 1. */
-static const plb__hpack_entry plb__hpack_static[PLB__HPACK_STATIC] = {{":authority", ""},
-                                                                      {":method", "GET"},
-                                                                      {":method", "POST"},
-                                                                      {":path", "/"},
-                                                                      {":path", "/index.html"},
-                                                                      {":scheme", "http"},
-                                                                      {":scheme", "https"},
-                                                                      {":status", "200"},
-                                                                      {":status", "204"},
-                                                                      {":status", "206"},
-                                                                      {":status", "304"},
-                                                                      {":status", "400"},
-                                                                      {":status", "404"},
-                                                                      {":status", "500"},
-                                                                      {"accept-charset", ""},
-                                                                      {"accept-encoding", "gzip, deflate"},
-                                                                      {"accept-language", ""},
-                                                                      {"accept-ranges", ""},
-                                                                      {"accept", ""},
-                                                                      {"access-control-allow-origin", ""},
-                                                                      {"age", ""},
-                                                                      {"allow", ""},
-                                                                      {"authorization", ""},
-                                                                      {"cache-control", ""},
-                                                                      {"content-disposition", ""},
-                                                                      {"content-encoding", ""},
-                                                                      {"content-language", ""},
-                                                                      {"content-length", ""},
-                                                                      {"content-location", ""},
-                                                                      {"content-range", ""},
-                                                                      {"content-type", ""},
-                                                                      {"cookie", ""},
-                                                                      {"date", ""},
-                                                                      {"etag", ""},
-                                                                      {"expect", ""},
-                                                                      {"expires", ""},
-                                                                      {"from", ""},
-                                                                      {"host", ""},
-                                                                      {"if-match", ""},
-                                                                      {"if-modified-since", ""},
-                                                                      {"if-none-match", ""},
-                                                                      {"if-range", ""},
-                                                                      {"if-unmodified-since", ""},
-                                                                      {"last-modified", ""},
-                                                                      {"link", ""},
-                                                                      {"location", ""},
-                                                                      {"max-forwards", ""},
-                                                                      {"proxy-authenticate", ""},
-                                                                      {"proxy-authorization", ""},
-                                                                      {"range", ""},
-                                                                      {"referer", ""},
-                                                                      {"refresh", ""},
-                                                                      {"retry-after", ""},
-                                                                      {"server", ""},
-                                                                      {"set-cookie", ""},
-                                                                      {"strict-transport-security", ""},
-                                                                      {"transfer-encoding", ""},
-                                                                      {"user-agent", ""},
-                                                                      {"vary", ""},
-                                                                      {"via", ""},
-                                                                      {"www-authenticate", ""}};
+/* RFC 7541 appendix A, the first of which is 1: names and values, each with its NUL. */
+static const char plb__hpack_static[] = ":authority\0\0"
+                                        ":method\0"
+                                        "GET\0"
+                                        ":method\0"
+                                        "POST\0"
+                                        ":path\0"
+                                        "/\0"
+                                        ":path\0"
+                                        "/index.html\0"
+                                        ":scheme\0"
+                                        "http\0"
+                                        ":scheme\0"
+                                        "https\0"
+                                        ":status\0"
+                                        "200\0"
+                                        ":status\0"
+                                        "204\0"
+                                        ":status\0"
+                                        "206\0"
+                                        ":status\0"
+                                        "304\0"
+                                        ":status\0"
+                                        "400\0"
+                                        ":status\0"
+                                        "404\0"
+                                        ":status\0"
+                                        "500\0"
+                                        "accept-charset\0\0"
+                                        "accept-encoding\0"
+                                        "gzip, deflate\0"
+                                        "accept-language\0\0"
+                                        "accept-ranges\0\0"
+                                        "accept\0\0"
+                                        "access-control-allow-origin\0\0"
+                                        "age\0\0"
+                                        "allow\0\0"
+                                        "authorization\0\0"
+                                        "cache-control\0\0"
+                                        "content-disposition\0\0"
+                                        "content-encoding\0\0"
+                                        "content-language\0\0"
+                                        "content-length\0\0"
+                                        "content-location\0\0"
+                                        "content-range\0\0"
+                                        "content-type\0\0"
+                                        "cookie\0\0"
+                                        "date\0\0"
+                                        "etag\0\0"
+                                        "expect\0\0"
+                                        "expires\0\0"
+                                        "from\0\0"
+                                        "host\0\0"
+                                        "if-match\0\0"
+                                        "if-modified-since\0\0"
+                                        "if-none-match\0\0"
+                                        "if-range\0\0"
+                                        "if-unmodified-since\0\0"
+                                        "last-modified\0\0"
+                                        "link\0\0"
+                                        "location\0\0"
+                                        "max-forwards\0\0"
+                                        "proxy-authenticate\0\0"
+                                        "proxy-authorization\0\0"
+                                        "range\0\0"
+                                        "referer\0\0"
+                                        "refresh\0\0"
+                                        "retry-after\0\0"
+                                        "server\0\0"
+                                        "set-cookie\0\0"
+                                        "strict-transport-security\0\0"
+                                        "transfer-encoding\0\0"
+                                        "user-agent\0\0"
+                                        "vary\0\0"
+                                        "via\0\0"
+                                        "www-authenticate\0\0";
 
 /* RFC 7541 appendix B is a canonical code: how many codes there are of each length, and their symbols in order, are all
    there is to it. The last of 30 bits is EOS, which never stands in a string. */
@@ -16144,6 +16165,13 @@ static plb_text plb__text_of(const char *string)
     return text;
 }
 
+/* The entry of the static table behind this one. */
+static const char *plb__hpack_behind(const char *entry)
+{
+    entry += strlen(entry) + 1;
+    return entry + strlen(entry) + 1;
+}
+
 /* RFC 7541 section 2.3.3: from 1 on the static table, then the dynamic one from its newest entry back. */
 static bool plb__hpack_find(const plb_hpack *hpack, uint32_t index, plb_text *name, plb_text *value)
 {
@@ -16152,8 +16180,11 @@ static bool plb__hpack_find(const plb_hpack *hpack, uint32_t index, plb_text *na
     if (index == 0 || index > PLB__HPACK_STATIC + hpack->entries)
         return false;
     if (index <= PLB__HPACK_STATIC) {
-        *name = plb__text_of(plb__hpack_static[index - 1].name);
-        *value = plb__text_of(plb__hpack_static[index - 1].value);
+        const char *entry = plb__hpack_static;
+        while (--index > 0)
+            entry = plb__hpack_behind(entry);
+        *name = plb__text_of(entry);
+        *value = plb__text_of(entry + name->size + 1);
         return true;
     }
     for (older = hpack->entries - (index - PLB__HPACK_STATIC); older > 0; older--)
@@ -16421,15 +16452,16 @@ static bool plb__text_equals(plb_text text, const char *string)
 
 PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value)
 {
+    const char *entry = plb__hpack_static;
     plb__bytes to;
     uint32_t i, named = 0;
     to.out = out;
     to.capacity = capacity;
     to.size = 0;
-    for (i = 0; i < PLB__HPACK_STATIC; i++) {
-        if (!plb__text_equals(name, plb__hpack_static[i].name))
+    for (i = 0; i < PLB__HPACK_STATIC; i++, entry = plb__hpack_behind(entry)) {
+        if (!plb__text_equals(name, entry))
             continue;
-        if (plb__text_equals(value, plb__hpack_static[i].value)) {
+        if (plb__text_equals(value, entry + name.size + 1)) {
             plb__hpack_put_integer(&to, 0x80, 0x7f, i + 1);
             return to.size;
         }
