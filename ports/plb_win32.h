@@ -69,9 +69,11 @@
      is therefore tried again each 10 ms.
    - Nagle's algorithm delays nothing: TCP_NODELAY is set on every TCP stream, at the latest before the first write that
      it could hold back. An IPv6 listener is IPv6 only.
-   - Nobody else can bind to a listener's address, whatever he asks for (SO_EXCLUSIVEADDRUSE). Windows then keeps the
-     address, PLB_ERR_IN_USE, for as long as connections that were accepted there live on. plb_listen_desc.reuse_port is
-     unsupported.
+   - Nobody else can bind to a listener's address, whatever he asks for (SO_EXCLUSIVEADDRUSE). Once the listener is
+     closed a new one can have it at once. Microsoft's documentation says that it could not, PLB_ERR_IN_USE, for as long
+     as connections that were accepted there live on; tests that others made with Windows 7 and 10 say that only
+     listeners are in each other's way. plb_listen_desc.reuse_port is unsupported.
+   - A full backlog refuses, where other systems let a client wait.
    - Unix paths work where the system has them (since Windows 10 1803), are UTF-8, and else get PLB_ERR_UNSUPPORTED.
      This file's part of that is compiled, and tested no further: Wine has no such sockets.
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
@@ -121,7 +123,8 @@ PLB_API void plb_win32_step(plb_win32 *wx, uint32_t max_ms);
 /* Steps until plb_win32_stop; at once if that was called since the last run ended. */
 PLB_API void plb_win32_run(plb_win32 *wx);
 
-/* Makes plb_win32_run, or the background thread, return after the step it is in. Any thread, and handlers of Ctrl-C. */
+/* Makes plb_win32_run, or the background thread, return after the step it is in. Any thread, and handlers of Ctrl-C;
+   plb_win32_destroy waits for calls that have begun. */
 PLB_API void plb_win32_stop(plb_win32 *wx);
 
 /* Calls plb_win32_run in a thread of its own. PLB_OK, or PLB_ERR_LIMIT (the system gives no thread), PLB_ERR_ARGUMENT
@@ -186,6 +189,7 @@ PLB_API int plb_win32_timeout(plb_win32 *wx);
 #define PLB__W32_WRITE_MS  10           /* and a write to a peer that has ended its side after this */
 #define PLB__W32_FAULT_MS  10           /* how long a step waits when WSAPoll does not work */
 #define PLB__W32_WRITE_MAX (256u << 10) /* bytes that one write hands over */
+#define PLB__W32_KNOCK_MS  100          /* how long a Unix listener may take to refuse or to take a connection */
 #define PLB__W32_BACKLOG   512
 #define PLB__W32_HOST_MAX  255 /* RFC 1035 section 2.3.4 */
 #define PLB__W32_NO_SLOT   UINT32_MAX
@@ -306,6 +310,7 @@ struct plb_win32 {
     volatile LONG wake_sent;     /* a wake is on its way already */
     volatile LONG connect_ended; /* the list of those that connect is worth a walk */
     volatile LONG stop_wanted;
+    volatile LONG stoppers; /* threads that are inside plb_win32_stop */
 #ifndef PLB_NO_THREADS
     HANDLE thread;
 #endif
@@ -1090,6 +1095,25 @@ static bool plb__w32_is_socket_file(const plb_addr *addr)
     return (found.dwFileAttributes & FILE_ATTRIBUTE_REPARSE_POINT) != 0 && found.dwReserved0 == 0x80000023u;
 }
 
+/* Who listens on this machine answers at once; the time is for Windows to pass it on. */
+static bool plb__w32_is_refused(SOCKET knock, const plb__w32_sockaddr *name)
+{
+    struct timeval patience = {0, PLB__W32_KNOCK_MS * 1000};
+    fd_set made, failed;
+    int error, size = (int)sizeof error;
+    if (connect(knock, &name->u.any, name->size) == 0)
+        return false;
+    error = WSAGetLastError();
+    if (!plb__w32_would_block(error))
+        return error == WSAECONNREFUSED;
+    FD_ZERO(&made);
+    FD_ZERO(&failed);
+    FD_SET(knock, &made);
+    FD_SET(knock, &failed);
+    return select(0, NULL, &made, &failed, &patience) > 0 && FD_ISSET(knock, &failed) &&
+           getsockopt(knock, SOL_SOCKET, SO_ERROR, (char *)&error, &size) == 0 && error == WSAECONNREFUSED;
+}
+
 /* Is this the file of a Unix listener that is no more? */
 static bool plb__w32_is_stale(const plb_addr *addr, const plb__w32_sockaddr *name)
 {
@@ -1100,9 +1124,16 @@ static bool plb__w32_is_stale(const plb_addr *addr, const plb__w32_sockaddr *nam
     knock = plb__w32_open_socket(AF_UNIX, SOCK_STREAM);
     if (knock == INVALID_SOCKET)
         return false;
-    refused = connect(knock, &name->u.any, name->size) != 0 && WSAGetLastError() == WSAECONNREFUSED;
+    refused = plb__w32_is_refused(knock, name);
     closesocket(knock);
     return refused;
+}
+
+/* A path where no file can be made, for want of the folder, say, is told as a network that is down. */
+static plb_status plb__w32_path_status(int error)
+{
+    return error == WSAENETDOWN || error == WSAEINVAL || error == WSAEADDRNOTAVAIL ? PLB_ERR_ADDRESS
+                                                                                   : plb__w32_status(error);
 }
 
 static plb_status plb__w32_bind_path(plb_stream *listener, const plb__w32_sockaddr *name)
@@ -1115,7 +1146,7 @@ static plb_status plb__w32_bind_path(plb_stream *listener, const plb__w32_sockad
         result = bind(listener->socket, &name->u.any, name->size);
     }
     if (result != 0)
-        return plb__w32_status(WSAGetLastError());
+        return plb__w32_path_status(WSAGetLastError());
     listener->extra->file = plb__w32_file_at(addr);
     return PLB_OK;
 }
@@ -1224,10 +1255,20 @@ static plb_status plb__w32_bind_alone(SOCKET socket, const plb_addr *addr, const
     return WSAGetLastError() == WSAEADDRNOTAVAIL ? PLB_ERR_ADDRESS : plb__w32_status(WSAGetLastError());
 }
 
+/* Windows lets 200 connections wait at most and refuses those beyond, unless it is given the negative number, which is
+   what SOMAXCONN_HINT makes of it; only TCP knows that. */
+static int plb__w32_listen_on(SOCKET socket, const plb_listen_desc *desc)
+{
+    uint32_t wanted = desc->backlog == 0 ? PLB__W32_BACKLOG : desc->backlog;
+    int backlog = wanted < 65535 ? (int)wanted : 65535;
+    if (backlog > 200 && desc->addr.family != PLB_FAMILY_UNIX && listen(socket, -backlog) == 0)
+        return 0;
+    return listen(socket, backlog);
+}
+
 static plb_status plb__w32_open_listener(plb_win32 *wx, plb_stream *listener, const plb_listen_desc *desc,
                                          const plb__w32_sockaddr *name)
 {
-    int backlog = desc->backlog == 0 ? PLB__W32_BACKLOG : desc->backlog > INT_MAX ? INT_MAX : (int)desc->backlog;
     plb_status status;
     listener->listener = listener->peerless = true;
     listener->extra = (plb__w32_extra *)plb__w32_new(&wx->allocator, sizeof *listener->extra);
@@ -1242,7 +1283,7 @@ static plb_status plb__w32_open_listener(plb_win32 *wx, plb_stream *listener, co
     if (status == PLB_OK)
         status = desc->addr.family == PLB_FAMILY_UNIX ? plb__w32_bind_path(listener, name)
                                                       : plb__w32_bind_alone(listener->socket, &desc->addr, name);
-    if (status == PLB_OK && listen(listener->socket, backlog) != 0)
+    if (status == PLB_OK && plb__w32_listen_on(listener->socket, desc) != 0)
         status = plb__w32_status(WSAGetLastError());
     return status;
 }
@@ -1960,8 +2001,19 @@ PLB_API void plb_win32_run(plb_win32 *wx)
 
 PLB_API void plb_win32_stop(plb_win32 *wx)
 {
+    InterlockedIncrement(&wx->stoppers);
     plb__w32_swap(&wx->stop_wanted, 1);
     plb__w32_wake(wx);
+    InterlockedDecrement(&wx->stoppers);
+}
+
+/* Who is told to stop may end the port before the one that told so is out of it, and nobody can wait for the thread of
+   a Ctrl-C handler. It has a system call to go; longer than a second takes only one that was killed there. */
+static void plb__w32_wait_for_stoppers(plb_win32 *wx)
+{
+    int rounds = 100;
+    while (plb__w32_load(&wx->stoppers) != 0 && rounds-- > 0)
+        Sleep(10);
 }
 
 #ifdef PLB_NO_THREADS
@@ -2067,6 +2119,7 @@ PLB_API void plb_win32_destroy(plb_win32 *wx)
         return;
     plb_win32_stop(wx);
     plb_win32_join_thread(wx);
+    plb__w32_wait_for_stoppers(wx);
     plb__w32_close_helper(wx);
     for (slot = 0; slot < wx->slot_count; slot++) {
         if (wx->slots[slot].stream != NULL)

@@ -13,27 +13,48 @@ static int test_getaddrinfo(const char *host, const char *service, const struct 
 static void *test_calloc(size_t count, size_t size);
 static SOCKET WSAAPI test_socket(int family, int type, int protocol);
 static SOCKET WSAAPI test_accept(SOCKET listener, struct sockaddr *name, int *size);
+static int test_bind(SOCKET socket, const struct sockaddr *name, int size);
+static int test_connect(SOCKET socket, const struct sockaddr *name, int size);
+static int test_listen(SOCKET socket, int backlog);
+static int test_send(SOCKET socket, const char *bytes, int size, int flags);
+static HANDLE test_find_first(LPCWSTR path, WIN32_FIND_DATAW *found);
 static BOOL test_register_wait(PHANDLE wait, HANDLE object, WAITORTIMERCALLBACK fn, PVOID user, ULONG ms, ULONG flags);
 #ifndef PLB_NO_THREADS
 static uintptr_t test_beginthreadex(void *security, unsigned stack, unsigned(__stdcall *fn)(void *), void *user,
                                     unsigned flags, unsigned *id);
-#define _beginthreadex test_beginthreadex
 #endif
-#define calloc                         test_calloc
-#define socket(family, type, protocol) test_socket(family, type, protocol)
-#define accept                         test_accept
-#define RegisterWaitForSingleObject    test_register_wait
-#define PLB_WIN32_POLL                 test_poll
-#define PLB_WIN32_GETADDRINFO          test_getaddrinfo
 
 #define PINGORA_LB_IMPLEMENTATION
 #include "../../pingora_lb.h"
+
+/* Those with arguments are not to be found in plb_io. */
+#ifndef PLB_NO_THREADS
+#define _beginthreadex test_beginthreadex
+#endif
+#define calloc                           test_calloc
+#define socket(family, type, protocol)   test_socket(family, type, protocol)
+#define accept(listener, name, size)     test_accept(listener, name, size)
+#define bind(socket, name, size)         test_bind(socket, name, size)
+#define connect(socket, name, size)      test_connect(socket, name, size)
+#define listen(socket, backlog)          test_listen(socket, backlog)
+#define send(socket, bytes, size, flags) test_send(socket, bytes, size, flags)
+#define FindFirstFileW                   test_find_first
+#define RegisterWaitForSingleObject      test_register_wait
+#define PLB_WIN32_POLL                   test_poll
+#define PLB_WIN32_GETADDRINFO            test_getaddrinfo
+
 #define PLB_WIN32_IMPLEMENTATION
 #include "../../ports/plb_win32.h"
 
 #undef _beginthreadex
 #undef calloc
 #undef socket
+#undef accept
+#undef bind
+#undef connect
+#undef listen
+#undef send
+#undef FindFirstFileW
 #undef RegisterWaitForSingleObject
 
 #include <greatest.h>
@@ -358,15 +379,23 @@ TEST a_wait_that_fails_does_not_spin(void)
 
 static bool no_sockets; /* not one more */
 
+/* A system with Unix paths, which Wine is not: their sockets are made of TCP. */
+static struct {
+    bool exists;
+    int bind_errors[2]; /* what the first and the second bind find wrong */
+    unsigned binds, knocks;
+    plb_addr knocked; /* who answers on the path */
+    bool is_socket;   /* what is there already is a socket's */
+} paths;
+
 static SOCKET WSAAPI test_socket(int family, int type, int protocol)
 {
     if (!no_sockets)
-        return socket(family, type, protocol);
+        return socket(paths.exists && family == AF_UNIX ? AF_INET : family, type, protocol);
     WSASetLastError(WSAEMFILE);
     return INVALID_SOCKET;
 }
 
-#undef accept
 static SOCKET WSAAPI test_accept(SOCKET listener, struct sockaddr *name, int *size)
 {
     if (!no_sockets)
@@ -374,7 +403,55 @@ static SOCKET WSAAPI test_accept(SOCKET listener, struct sockaddr *name, int *si
     WSASetLastError(WSAEMFILE);
     return INVALID_SOCKET;
 }
-#define accept test_accept
+
+static int loopback_name(struct sockaddr_in *name, uint16_t port)
+{
+    memset(name, 0, sizeof *name);
+    name->sin_family = AF_INET;
+    name->sin_port = htons(port);
+    name->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return (int)sizeof *name;
+}
+
+static int test_bind(SOCKET fd, const struct sockaddr *name, int size)
+{
+    struct sockaddr_in place;
+    int error;
+    if (name->sa_family != AF_UNIX)
+        return bind(fd, name, size);
+    error = paths.bind_errors[paths.binds++ % 2];
+    if (error == 0)
+        return bind(fd, (struct sockaddr *)&place, loopback_name(&place, 0));
+    WSASetLastError(error);
+    return SOCKET_ERROR;
+}
+
+static int test_connect(SOCKET fd, const struct sockaddr *name, int size)
+{
+    struct sockaddr_in place;
+    if (name->sa_family != AF_UNIX)
+        return connect(fd, name, size);
+    paths.knocks++;
+    return connect(fd, (struct sockaddr *)&place, loopback_name(&place, paths.knocked.port));
+}
+
+static HANDLE test_find_first(LPCWSTR path, WIN32_FIND_DATAW *found)
+{
+    HANDLE search = FindFirstFileW(path, found);
+    if (paths.is_socket) {
+        found->dwFileAttributes |= FILE_ATTRIBUTE_REPARSE_POINT;
+        found->dwReserved0 = 0x80000023u;
+    }
+    return search;
+}
+
+static int last_backlog;
+
+static int test_listen(SOCKET fd, int backlog)
+{
+    last_backlog = backlog;
+    return listen(fd, backlog);
+}
 
 TEST without_sockets_accept_pauses_and_nothing_spins(void)
 {
@@ -577,6 +654,118 @@ TEST nobody_else_gets_the_address_of_a_listener(void)
     PASS();
 }
 
+/* Windows holds back 200 connections at most, unless it is asked in a way of its own; it refuses those beyond. */
+TEST a_long_backlog_is_asked_for_as_windows_wants_it(void)
+{
+    end e;
+    plb_addr addr = addr_of("127.0.0.1:1");
+    addr.port = 0;
+    ASSERT_EQ(PLB_OK, listen_at(&e, addr, 0));
+    ASSERT_EQ_FMT(-512, last_backlog, "%d"); /* SOMAXCONN_HINT(512) */
+    ASSERT_EQ(PLB_OK, listen_at(&e, addr, UINT32_MAX));
+    ASSERT_EQ_FMT(-65535, last_backlog, "%d");
+    ASSERT_EQ(PLB_OK, listen_at(&e, addr, 5));
+    ASSERT_EQ_FMT(5, last_backlog, "%d");
+    PASS();
+}
+
+/* A server that starts again need not wait for the connections of the one before. */
+TEST an_address_is_free_again_while_connections_of_it_live(void)
+{
+    end listener, again, client, server;
+    plb_addr addr = listen_somewhere(&listener);
+    ASSERT(connect_pair(&listener, &addr, &client, &server));
+    drop(&listener);
+    ASSERT_EQ(PLB_OK, listen_at(&again, addr, 0));
+    ASSERT(connect_pair(&again, &addr, &client, &server));
+    PASS();
+}
+
+static plb_addr path_with_file(void)
+{
+    plb_addr addr = addr_of("unix:plb_win32_file");
+    HANDLE file = CreateFileA("plb_win32_file", GENERIC_WRITE, 0, NULL, CREATE_ALWAYS, FILE_ATTRIBUTE_NORMAL, NULL);
+    if (file == INVALID_HANDLE_VALUE)
+        abort();
+    CloseHandle(file);
+    memset(&paths, 0, sizeof paths);
+    paths.exists = paths.is_socket = true;
+    paths.bind_errors[0] = WSAEADDRINUSE;
+    return addr;
+}
+
+static bool file_is_there(void)
+{
+    return GetFileAttributesA("plb_win32_file") != INVALID_FILE_ATTRIBUTES;
+}
+
+static void forget_paths(void)
+{
+    DeleteFileA("plb_win32_file");
+    memset(&paths, 0, sizeof paths);
+}
+
+TEST a_path_that_nobody_listens_on_any_more_is_replaced(void)
+{
+    plb_addr addr = path_with_file();
+    SOCKET refusing = refuse_somewhere(&paths.knocked);
+    end e;
+    plb_status status = listen_at(&e, addr, 300);
+    bool there = file_is_there();
+    forget_paths();
+    closesocket(refusing);
+    ASSERT_EQ(PLB_OK, status);
+    ASSERT(!there);
+    ASSERT_EQ_FMT(300, last_backlog, "%d"); /* the other way is TCP's */
+    PASS();
+}
+
+TEST a_path_in_use_is_left_alone(void)
+{
+    plb_addr addr = path_with_file();
+    end listener, e;
+    plb_status status;
+    bool there;
+    paths.knocked = listen_somewhere(&listener);
+    status = listen_at(&e, addr, 0);
+    there = file_is_there();
+    forget_paths();
+    ASSERT_EQ(PLB_ERR_IN_USE, status);
+    ASSERT(there);
+    PASS();
+}
+
+TEST a_file_that_is_no_socket_is_left_alone(void)
+{
+    plb_addr addr = path_with_file();
+    plb_status status;
+    unsigned knocks;
+    bool there;
+    end e;
+    paths.is_socket = false;
+    status = listen_at(&e, addr, 0);
+    there = file_is_there();
+    knocks = paths.knocks;
+    forget_paths();
+    ASSERT_EQ(PLB_ERR_IN_USE, status);
+    ASSERT(there);
+    ASSERT_EQ(0, knocks);
+    PASS();
+}
+
+/* Windows calls the network down if there is no such folder. */
+TEST a_path_that_cannot_be_is_no_address(void)
+{
+    plb_addr addr = path_with_file();
+    plb_status status;
+    end e;
+    paths.bind_errors[0] = WSAENETDOWN;
+    status = listen_at(&e, addr, 0);
+    forget_paths();
+    ASSERT_EQ(PLB_ERR_ADDRESS, status);
+    PASS();
+}
+
 /* Where the system has paths at all, the conformance suite tries them. */
 TEST paths_are_unsupported_where_the_system_has_none(void)
 {
@@ -590,6 +779,17 @@ TEST paths_are_unsupported_where_the_system_has_none(void)
     ASSERT_EQ(PLB_ERR_UNSUPPORTED, listen_at(&e, addr, 0));
     ASSERT(e.stream == NULL);
     PASS();
+}
+
+static volatile LONG send_delay_ms; /* the system takes its time */
+static volatile LONG sends;
+
+static int test_send(SOCKET fd, const char *bytes, int size, int flags)
+{
+    InterlockedIncrement(&sends);
+    if (send_delay_ms != 0)
+        Sleep((DWORD)send_delay_ms);
+    return send(fd, bytes, size, flags);
 }
 
 /* ==== TASKS AND LOOPS ============================================================================================= */
@@ -859,6 +1059,36 @@ TEST a_background_thread_polls_and_wakes_and_stops(void)
     ASSERT_EQ(PLB_ERR_LIMIT, plb_win32_start_thread(wx));
     no_threads = false;
     plb_win32_join_thread(wx);
+    PASS();
+}
+
+static volatile LONG stopped;
+
+/* What Windows does at a Ctrl-C: the handler runs in a thread of its own, which nobody can wait for. */
+static unsigned __stdcall interrupt_main(void *user)
+{
+    plb_win32_stop((plb_win32 *)user);
+    InterlockedExchange(&stopped, 1);
+    return 0;
+}
+
+TEST a_port_outlives_the_thread_that_stops_it(void)
+{
+    HANDLE thread;
+    LONG before = sends;
+    stopped = 0;
+    send_delay_ms = 100;
+    thread = (HANDLE)_beginthreadex(NULL, 0, interrupt_main, wx, 0, NULL);
+    while (InterlockedCompareExchange(&sends, 0, 0) == before)
+        Sleep(1);
+    send_delay_ms = 0;
+    plb_win32_run(wx);
+    plb_win32_destroy(wx);
+    Sleep(20); /* it has just to return */
+    ASSERT_EQ(1, InterlockedCompareExchange(&stopped, 0, 0));
+    WaitForSingleObject(thread, INFINITE);
+    CloseHandle(thread);
+    ASSERT_EQ(PLB_OK, plb_win32_create(NULL, &wx));
     PASS();
 }
 
@@ -1239,6 +1469,12 @@ SUITE(sockets)
     RUN_TEST(addresses_that_are_not_ours_are_named);
     RUN_TEST(an_ipv6_listener_leaves_ipv4_alone);
     RUN_TEST(nobody_else_gets_the_address_of_a_listener);
+    RUN_TEST(a_long_backlog_is_asked_for_as_windows_wants_it);
+    RUN_TEST(an_address_is_free_again_while_connections_of_it_live);
+    RUN_TEST(a_path_that_nobody_listens_on_any_more_is_replaced);
+    RUN_TEST(a_path_in_use_is_left_alone);
+    RUN_TEST(a_file_that_is_no_socket_is_left_alone);
+    RUN_TEST(a_path_that_cannot_be_is_no_address);
     RUN_TEST(paths_are_unsupported_where_the_system_has_none);
 }
 
@@ -1267,6 +1503,7 @@ SUITE(threads)
     RUN_TEST(there_is_no_background_thread);
 #else
     RUN_TEST(a_background_thread_polls_and_wakes_and_stops);
+    RUN_TEST(a_port_outlives_the_thread_that_stops_it);
 #endif
 }
 
