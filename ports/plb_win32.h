@@ -78,7 +78,10 @@
      This file's part of that is compiled, and tested no further: Wine has no such sockets.
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
      cares sends shutdown first and reads to the end.
-   - Child processes do not inherit the sockets.
+   - Child processes do not inherit the sockets; but one that another thread starts in the very moment in which a socket
+     is made may.
+   - An address that somebody else has with all addresses of the machine (0.0.0.0), or that Windows has set aside (netsh
+     interface ipv4 show excludedportrange), may be PLB_ERR_ACCESS instead of PLB_ERR_IN_USE.
    - Under Wine there is no plb_barrier: not in every version does FlushProcessWriteBuffers do anything. */
 
 #ifndef PLB_WIN32_H
@@ -684,10 +687,11 @@ static bool plb__w32_reserve(plb_win32 *wx, uint32_t streams)
     return true;
 }
 
-/* Ends a wait, or the next one. Any thread. */
+/* Ends a wait, or the next one; without memory for that the next wake tries again. Any thread. */
 static void plb__w32_signal(plb_win32 *wx)
 {
-    send(wx->wake_socket, "", 1, 0); /* a buffer that is full wakes as well */
+    if (send(wx->wake_socket, "", 1, 0) < 0 && !plb__w32_would_block(WSAGetLastError()))
+        plb__w32_swap(&wx->wake_sent, 0); /* a buffer that is full wakes as well */
 }
 
 /* The socket is emptied before the next wake may be sent; that, however, may be even if this one got lost. */

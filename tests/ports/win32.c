@@ -783,13 +783,17 @@ TEST paths_are_unsupported_where_the_system_has_none(void)
 
 static volatile LONG send_delay_ms; /* the system takes its time */
 static volatile LONG sends;
+static bool sends_fail; /* for want of memory */
 
 static int test_send(SOCKET fd, const char *bytes, int size, int flags)
 {
     InterlockedIncrement(&sends);
     if (send_delay_ms != 0)
         Sleep((DWORD)send_delay_ms);
-    return send(fd, bytes, size, flags);
+    if (!sends_fail)
+        return send(fd, bytes, size, flags);
+    WSASetLastError(WSAENOBUFS);
+    return SOCKET_ERROR;
 }
 
 /* ==== TASKS AND LOOPS ============================================================================================= */
@@ -908,6 +912,17 @@ TEST a_wake_that_got_lost_does_not_silence_later_ones(void)
     Sleep(20);
     ASSERT_EQ_FMT(1u, wakes_sent(), "%u"); /* taken away, as a guard of the network might */
     plb_win32_step(wx, 0);
+    io->wake(io->self);
+    Sleep(20);
+    ASSERT_EQ_FMT(1u, wakes_sent(), "%u");
+    PASS();
+}
+
+TEST a_wake_that_could_not_be_sent_does_not_silence_later_ones(void)
+{
+    sends_fail = true;
+    io->wake(io->self);
+    sends_fail = false;
     io->wake(io->self);
     Sleep(20);
     ASSERT_EQ_FMT(1u, wakes_sent(), "%u");
@@ -1487,6 +1502,7 @@ SUITE(loops)
     RUN_TEST(a_wake_from_the_step_itself_costs_no_system_call);
     RUN_TEST(wakes_from_outside_are_sent_once);
     RUN_TEST(a_wake_that_got_lost_does_not_silence_later_ones);
+    RUN_TEST(a_wake_that_could_not_be_sent_does_not_silence_later_ones);
     RUN_TEST(strangers_cannot_wake);
     RUN_TEST(a_loop_of_ones_own_waits_for_sockets_and_time);
     RUN_TEST(a_loop_of_ones_own_hears_of_a_refusal_at_once);
