@@ -1772,7 +1772,7 @@ static void plb__w32_query_drop(plb_query *query)
     plb__w32_query_delete(query);
 }
 
-/* No such name can exist: nobody is asked, and the query expires at once. */
+/* No such name can exist: nobody is asked, it is answered without an address, and its deadline brings that soon. */
 static bool plb__w32_is_too_long(const plb_query *query)
 {
     return query->host_size > PLB__W32_HOST_MAX + 1;
@@ -1879,12 +1879,10 @@ static plb_status plb__w32_resolve(void *self, const char *host, uint16_t port, 
     plb__w32_list_init(&query->link);
     plb_timers_update(&wx->timers, &wx->clock);
     plb_timer_set(&wx->timers, &query->deadline, plb__w32_is_too_long(query) ? 0 : timeout_ms);
-    if (!plb__w32_is_too_long(query)) {
-        plb__w32_lock(wx->helper);
-        plb__w32_append(&wx->helper->waiting, &query->link);
-        plb__w32_helper_call(wx->helper);
-        plb__w32_unlock(wx->helper);
-    }
+    plb__w32_lock(wx->helper);
+    plb__w32_append(plb__w32_is_too_long(query) ? &wx->helper->answered : &wx->helper->waiting, &query->link);
+    plb__w32_helper_call(wx->helper);
+    plb__w32_unlock(wx->helper);
     *out = query;
     return PLB_AGAIN;
 }
