@@ -56,7 +56,8 @@
    WHEN THINGS RUN SHORT
    Without sockets (or memory) accept returns PLB_AGAIN, and its callback comes when a stream of this port closed or
    after 100 ms; connect returns PLB_ERR_LIMIT, as it does when the local ports are used up. One write hands 256 KiB at
-   most to the system, which would take a whole movie at once otherwise, and keep it in its memory.
+   most to the system, which would take a whole movie at once otherwise, and keep it in its memory. While the kernel
+   has no memory (WSAENOBUFS) a write returns PLB_AGAIN and is tried again each 10 ms.
 
    GOOD TO KNOW
    - Before Windows 10 2004 WSAPoll never tells of a connection that failed. It is not asked: how connections end is
@@ -73,7 +74,7 @@
      closed a new one can have it at once. Microsoft's documentation says that it could not, PLB_ERR_IN_USE, for as long
      as connections that were accepted there live on; tests that others made with Windows 7 and 10 say that only
      listeners are in each other's way. plb_listen_desc.reuse_port is unsupported.
-   - A full backlog refuses, where other systems let a client wait.
+   - A full backlog refuses clients, or resets them once they are connected, where other systems let them wait.
    - Unix paths work where the system has them (since Windows 10 1803), are UTF-8, and else get PLB_ERR_UNSUPPORTED.
      This file's part of that is compiled, and tested no further: Wine has no such sockets.
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
@@ -189,7 +190,7 @@ PLB_API int plb_win32_timeout(plb_win32 *wx);
 #endif
 
 #define PLB__W32_ACCEPT_MS 100          /* a listener without sockets tries again after this */
-#define PLB__W32_WRITE_MS  10           /* and a write to a peer that has ended its side after this */
+#define PLB__W32_WRITE_MS  10           /* and a write that WSAPoll is no help with after this */
 #define PLB__W32_FAULT_MS  10           /* how long a step waits when WSAPoll does not work */
 #define PLB__W32_WRITE_MAX (256u << 10) /* bytes that one write hands over */
 #define PLB__W32_KNOCK_MS  100          /* how long a Unix listener may take to refuse or to take a connection */
@@ -260,7 +261,7 @@ struct plb_stream {
     bool listener : 1;   /* its READ is PLB_EVENT_ACCEPT */
     bool peerless : 1;   /* a listener, or a datagram socket for everybody */
     bool connecting : 1; /* it is in the list, and WSAPoll is not asked for it */
-    bool hung_up : 1;    /* WSAPoll has told of a hang-up, and would tell it for ever */
+    bool by_time : 1;    /* writes wait for a timer: WSAPoll would return at once, whether there is room or not */
     bool wrote : 1;      /* there may be bytes on their way */
     bool at_end : 1;     /* nothing but the end can be left to read */
     bool prompt : 1;     /* TCP_NODELAY is set, or there is no such thing */
@@ -301,7 +302,7 @@ struct plb_win32 {
     SOCKET wake_socket;                       /* UDP, connected to itself: nobody else's datagrams arrive */
 
     plb_timers timers;
-    plb_timer write_retry; /* for writers to peers that have hung up */
+    plb_timer write_retry; /* for writers that wait for time */
     plb__w32_extra *paused;
     plb__w32_helper *helper; /* NULL before the first name */
 
@@ -605,8 +606,8 @@ static plb_status plb__w32_info(void *self, plb_stream *stream, plb_stream_info 
    WSAPoll is level-triggered: nothing needs to be remembered, as what is there is told again. Its array is made anew
    for each wait, of the streams that a callback was promised to. Two things it gets wrong. It may never tell of a
    connection that failed; those in progress are followed by WSAEventSelect instead, all with one event, for which a
-   thread of the system's pool waits, and wakes the port. And it tells of a hang-up to those who just want to write;
-   they wait for a timer. */
+   thread of the system's pool waits, and wakes the port. And it tells of a hang-up to those who just want to write, and
+   of room in a socket for which the kernel has no memory; these wait for a timer. */
 
 static plb_stream *plb__w32_find(const plb_win32 *wx, uint32_t slot, uint32_t generation)
 {
@@ -618,7 +619,7 @@ static unsigned plb__w32_wanted(const plb_stream *stream)
 {
     if (stream == NULL || stream->connecting)
         return 0;
-    return stream->hung_up && stream->armed == PLB__W32_WRITE ? 0 : stream->armed;
+    return stream->armed & ~(stream->by_time ? PLB__W32_WRITE : 0u);
 }
 
 static void plb__w32_ask(struct pollfd *entry, SOCKET socket, unsigned directions)
@@ -865,7 +866,7 @@ static void plb__w32_retry_soon(plb_win32 *wx)
 static plb_status plb__w32_arm(plb_win32 *wx, plb_stream *stream, unsigned direction)
 {
     stream->armed = (uint8_t)(stream->armed | direction);
-    if (stream->hung_up && (stream->armed & PLB__W32_WRITE) != 0)
+    if (stream->by_time && (stream->armed & PLB__W32_WRITE) != 0)
         plb__w32_retry_soon(wx);
     return PLB_AGAIN;
 }
@@ -1011,12 +1012,15 @@ static plb_status plb__w32_write(void *self, plb_stream *stream, const plb_chunk
     plb__w32_make_prompt(stream, offered);
     if (WSASend(stream->socket, parts, used, &sent, 0, NULL, NULL) == 0) {
         stream->wrote = true;
+        stream->by_time = false;
         *taken = sent;
         return PLB_OK;
     }
     error = WSAGetLastError();
-    return plb__w32_would_block(error) ? plb__w32_arm((plb_win32 *)self, stream, PLB__W32_WRITE)
-                                       : plb__w32_status(error);
+    if (error == WSAENOBUFS) /* the kernel's memory is short; there is room in the socket */
+        stream->by_time = true;
+    return error == WSAENOBUFS || plb__w32_would_block(error) ? plb__w32_arm((plb_win32 *)self, stream, PLB__W32_WRITE)
+                                                              : plb__w32_status(error);
 }
 
 static plb_status plb__w32_watch(void *self, plb_stream *stream, plb_event event)
@@ -1350,20 +1354,20 @@ static void plb__w32_dispatch_one(plb_win32 *wx, plb_stream *stream, short reven
     if (revents & (POLLWRNORM | POLLERR | POLLNVAL))
         ready |= PLB__W32_WRITE;
     if (revents & POLLHUP)
-        stream->hung_up = true;
-    if (stream->hung_up && (stream->armed & ~ready & PLB__W32_WRITE) != 0)
+        stream->by_time = true;
+    if (stream->by_time && (stream->armed & ~ready & PLB__W32_WRITE) != 0)
         plb__w32_retry_soon(wx);
     plb__w32_event(wx, stream, ready);
 }
 
-/* Those who wait for peers that have hung up find out by themselves whether there is room now. */
+/* Those who wait for a timer find out by themselves whether there is room now. */
 static void plb__w32_retry_writes(void *user)
 {
     plb_win32 *wx = (plb_win32 *)user;
     uint32_t slot, count = wx->slot_count;
     for (slot = 0; slot < count; slot++) {
         plb_stream *stream = wx->slots[slot].stream;
-        if (stream != NULL && stream->hung_up)
+        if (stream != NULL && stream->by_time)
             plb__w32_event(wx, stream, PLB__W32_WRITE);
     }
 }

@@ -17,6 +17,7 @@ static int test_bind(SOCKET socket, const struct sockaddr *name, int size);
 static int test_connect(SOCKET socket, const struct sockaddr *name, int size);
 static int test_listen(SOCKET socket, int backlog);
 static int test_send(SOCKET socket, const char *bytes, int size, int flags);
+static int test_wsasend(SOCKET socket, WSABUF *parts, DWORD count, DWORD *sent);
 static HANDLE test_find_first(LPCWSTR path, WIN32_FIND_DATAW *found);
 static BOOL test_register_wait(PHANDLE wait, HANDLE object, WAITORTIMERCALLBACK fn, PVOID user, ULONG ms, ULONG flags);
 #ifndef PLB_NO_THREADS
@@ -31,17 +32,18 @@ static uintptr_t test_beginthreadex(void *security, unsigned stack, unsigned(__s
 #ifndef PLB_NO_THREADS
 #define _beginthreadex test_beginthreadex
 #endif
-#define calloc                           test_calloc
-#define socket(family, type, protocol)   test_socket(family, type, protocol)
-#define accept(listener, name, size)     test_accept(listener, name, size)
-#define bind(socket, name, size)         test_bind(socket, name, size)
-#define connect(socket, name, size)      test_connect(socket, name, size)
-#define listen(socket, backlog)          test_listen(socket, backlog)
-#define send(socket, bytes, size, flags) test_send(socket, bytes, size, flags)
-#define FindFirstFileW                   test_find_first
-#define RegisterWaitForSingleObject      test_register_wait
-#define PLB_WIN32_POLL                   test_poll
-#define PLB_WIN32_GETADDRINFO            test_getaddrinfo
+#define calloc                                                     test_calloc
+#define socket(family, type, protocol)                             test_socket(family, type, protocol)
+#define accept(listener, name, size)                               test_accept(listener, name, size)
+#define bind(socket, name, size)                                   test_bind(socket, name, size)
+#define connect(socket, name, size)                                test_connect(socket, name, size)
+#define listen(socket, backlog)                                    test_listen(socket, backlog)
+#define send(socket, bytes, size, flags)                           test_send(socket, bytes, size, flags)
+#define WSASend(socket, parts, count, sent, flags, overlapped, fn) test_wsasend(socket, parts, count, sent)
+#define FindFirstFileW                                             test_find_first
+#define RegisterWaitForSingleObject                                test_register_wait
+#define PLB_WIN32_POLL                                             test_poll
+#define PLB_WIN32_GETADDRINFO                                      test_getaddrinfo
 
 #define PLB_WIN32_IMPLEMENTATION
 #include "../../ports/plb_win32.h"
@@ -54,6 +56,7 @@ static uintptr_t test_beginthreadex(void *security, unsigned stack, unsigned(__s
 #undef connect
 #undef listen
 #undef send
+#undef WSASend
 #undef FindFirstFileW
 #undef RegisterWaitForSingleObject
 
@@ -598,6 +601,41 @@ TEST a_write_hands_over_no_more_than_it_should(void)
     ASSERT(connect_pair(&listener, &addr, &client, &server));
     ASSERT_EQ(PLB_OK, io->write(io->self, client.stream, chunks, 3, &taken));
     ASSERT(taken >= 1000 && taken <= PLB__W32_WRITE_MAX);
+    PASS();
+}
+
+static bool no_buffers; /* the kernel's memory is used up */
+
+static int test_wsasend(SOCKET fd, WSABUF *parts, DWORD count, DWORD *sent)
+{
+    if (!no_buffers)
+        return WSASend(fd, parts, count, sent, 0, NULL, NULL);
+    WSASetLastError(WSAENOBUFS);
+    return SOCKET_ERROR;
+}
+
+/* It is over soon, and WSAPoll says meanwhile that there is room in the socket. */
+TEST a_writer_waits_until_the_system_has_memory_again(void)
+{
+    end listener, client, server;
+    plb_addr addr = listen_somewhere(&listener);
+    uint64_t until;
+    ASSERT(connect_pair(&listener, &addr, &client, &server));
+    no_buffers = true;
+    polls = 0;
+    for (until = now_ms() + 200; now_ms() < until;) {
+        ASSERT_EQ(PLB_AGAIN, write_text(&client, "x"));
+        ASSERT_EQ(PLB_AGAIN, read_byte(&client));
+        plb_win32_step(wx, (uint32_t)(until - now_ms()));
+    }
+    no_buffers = false;
+    ASSERT(client.writes >= 3);
+    ASSERT(polls <= 50);
+    client.writes = 0;
+    ASSERT(reaches(&client.writes, 1));
+    ASSERT_EQ(PLB_OK, write_text(&client, "x"));
+    fill_up(&client);
+    ASSERT_EQ(-1, plb_win32_timeout(wx)); /* WSAPoll is believed again */
     PASS();
 }
 
@@ -1508,6 +1546,7 @@ SUITE(sockets)
     RUN_TEST(sockets_are_private_and_prompt);
     RUN_TEST(a_stream_that_nobody_asks_about_does_not_spin);
     RUN_TEST(a_write_hands_over_no_more_than_it_should);
+    RUN_TEST(a_writer_waits_until_the_system_has_memory_again);
     RUN_TEST(addresses_that_are_not_ours_are_named);
     RUN_TEST(an_ipv6_listener_leaves_ipv4_alone);
     RUN_TEST(nobody_else_gets_the_address_of_a_listener);
