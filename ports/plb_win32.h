@@ -582,6 +582,11 @@ static bool plb__w32_would_block(int error)
     return error == WSAEWOULDBLOCK;
 }
 
+static bool plb__w32_is_shortage(int error)
+{
+    return error == WSAEMFILE || error == WSAENOBUFS || error == WSA_NOT_ENOUGH_MEMORY;
+}
+
 /* What the two of Winsock's functions have in common. */
 typedef int(WSAAPI *plb__w32_name_fn)(SOCKET socket, struct sockaddr *name, int *size);
 
@@ -715,7 +720,7 @@ static plb_status plb__w32_open_wake(plb_win32 *wx)
     name.u.v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     wx->wake_socket = plb__w32_open_socket(AF_INET, SOCK_DGRAM);
     if (wx->wake_socket == INVALID_SOCKET)
-        return plb__w32_status(WSAGetLastError());
+        return plb__w32_is_shortage(WSAGetLastError()) ? PLB_ERR_LIMIT : PLB_ERR_IO;
     if (!plb__w32_set(wx->wake_socket, SOL_SOCKET, SO_EXCLUSIVEADDRUSE, 1) ||
         bind(wx->wake_socket, &name.u.any, name.size) != 0 ||
         getsockname(wx->wake_socket, &name.u.any, &name.size) != 0 ||
@@ -1202,11 +1207,6 @@ static void plb__w32_hurry(plb_win32 *wx)
         extra->next_paused = NULL;
         plb__w32_set_pause(extra, 0);
     }
-}
-
-static bool plb__w32_is_shortage(int error)
-{
-    return error == WSAEMFILE || error == WSAENOBUFS || error == WSA_NOT_ENOUGH_MEMORY;
 }
 
 /* Connections that died in the backlog are skipped; the first error that is not of that kind, or that comes too often,

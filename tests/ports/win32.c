@@ -381,6 +381,7 @@ TEST a_wait_that_fails_does_not_spin(void)
 /* ==== SOCKETS ===================================================================================================== */
 
 static bool no_sockets; /* not one more */
+static int no_sockets_error = WSAEMFILE;
 
 /* A system with Unix paths, which Wine is not: their sockets are made of TCP. */
 static struct {
@@ -395,7 +396,7 @@ static SOCKET WSAAPI test_socket(int family, int type, int protocol)
 {
     if (!no_sockets)
         return socket(paths.exists && family == AF_UNIX ? AF_INET : family, type, protocol);
-    WSASetLastError(WSAEMFILE);
+    WSASetLastError(no_sockets_error);
     return INVALID_SOCKET;
 }
 
@@ -535,6 +536,12 @@ TEST without_sockets_there_is_no_port(void)
     no_sockets = false;
     ASSERT_EQ(PLB_ERR_LIMIT, status);
     ASSERT(other == NULL);
+    no_sockets = true;
+    no_sockets_error = WSAENETDOWN; /* what is wrong is not for the caller to sort out */
+    status = plb_win32_create(NULL, &other);
+    no_sockets = false;
+    no_sockets_error = WSAEMFILE;
+    ASSERT_EQ(PLB_ERR_IO, status);
     PASS();
 }
 
