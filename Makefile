@@ -1,6 +1,7 @@
 # make run     builds the load balancer and shows it at work
 # make test    installs or names what the tests need, then runs all of them
 # make test-ports   the same on Windows (under wine), over lwIP, and on a Cortex-M3 (under QEMU)
+# make size    prints the library's flash and RAM on a Cortex-M3
 # make cortex_m   shows a balancer on a Cortex-M3 (under QEMU); make cortex_m_stack prints how deep its calls get
 # make bench   prints what selecting and the rest cost, beside recorded figures of pingora; make bench-plot draws it
 # make bench-probe, bench-proxy, bench-idle   health checks beside HAProxy's, the proxy beside nginx, an idle process
@@ -29,7 +30,7 @@ build/%: examples/%.c $(HEADERS) | build
 build/plb_probe: WITH_TLS = $(if $(MBEDTLS),-DPLB_HAVE_MBEDTLS)
 build/plb_probe: WITH_TLS_LIBS = $(if $(MBEDTLS),$(TLS_LIBS))
 
-build build/unit build/fuzz:
+build build/unit build/fuzz build/size:
 	mkdir -p $@
 
 run: build/load_balancer
@@ -44,12 +45,12 @@ TLS_UNITS := mbedtls conformance_mbedtls
 
 # ---- tests: every unit plainly, under address and undefined, under thread; then builds, fuzz corpora, real peers ----
 
-# A name that ends in _poll, _spill, _shared, _crc1, _crc8 or _small is the same source built another way. Tests of what is
-# public are linked with an implementation that is built once for each kind; those that look inside, or are built
-# another way, have one of their own, and the linker then takes nothing from the archive.
+# A name that ends in _poll, _spill, _shared, _small or _crc and a number is the same source built another way. Tests of
+# what is public are linked with an implementation that is built once for each kind; those that look inside, or are
+# built another way, have one of their own, and the linker then takes nothing from the archive.
 UNITS := $(patsubst tests/test_%.c,%,$(wildcard tests/test_*.c)) posix_poll conformance_sim conformance_posix \
          conformance_posix_poll threads_spill stress_spill stress_shared \
-         ring_crc1 ring_crc8 conformance_mbedtls \
+         ring_crc0 ring_crc1 ring_crc8 conformance_mbedtls \
          pick_small ring_small load_small hashing_small vectors_small http1_small
 ifneq ($(MBEDTLS),yes)
 UNITS := $(filter-out $(TLS_UNITS),$(UNITS))
@@ -65,6 +66,7 @@ FLAGS_tsan  := -O1 -fsanitize=thread
 build/unit/%_poll.plain build/unit/%_poll.asan build/unit/%_poll.tsan: VARIANT = -DPLB_POSIX_POLL
 build/unit/%_spill.plain build/unit/%_spill.asan build/unit/%_spill.tsan: VARIANT = -DPLB_READERS=1 -DPINGORA_LB_IMPLEMENTATION
 build/unit/%_shared.plain build/unit/%_shared.asan build/unit/%_shared.tsan: VARIANT = -DPLB_NO_THREAD_LOCAL -DPINGORA_LB_IMPLEMENTATION
+build/unit/%_crc0.plain build/unit/%_crc0.asan build/unit/%_crc0.tsan: VARIANT = -DPLB_CRC_TABLES=0
 build/unit/%_crc1.plain build/unit/%_crc1.asan build/unit/%_crc1.tsan: VARIANT = -DPLB_CRC_TABLES=1
 build/unit/%_crc8.plain build/unit/%_crc8.asan build/unit/%_crc8.tsan: VARIANT = -DPLB_CRC_TABLES=8
 build/unit/%_small.plain build/unit/%_small.asan build/unit/%_small.tsan: VARIANT = -Os $(OWN_CORE)
@@ -94,6 +96,9 @@ build/unit/%_spill.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | buil
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%_shared.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
+	@echo "build $$@"
+	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
+build/unit/%_crc0.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
 	@echo "build $$@"
 	@$(GCC) $$(FLAGS_$(1)) $$(TEST_BUILD)
 build/unit/%_crc1.$(1): tests/test_%.c $(TESTING) build/unit/core.$(1).a | build/unit
@@ -268,6 +273,22 @@ cortex_m: build/cortex_m/m3/main.elf
 cortex_m_stack: build/cortex_m/m3/cortex_m_stack.elf
 	@$(CORTEX_RUN) $< </dev/null 2>&1 | sed -n 's/^stack  //p' | sort -n
 
+# Three configurations of the library (tests/ports/size.h), and what of flash and RAM each takes.
+define size_rules
+build/size/%_$(1).o: tests/ports/%.c tests/ports/size.h pingora_lb.h examples/cortex_m/board.h | build/size
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-m3 $(CORTEX_FLAGS) -DSIZE=$(1) -c $$< -o $$@
+build/size/$(1).elf: build/size/size_$(1).o build/size/size_library_$(1).o build/size/startup.o examples/cortex_m/link.ld
+	@echo "build $$@"
+	@$(CORTEX_CC) -mcpu=cortex-m3 -mthumb $(CORTEX_LINK) $$(filter %.o,$$^) -lc_nano -lgcc -o $$@
+endef
+$(foreach size,1 2 3,$(eval $(call size_rules,$(size))))
+build/size/startup.o: examples/cortex_m/startup.c examples/cortex_m/board.h | build/size
+	@$(CORTEX_CC) -mcpu=cortex-m3 $(CORTEX_FLAGS) -c $< -o $@
+
+size: build/size/1.elf build/size/2.elf build/size/3.elf
+	@bash tests/ports/size.sh
+
 # ---- figures ----
 
 build/bench build/bench_single: tests/bench/bench.c $(HEADERS) | build
@@ -302,5 +323,5 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 clean:
 	rm -rf build
 
-.PHONY: all run test test-needs test-build test-programs test-run test-ports cortex_m cortex_m_stack bench bench-plot \
-        bench-idle bench-proxy bench-probe fuzz clean win32 win32-units win32-list
+.PHONY: all run test test-needs test-build test-programs test-run test-ports win32 win32-units win32-list size cortex_m \
+        cortex_m_stack bench bench-plot bench-idle bench-proxy bench-probe fuzz clean

@@ -92,8 +92,54 @@
                               many in a tier of more than 65 536
    PLB_EXCHANGE_SIZE          bytes of the buffer through which probes read; the longest head of an answer (8192)
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
-   PLB_CRC_TABLES             KiB of constant tables for CRC-32: 1, 8 or 16; more are faster (16)
+   PLB_CRC_TABLES             KiB of constant tables for CRC-32: 0 (64 bytes), 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
+   The following leave parts out, for small systems. What is left out is not declared, members of structs included, so
+   that using it does not compile; what needs it is left out with it (in brackets). The figure is what it saves of flash
+   on a Cortex-M3 (-Os) where all else is there.
+   PLB_NO_AGENT               plb_agent_check; 0.9 KiB
+   PLB_NO_BOUNDED             plb_bounded_loads; 0.7 KiB
+   PLB_NO_CHANGES             plb_add, plb_remove, plb_replace; 1.4 KiB
+   PLB_NO_CHECK_LIST          more than one check, checks by name, intervals of their own, jitter, plb_check_now;
+                              1.3 KiB, 8 bytes of RAM a backend
+   PLB_NO_CHOICES             plb_two_choices [PLB_NO_EWMA]; 1.8 KiB
+   PLB_NO_DRAW                plb_view_draw [PLB_NO_CHOICES, FNV, IP_HASH, KETAMA, MAGLEV, RANDOM, SHARES, SMOOTH];
+                              12 KiB, 8 bytes of RAM a backend
+   PLB_NO_EWMA                plb_peak_ewma; 0.8 KiB
+   PLB_NO_EXCHANGE            probes that say or hear something, connections kept: the TCP check is left, and checks of
+                              one's own [PLB_NO_AGENT, EXPECT, HTTP1]; 22 KiB
+   PLB_NO_EXPECT              plb_expect_check, Redis and the like; 2.5 KiB
+   PLB_NO_FNV                 plb_fnv; 0.3 KiB
+   PLB_NO_GRPC                plb_grpc_check, the codec; 2.1 KiB
+   PLB_NO_HANDLES             plb_handle_...; 0.4 KiB
+   PLB_NO_HTTP1               the codec, plb_http_check [PLB_NO_HTTP2]; 17 KiB
+   PLB_NO_HTTP2               the codec, HPACK, plb_http2_check [PLB_NO_GRPC]; 11 KiB
+   PLB_NO_IP_HASH             plb_ip_hash; 0.5 KiB
+   PLB_NO_IPV6                such addresses are PLB_ERR_ADDRESS; 0.7 KiB
+   PLB_NO_KETAMA              plb_ketama, CRC-32 [PLB_NO_BOUNDED]; 4 KiB
+   PLB_NO_LEAST               plb_least_connections; 0.8 KiB
+   PLB_NO_LIMITS              plb_backend.max_conns; 0.2 KiB, 4 bytes of RAM a backend
+   PLB_NO_LOG                 log, summary, what probes say in words, plb_status_text; 4.4 KiB
+   PLB_NO_MAGLEV              plb_maglev; 1.3 KiB
+   PLB_NO_METRICS             plb_metrics; 4.7 KiB
+   PLB_NO_NAMES               host names: in the list, in plb_backend and plb_pick; 1 KiB
+   PLB_NO_OUTLIER             outlier detection; 2.5 KiB
+   PLB_NO_PROBE_INFO          on_probe, plb_find_probe, flips [PLB_NO_METRICS]; 5.2 KiB, 20 bytes of RAM a backend
+   PLB_NO_RANDOM              plb_random_choice; 0.2 KiB
+   PLB_NO_RENDEZVOUS          plb_rendezvous; 1.6 KiB
+   PLB_NO_SHARES              slow start, shares of agents [PLB_NO_AGENT]; 2 KiB, 8 bytes of RAM a backend
+   PLB_NO_SMOOTH              plb_smooth_round_robin; 1.6 KiB
+   PLB_NO_TICK                plb_strategy_ops.tick [PLB_NO_EWMA]; 0.9 KiB
+   PLB_NO_TIERS               priorities, backups, panic: all backends are one tier; 1.7 KiB
+   PLB_NO_TLS                 TLS of checks; 0.6 KiB
+   PLB_NO_UNIX                paths of Unix sockets: a plb_addr has 116 bytes with them, 24 with IPv6, 8 with neither
+   PLB_NO_UPDATES             any set but that which plb_create makes of plb_static's list, discoveries of one's own
+                              [PLB_NO_CHANGES, METRICS, NAMES]; 12 KiB, 60 bytes of RAM a backend. plb_create then
+                              returns what on_first_update would have told
+   PLB_NO_WALK                plb_walk_..., exclude and accept of plb_request; a strategy then needs its pick
+                              [PLB_NO_SHARES]; 4.6 KiB
+   PLB_NO_WEIGHTS             weights: each is 1 [PLB_NO_DRAW, LEAST, RENDEZVOUS]; round robin is left; 16 KiB,
+                              2 bytes of RAM a backend
    A compiler that is asked for small code (-Os) is given less: what is there for speed alone is left out, such as the
    amending of Ketama's rings. What is picked is the same.
 
@@ -189,9 +235,9 @@
 
    MEMORY (64-bit)
    a balancer                  3 KiB (1 KiB with PLB_NO_THREADS)
-   the static list             240 bytes an entry and its name
-   a backend                   92 bytes of slot for IPv4 (104 IPv6) and its name; 27 bytes in each set
-   checks                      24 bytes a backend, and 40 for each of its checks
+   the static list             232 bytes an entry and its name
+   a backend                   84 bytes of slot for IPv4 (96 IPv6) and its name; 27 bytes in each set
+   checks                      16 bytes a backend, and 32 for each of its checks
    outlier detection           144 bytes a backend more, 112 where it has checks
    a handle                    184 bytes
    round robin, random, FNV,   8 bytes a backend, none where each weighs 1
@@ -209,6 +255,12 @@
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
+   On a Cortex-M3 (32-bit, one thread), flash and RAM by what is left out (`make size`):
+   round robin, a fixed list,  8 KiB of flash; 456 bytes the balancer, 68 a backend, 129 a probe in flight
+   the TCP check
+   random, FNV, Ketama, the    20 KiB of flash; 496 bytes the balancer, 78 a backend, 241 a TCP probe in flight
+   HTTP/1 check too
+   everything but TLS          69 KiB of flash; 1 KiB the balancer, 235 bytes a backend, 332 a TCP probe in flight
    the log                     344 bytes, where there is one
    an HTTP check               2.6 KiB and its texts; HTTP/2, gRPC: 2.1 KiB
    stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside
@@ -2273,7 +2325,7 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 /* PLB__INLINE stands on what a pick runs through. Its helpers are large enough for a compiler to make calls of them,
    which cost more than they do; so they are inlined by order, and PLB__RARE stands on what is off that path, whose
    registers it shall not take. Where small code is asked for the compiler finds out itself what is smaller; but for
-   PLB__ONCE, of which it thinks wrongly. PLB__APART has a large frame, which is to be gone before what comes after it. */
+   PLB__ONCE, of which it thinks wrongly. PLB__APART has a large frame, to be gone before what comes after it. */
 #if defined(__GNUC__)
 #define PLB__LIKELY(x)   __builtin_expect(!!(x), 1)
 #define PLB__UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -2281,11 +2333,11 @@ PLB_API const char *plb_grpc_status_name(uint32_t status);
 #define PLB__APART       static __attribute__((noinline))
 #if PLB__SMALL
 #define PLB__INLINE static inline PLB__UNUSED
-#define PLB__RARE   static
+#define PLB__RARE   static PLB__UNUSED
 #define PLB__ONCE   static __attribute__((noinline))
 #else
 #define PLB__INLINE static inline PLB__UNUSED __attribute__((always_inline))
-#define PLB__RARE   static __attribute__((noinline))
+#define PLB__RARE   static PLB__UNUSED __attribute__((noinline))
 #define PLB__ONCE   static
 #endif
 #elif defined(_MSC_VER)
@@ -2990,13 +3042,22 @@ static PLB__UNUSED bool plb__same_text(const char *a, const char *b)
     return plb__compare(a, b) == 0;
 }
 
+/* Moves bytes towards the beginning of their buffer. */
+static PLB__UNUSED void plb__move_down(char *to, const char *from, size_t size)
+{
+    if (!PLB__SMALL)
+        memmove(to, from, size);
+    for (; PLB__SMALL && size > 0; size--)
+        *to++ = *from++;
+}
+
 static void plb__put_decimal(plb__text *text, uint32_t number)
 {
     char digits[10];
     plb__put_bytes(text, digits, (size_t)(plb__decimal(digits, number) - digits));
 }
 
-static void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
+static PLB__UNUSED void plb__put_number(plb__text *text, uint64_t number, uint32_t base)
 {
     char digits[20];
     size_t at = sizeof digits;
@@ -3029,7 +3090,7 @@ static size_t plb__escape(uint8_t byte, char escaped[4])
 
 /* Any bytes between quotes, in printable ASCII; where that takes more than `room` (3 or more) characters, three dots
    stand for the end. */
-static void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
+static PLB__UNUSED void plb__put_quoted(plb__text *text, const char *bytes, size_t size, size_t room)
 {
     size_t i, length = 0, shown;
     char escaped[4];
@@ -3844,8 +3905,8 @@ static int plb__identity_compare(const plb_addr *a, uint32_t a_id, const plb_add
 #define PLB__ONE_OUT   ((uintptr_t)1 << PLB__WORD_BITS)
 #define PLB__BITS      (PLB__ONE_OUT - 1)
 
-/* Where all addresses are short, a small system, they are copied from the slots themselves. */
-#if defined(PLB_NO_IPV6) && defined(PLB_NO_UNIX)
+/* Small systems copy addresses from the slots themselves. */
+#if PLB__SMALL || (defined(PLB_NO_IPV6) && defined(PLB_NO_UNIX))
 #define PLB__NO_COMPACT
 #endif
 
@@ -3988,10 +4049,8 @@ static void plb__view_carve(plb_view *view, char **at)
 #ifndef PLB__NO_COMPACT
     view->addrs = (plb__compact *)plb__carve(at, view->count, sizeof(plb__compact));
 #endif
-#ifndef PLB_NO_DRAW
-    view->list = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
-    view->places = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t));
-#endif
+    PLB__IF_DRAW(view->list = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t)), (void)0);
+    PLB__IF_DRAW(view->places = (uint32_t *)plb__carve(at, view->count, sizeof(uint32_t)), (void)0);
 }
 
 /* A set of `tier_count` tiers, one at least, whose sizes are `counts`. */
@@ -4031,11 +4090,9 @@ static plb__set *plb__set_new(const plb_allocator *a, const uint32_t *counts, ui
     }
     for (t = 0; t < tier_count; t++)
         plb__view_carve(&set->tiers[t].view, &at);
-#ifndef PLB_NO_WEIGHTS
-    set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t));
+    PLB__IF_WEIGHTS(set->weights = (uint16_t *)plb__carve(&at, set->count, sizeof(uint16_t)), (void)0);
     for (t = 0; t < tier_count; t++)
-        set->tiers[t].view.weights = set->weights + set->tiers[t].start;
-#endif
+        PLB__IF_WEIGHTS(set->tiers[t].view.weights = set->weights + set->tiers[t].start, (void)0);
     return set;
 }
 
@@ -4061,9 +4118,7 @@ PLB__INLINE void plb__view_copy_addr(const plb_view *view, uint32_t index, plb_a
 {
     const plb__compact *compact = &view->addrs[index];
     if (PLB__LIKELY(compact->family == PLB_FAMILY_IPV4)) {
-        out->family = PLB_FAMILY_IPV4;
-        PLB__IF_UNIX(out->path_len = 0, (void)0);
-        out->port = compact->port;
+        memcpy(out, compact, offsetof(plb__compact, v4)); /* family, path_len (or what fills its place), port */
         PLB__IF_IPV6(out->scope = 0, (void)0);
         memcpy(out->u.v4, compact->v4, sizeof compact->v4);
     } else {
@@ -4737,7 +4792,7 @@ typedef struct plb__ticket {
     } u;
 } plb__ticket;
 
-#define PLB__TICKETS 32 /* allocated at a time */
+#define PLB__TICKETS 8 /* allocated at a time */
 
 typedef struct plb__tickets {
     struct plb__tickets *next;
@@ -4896,7 +4951,7 @@ static uint32_t plb__or(uint32_t value, uint32_t default_value)
     return value > 0 ? value : default_value;
 }
 
-static void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
+static PLB__UNUSED void plb__timer_init(plb_timer *timer, void (*fn)(void *user), plb_balancer *lb)
 {
     timer->fn = fn;
     timer->user = lb;
@@ -5912,7 +5967,7 @@ PLB__RARE plb_status plb__select_elsewhere(plb_balancer *lb, const void *key, si
 PLB_API plb_status plb_select(plb_balancer *lb, const void *key, size_t key_length, uint32_t max_iterations,
                               plb_addr *out)
 {
-    plb_reader *reader = plb__home_reader(lb);
+    plb_reader *reader = PLB__SMALL ? NULL : plb__home_reader(lb);
     if (PLB__LIKELY(reader != NULL)) {
         const plb__set *set = plb__announce(lb, &lb->current, reader);
         if (plb__is_simple(set))
@@ -6321,17 +6376,13 @@ static plb_status plb__weighted_build(void *state, const plb_view *view, const p
     (void)old_table;
     if (table == NULL)
         return PLB_ERR_MEMORY;
+    table->size = sizeof *table;
     table->count.value = view->count;
     if (sizeof(uintptr_t) > sizeof(uint32_t)) /* else turns are divided as they are */
         table->count = plb__divisor_of(view->count);
     table->places = table->count;
     *out = table;
     return PLB_OK;
-}
-
-static void plb__weighted_discard(void *state, void *table)
-{
-    plb__delete(&((plb__weighted_state *)state)->allocator, table, sizeof(plb__weighted_table));
 }
 
 PLB__INLINE bool plb__weighted_is_even(const plb__weighted_table *table)
@@ -9344,16 +9395,18 @@ static void plb__report_clear(plb__op *op)
     PLB__IF_LOG(op->text[0] = '\0', (void)0);
 }
 
-/* What is said of a probe's result, beside its status. */
-static void plb__op_say(plb__op *op, const char *words)
-{
 #ifndef PLB_NO_LOG
+static void plb__op_write(plb__op *op, const char *words)
+{
     plb__text text = plb__text_in(op->text, sizeof op->text);
     plb__put(&text, words != NULL ? words : "");
-#else
-    (void)op;
-    (void)words;
+}
 #endif
+
+/* What is said of a probe's result, beside its status. */
+PLB__INLINE void plb__op_say(plb__op *op, const char *words)
+{
+    PLB__IF_LOG(plb__op_write(op, words), ((void)op, (void)words));
 }
 
 /* What it said, or what its status means. */
@@ -9506,6 +9559,16 @@ static plb__list *plb__list_copy(const plb_allocator *a, const plb_backend *back
 }
 #endif
 
+/* Can it be connected to? */
+static plb_status plb__addr_check(const plb_addr *addr)
+{
+    if (plb__addr_is_path(addr))
+        return PLB__IF_UNIX(addr->path_len > 0 && addr->path_len <= PLB_PATH_MAX, false) ? PLB_OK : PLB_ERR_ADDRESS;
+    if (!plb__addr_is_ip(addr) || addr->port == 0)
+        return PLB_ERR_ADDRESS;
+    return plb__addr_is_v6(addr) || plb__addr_scope(addr) == 0 ? PLB_OK : PLB_ERR_ADDRESS;
+}
+
 /* Is it fit to be in a set? `names`: one that is still to be resolved will do. */
 static plb_status plb__backend_check(const plb_backend *backend, bool names)
 {
@@ -9513,24 +9576,11 @@ static plb_status plb__backend_check(const plb_backend *backend, bool names)
         return PLB_ERR_WEIGHT;
     if (PLB__IF_TIERS(backend->priority > PLB_PRIORITY_MAX, false) || plb__checks_of(backend) >> PLB_CHECKS_MAX != 0)
         return PLB_ERR_ARGUMENT;
-    switch (backend->addr.family) {
-    case PLB_FAMILY_IPV4:
-        return backend->addr.port != 0 && plb__addr_scope(&backend->addr) == 0 ? PLB_OK : PLB_ERR_ADDRESS;
-#ifndef PLB_NO_IPV6
-    case PLB_FAMILY_IPV6:
-        return backend->addr.port != 0 ? PLB_OK : PLB_ERR_ADDRESS;
-#endif
-#ifndef PLB_NO_UNIX
-    case PLB_FAMILY_UNIX:
-        return backend->addr.path_len > 0 && backend->addr.path_len <= PLB_PATH_MAX ? PLB_OK : PLB_ERR_ADDRESS;
-#endif
-    case PLB_FAMILY_NONE:
-        if (plb__name_of(backend) == NULL || backend->addr.port == 0)
-            return PLB_ERR_ADDRESS;
-        return names ? PLB_OK : PLB_ERR_UNSUPPORTED;
-    default:
+    if (backend->addr.family != PLB_FAMILY_NONE)
+        return plb__addr_check(&backend->addr);
+    if (plb__name_of(backend) == NULL || backend->addr.port == 0)
         return PLB_ERR_ADDRESS;
-    }
+    return names ? PLB_OK : PLB_ERR_UNSUPPORTED;
 }
 
 static int plb__tier_compare(const plb_backend *a, const plb_backend *b)
@@ -9666,7 +9716,7 @@ static void plb__schedule_sink(const plb_balancer *lb, size_t top)
 }
 
 /* Makes a heap of it again. */
-static void plb__schedule_order(const plb_balancer *lb)
+static PLB__UNUSED void plb__schedule_order(const plb_balancer *lb)
 {
     uint32_t i;
     for (i = lb->scheduled / 2; i-- > 0;)
@@ -10684,7 +10734,7 @@ typedef struct plb__static_entry {
 } plb__static_entry;
 
 struct plb__static {
-    plb_env env;
+    const plb_env *env;
     uint32_t timeout_ms;
     plb__static_entry *entries;
     plb_token token;
@@ -10718,7 +10768,7 @@ static size_t plb__static_entry_size(const plb_backend *backend)
 
 static plb__static_entry *plb__static_entry_new(plb__static *self, const plb_backend *backend)
 {
-    const plb_allocator *a = &self->env.allocator;
+    const plb_allocator *a = &self->env->allocator;
     plb__static_entry *entry = (plb__static_entry *)plb__new(a, plb__static_entry_size(backend));
     char *name = (char *)(entry + 1);
     if (entry == NULL)
@@ -10735,7 +10785,7 @@ static void plb__static_release(const plb__static *self, const plb_backend *back
     plb_backend_info info;
     if (backend->ext == NULL)
         return;
-    if (plb_find(self->env.balancer, &backend->addr, backend->id, &info) != PLB_OK || info.backend.ext != backend->ext)
+    if (plb_find(self->env->balancer, &backend->addr, backend->id, &info) != PLB_OK || info.backend.ext != backend->ext)
         plb__release_ext(backend->ext, backend->ext_release);
 }
 
@@ -10743,12 +10793,12 @@ static void plb__static_release(const plb__static *self, const plb_backend *back
 /* Gives up what is being asked, and what was answered. */
 static void plb__static_forget(plb__static *self, plb__static_entry *entry)
 {
-    const plb_names *names = self->env.port.names;
+    const plb_names *names = self->env->port.names;
     if (entry->query != NULL) {
         names->cancel(names->self, entry->query);
         self->unresolved--;
     }
-    plb__delete(&self->env.allocator, entry->addrs, entry->addr_count * sizeof(plb_addr));
+    plb__delete(&self->env->allocator, entry->addrs, entry->addr_count * sizeof(plb_addr));
 }
 #endif
 
@@ -10757,7 +10807,7 @@ static void plb__static_entry_free(plb__static *self, plb__static_entry *entry)
     PLB__IF_NAMES(plb__static_forget(self, entry), (void)0);
     if (!entry->given)
         plb__static_release(self, &entry->backend);
-    plb__delete(&self->env.allocator, entry, plb__static_entry_size(&entry->backend));
+    plb__delete(&self->env->allocator, entry, plb__static_entry_size(&entry->backend));
 }
 
 static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
@@ -10772,7 +10822,7 @@ static void plb__static_free_all(plb__static *self, plb__static_entry *entries)
 /* Appends a line. On failure ext stays the caller's. */
 static plb_status plb__static_append(plb__static *self, plb__static_entry ***end, const plb_backend *backend)
 {
-    plb_status status = plb__backend_check(backend, PLB__IF_NAMES(self->env.port.names != NULL, false));
+    plb_status status = plb__backend_check(backend, PLB__IF_NAMES(self->env->port.names != NULL, false));
     if (status == PLB_OK && plb__is_name(backend) && backend->ext != NULL)
         status = PLB_ERR_ARGUMENT;
     if (status == PLB_OK) {
@@ -10782,7 +10832,7 @@ static plb_status plb__static_append(plb__static *self, plb__static_entry ***end
         *end = &(**end)->next;
         return PLB_OK;
     }
-    plb__log_backend(self->env.balancer, PLB_LOG_ERROR, "bad entry", backend, plb__words_of(status));
+    plb__log_backend(self->env->balancer, PLB_LOG_ERROR, "bad entry", backend, plb__words_of(status));
     return status;
 }
 
@@ -10796,7 +10846,7 @@ static plb_status plb__static_check_sum(const plb__static *self, const plb__stat
             sum += plb__weight_of(&entries->backend);
     if (sum <= UINT32_MAX)
         return PLB_OK;
-    plb__log(self->env.balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
+    plb__log(self->env->balancer, PLB_LOG_ERROR, "the weights of the list add up to 2^32 or more", PLB_OK);
     return PLB_ERR_WEIGHT;
 }
 
@@ -10845,11 +10895,11 @@ static plb_status plb__static_parse(plb__static *self, plb__static_entry ***end,
     plb_status status = plb_backend_parse(&backend, text, PLB_ZSTRING, name);
     if (status == PLB_OK)
         return plb__static_append(self, end, &backend);
-    line = plb__log_begin(self->env.balancer, PLB_LOG_ERROR, "bad address '");
+    line = plb__log_begin(self->env->balancer, PLB_LOG_ERROR, "bad address '");
     if (line != NULL) {
         plb__put(line, text);
         plb__put(line, "': expected 1.2.3.4:80, [::1]:80, unix:/path or host:80");
-        plb__log_end(self->env.balancer);
+        plb__log_end(self->env->balancer);
     }
     return status;
 }
@@ -10861,7 +10911,7 @@ static plb_status plb__static_open(void *opaque, const void *opaque_desc, const 
     plb__static_entry **end = &self->entries;
     plb_status status = PLB_OK;
     size_t i;
-    self->env = *env;
+    self->env = env;
     self->timeout_ms = plb__static_timeout(desc);
     for (i = 0; desc != NULL && i < desc->address_count && status == PLB_OK; i++)
         status = plb__static_parse(self, &end, desc->addresses[i]);
@@ -10890,20 +10940,36 @@ static size_t plb__static_count(const plb__static_entry *entry)
     return plb__is_name(&entry->backend) ? PLB__IF_NAMES(entry->addr_count, 0) : 1;
 }
 
+#ifndef PLB_NO_NAMES
+static void plb__static_offer_name(const plb__static_entry *entry, plb_backend *out)
+{
+    size_t i;
+    for (i = 0; i < entry->addr_count; i++) {
+        out[i] = entry->backend;
+        out[i].addr = entry->addrs[i];
+    }
+}
+
+/* What an older line for the same name had found out. */
+static PLB__UNUSED void plb__static_inherit_addrs(plb__static_entry *entry, plb__static_entry *old)
+{
+    plb_addr *addrs = entry->addrs;
+    size_t count = entry->addr_count;
+    entry->addrs = old->addrs;
+    entry->addr_count = old->addr_count;
+    old->addrs = addrs;
+    old->addr_count = count;
+}
+#endif
+
 /* Writes them down. */
 static void plb__static_offer(plb__static_entry *entry, plb_backend *out)
 {
-    *out = entry->backend;
-#ifndef PLB_NO_NAMES
     if (plb__is_name(&entry->backend)) {
-        size_t i;
-        for (i = 0; i < entry->addr_count; i++) {
-            out[i] = entry->backend;
-            out[i].addr = entry->addrs[i];
-        }
+        PLB__IF_NAMES(plb__static_offer_name(entry, out), (void)0);
         return;
     }
-#endif
+    *out = entry->backend;
     if (entry->given)
         out->ext = NULL; /* the balancer has it already, and keeps it */
     else
@@ -10912,7 +10978,7 @@ static void plb__static_offer(plb__static_entry *entry, plb_backend *out)
 
 static void plb__static_answer(plb__static *self)
 {
-    const plb_allocator *a = &self->env.allocator;
+    const plb_allocator *a = &self->env->allocator;
     plb__static_entry *entry;
     plb_backend *backends = NULL;
     plb_status status = PLB_OK;
@@ -10943,14 +11009,14 @@ static void plb__static_failed(plb__static *self, const plb__static_entry *entry
 {
     if (!plb_status_is_local(self->failure))
         self->failure = status;
-    plb__log_backend(self->env.balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb__words_of(status));
+    plb__log_backend(self->env->balancer, PLB_LOG_WARN, "could not resolve", &entry->backend, plb__words_of(status));
 }
 
 static void plb__static_resolved(void *user, plb_status status, const plb_addr *addrs, size_t count)
 {
     plb__static_entry *entry = (plb__static_entry *)user;
     plb__static *self = entry->list;
-    const plb_allocator *a = &self->env.allocator;
+    const plb_allocator *a = &self->env->allocator;
     plb_addr *copy = NULL;
     entry->query = NULL;
     if (status == PLB_OK) {
@@ -10973,7 +11039,7 @@ static void plb__static_resolved(void *user, plb_status status, const plb_addr *
 static plb_status plb__static_start(void *opaque, plb_token token)
 {
     plb__static *self = (plb__static *)opaque;
-    const plb_names *names = self->env.port.names;
+    const plb_names *names = self->env->port.names;
     plb__static_entry *entry;
     self->token = token;
     self->failure = PLB_OK;
@@ -11001,7 +11067,7 @@ static void plb__static_cancel(void *opaque, plb_token token)
     (void)token;
     for (entry = self->entries; entry != NULL; entry = entry->next) {
         if (entry->query != NULL)
-            self->env.port.names->cancel(self->env.port.names->self, entry->query);
+            self->env->port.names->cancel(self->env->port.names->self, entry->query);
         entry->query = NULL;
     }
     self->unresolved = 0;
@@ -11028,7 +11094,7 @@ static void plb__static_settle(const plb__static *self, plb__static_entry *entry
 {
     plb_backend_info info;
     entry->given = true;
-    if (plb_find(self->env.balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
+    if (plb_find(self->env->balancer, &entry->backend.addr, entry->backend.id, &info) != PLB_OK)
         return;
     entry->backend.ext = info.backend.ext;
     entry->backend.ext_release = info.backend.ext_release;
@@ -11066,17 +11132,10 @@ static plb__static_entry *plb__static_take(plb__static_entry **link, const plb_b
 /* A line takes the place of an older one for the same address: what that one owned, or had found out, stays. */
 static void plb__static_inherit(const plb__static *self, plb__static_entry *entry, plb__static_entry *old)
 {
-#ifndef PLB_NO_NAMES
     if (plb__is_name(&entry->backend)) {
-        plb_addr *addrs = entry->addrs;
-        size_t count = entry->addr_count;
-        entry->addrs = old->addrs;
-        entry->addr_count = old->addr_count;
-        old->addrs = addrs;
-        old->addr_count = count;
+        PLB__IF_NAMES(plb__static_inherit_addrs(entry, old), (void)0);
         return;
     }
-#endif
     if (entry->given || old->backend.ext == NULL)
         return;
     if (entry->backend.ext != old->backend.ext)
@@ -11875,6 +11934,13 @@ static plb_status plb__exchange_take_tls(plb_exchange_check *check, const plb_co
     check->memory = (void *)(uintptr_t)check->connect.tls;
     return check->memory != NULL ? PLB_OK : PLB_ERR_MEMORY;
 }
+
+/* It may never have been opened. */
+static void plb__exchange_drop_tls(plb_exchange_check *check)
+{
+    if (check->memory != NULL)
+        plb__delete(&check->env->allocator, check->memory, check->memory_size);
+}
 #endif
 
 PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connect_desc *connect, uint32_t answer_ms,
@@ -11894,7 +11960,7 @@ PLB_API plb_status plb_exchange_open(plb_exchange_check *check, const plb_connec
 PLB_API void plb_exchange_close(plb_exchange_check *check)
 {
     (void)check;
-    PLB__IF_TLS(plb__delete(&check->env->allocator, check->memory, check->memory_size), (void)0);
+    PLB__IF_TLS(plb__exchange_drop_tls(check), (void)0);
 }
 
 /* The TLS of its probes, or NULL. */
@@ -15381,6 +15447,21 @@ PLB_API size_t plb_metrics(plb_balancer *lb, char *text, size_t capacity)
 /* ==== HTTP/1 =========================================================================================================
    The wire codec. */
 
+PLB_API bool plb_text_is(plb_text text, const char *lower)
+{
+    size_t i;
+    if (text.size != strlen(lower))
+        return false;
+    for (i = 0; i < text.size; i++) {
+        char c = text.data[i];
+        if (c >= 'A' && c <= 'Z')
+            c = (char)(c + ('a' - 'A'));
+        if (c != lower[i])
+            return false;
+    }
+    return true;
+}
+
 #ifndef PLB_NO_HTTP1
 enum {
     PLB__HTTP1_TCHAR = 1, /* RFC 9110 section 5.6.2 */
@@ -15417,21 +15498,6 @@ static bool plb__http1_is_control(char c)
 {
     unsigned char u = (unsigned char)c;
     return u < 0x20 || u == 0x7f;
-}
-
-PLB_API bool plb_text_is(plb_text text, const char *lower)
-{
-    size_t i;
-    if (text.size != strlen(lower))
-        return false;
-    for (i = 0; i < text.size; i++) {
-        char c = text.data[i];
-        if (c >= 'A' && c <= 'Z')
-            c = (char)(c + ('a' - 'A'));
-        if (c != lower[i])
-            return false;
-    }
-    return true;
 }
 
 PLB_API bool plb_http1_is_token(plb_text text)
@@ -15889,74 +15955,84 @@ PLB_API plb_status plb_http1_chunked_next(plb_http1_chunked *chunked, const char
    Tables, strings, integers; one byte after another. */
 
 #ifndef PLB_NO_HTTP2
-typedef struct plb__hpack_entry {
-    const char *name, *value;
-} plb__hpack_entry;
-
 enum { PLB__HPACK_STATIC = 61, PLB__HPACK_OVERHEAD = 32, PLB__HPACK_DEFAULT_TABLE = 4096 };
 
-/* RFC 7541 appendix A; the index of the first one is 1. */
-static const plb__hpack_entry plb__hpack_static[PLB__HPACK_STATIC] = {{":authority", ""},
-                                                                      {":method", "GET"},
-                                                                      {":method", "POST"},
-                                                                      {":path", "/"},
-                                                                      {":path", "/index.html"},
-                                                                      {":scheme", "http"},
-                                                                      {":scheme", "https"},
-                                                                      {":status", "200"},
-                                                                      {":status", "204"},
-                                                                      {":status", "206"},
-                                                                      {":status", "304"},
-                                                                      {":status", "400"},
-                                                                      {":status", "404"},
-                                                                      {":status", "500"},
-                                                                      {"accept-charset", ""},
-                                                                      {"accept-encoding", "gzip, deflate"},
-                                                                      {"accept-language", ""},
-                                                                      {"accept-ranges", ""},
-                                                                      {"accept", ""},
-                                                                      {"access-control-allow-origin", ""},
-                                                                      {"age", ""},
-                                                                      {"allow", ""},
-                                                                      {"authorization", ""},
-                                                                      {"cache-control", ""},
-                                                                      {"content-disposition", ""},
-                                                                      {"content-encoding", ""},
-                                                                      {"content-language", ""},
-                                                                      {"content-length", ""},
-                                                                      {"content-location", ""},
-                                                                      {"content-range", ""},
-                                                                      {"content-type", ""},
-                                                                      {"cookie", ""},
-                                                                      {"date", ""},
-                                                                      {"etag", ""},
-                                                                      {"expect", ""},
-                                                                      {"expires", ""},
-                                                                      {"from", ""},
-                                                                      {"host", ""},
-                                                                      {"if-match", ""},
-                                                                      {"if-modified-since", ""},
-                                                                      {"if-none-match", ""},
-                                                                      {"if-range", ""},
-                                                                      {"if-unmodified-since", ""},
-                                                                      {"last-modified", ""},
-                                                                      {"link", ""},
-                                                                      {"location", ""},
-                                                                      {"max-forwards", ""},
-                                                                      {"proxy-authenticate", ""},
-                                                                      {"proxy-authorization", ""},
-                                                                      {"range", ""},
-                                                                      {"referer", ""},
-                                                                      {"refresh", ""},
-                                                                      {"retry-after", ""},
-                                                                      {"server", ""},
-                                                                      {"set-cookie", ""},
-                                                                      {"strict-transport-security", ""},
-                                                                      {"transfer-encoding", ""},
-                                                                      {"user-agent", ""},
-                                                                      {"vary", ""},
-                                                                      {"via", ""},
-                                                                      {"www-authenticate", ""}};
+/* RFC 7541 appendix A, the first of which is 1: names and values, each with its NUL. */
+static const char plb__hpack_static[] = ":authority\0\0"
+                                        ":method\0"
+                                        "GET\0"
+                                        ":method\0"
+                                        "POST\0"
+                                        ":path\0"
+                                        "/\0"
+                                        ":path\0"
+                                        "/index.html\0"
+                                        ":scheme\0"
+                                        "http\0"
+                                        ":scheme\0"
+                                        "https\0"
+                                        ":status\0"
+                                        "200\0"
+                                        ":status\0"
+                                        "204\0"
+                                        ":status\0"
+                                        "206\0"
+                                        ":status\0"
+                                        "304\0"
+                                        ":status\0"
+                                        "400\0"
+                                        ":status\0"
+                                        "404\0"
+                                        ":status\0"
+                                        "500\0"
+                                        "accept-charset\0\0"
+                                        "accept-encoding\0"
+                                        "gzip, deflate\0"
+                                        "accept-language\0\0"
+                                        "accept-ranges\0\0"
+                                        "accept\0\0"
+                                        "access-control-allow-origin\0\0"
+                                        "age\0\0"
+                                        "allow\0\0"
+                                        "authorization\0\0"
+                                        "cache-control\0\0"
+                                        "content-disposition\0\0"
+                                        "content-encoding\0\0"
+                                        "content-language\0\0"
+                                        "content-length\0\0"
+                                        "content-location\0\0"
+                                        "content-range\0\0"
+                                        "content-type\0\0"
+                                        "cookie\0\0"
+                                        "date\0\0"
+                                        "etag\0\0"
+                                        "expect\0\0"
+                                        "expires\0\0"
+                                        "from\0\0"
+                                        "host\0\0"
+                                        "if-match\0\0"
+                                        "if-modified-since\0\0"
+                                        "if-none-match\0\0"
+                                        "if-range\0\0"
+                                        "if-unmodified-since\0\0"
+                                        "last-modified\0\0"
+                                        "link\0\0"
+                                        "location\0\0"
+                                        "max-forwards\0\0"
+                                        "proxy-authenticate\0\0"
+                                        "proxy-authorization\0\0"
+                                        "range\0\0"
+                                        "referer\0\0"
+                                        "refresh\0\0"
+                                        "retry-after\0\0"
+                                        "server\0\0"
+                                        "set-cookie\0\0"
+                                        "strict-transport-security\0\0"
+                                        "transfer-encoding\0\0"
+                                        "user-agent\0\0"
+                                        "vary\0\0"
+                                        "via\0\0"
+                                        "www-authenticate\0\0";
 
 /* RFC 7541 appendix B is a canonical code: how many codes there are of each length, and their symbols in order, are all
    there is to it. The last of 30 bits is EOS, which never stands in a string. */
@@ -16052,7 +16128,7 @@ static void plb__hpack_evict(plb_hpack *hpack, uint32_t capacity)
         hpack->stored -= stored;
         hpack->counted -= stored - 4 + PLB__HPACK_OVERHEAD;
         hpack->entries--;
-        memmove(hpack->table, hpack->table + stored, hpack->stored);
+        plb__move_down(hpack->table, hpack->table + stored, hpack->stored);
     }
 }
 
@@ -16089,6 +16165,13 @@ static plb_text plb__text_of(const char *string)
     return text;
 }
 
+/* The entry of the static table behind this one. */
+static const char *plb__hpack_behind(const char *entry)
+{
+    entry += strlen(entry) + 1;
+    return entry + strlen(entry) + 1;
+}
+
 /* RFC 7541 section 2.3.3: from 1 on the static table, then the dynamic one from its newest entry back. */
 static bool plb__hpack_find(const plb_hpack *hpack, uint32_t index, plb_text *name, plb_text *value)
 {
@@ -16097,8 +16180,11 @@ static bool plb__hpack_find(const plb_hpack *hpack, uint32_t index, plb_text *na
     if (index == 0 || index > PLB__HPACK_STATIC + hpack->entries)
         return false;
     if (index <= PLB__HPACK_STATIC) {
-        *name = plb__text_of(plb__hpack_static[index - 1].name);
-        *value = plb__text_of(plb__hpack_static[index - 1].value);
+        const char *entry = plb__hpack_static;
+        while (--index > 0)
+            entry = plb__hpack_behind(entry);
+        *name = plb__text_of(entry);
+        *value = plb__text_of(entry + name->size + 1);
         return true;
     }
     for (older = hpack->entries - (index - PLB__HPACK_STATIC); older > 0; older--)
@@ -16366,15 +16452,16 @@ static bool plb__text_equals(plb_text text, const char *string)
 
 PLB_API size_t plb_hpack_write(char *out, size_t capacity, plb_text name, plb_text value)
 {
+    const char *entry = plb__hpack_static;
     plb__bytes to;
     uint32_t i, named = 0;
     to.out = out;
     to.capacity = capacity;
     to.size = 0;
-    for (i = 0; i < PLB__HPACK_STATIC; i++) {
-        if (!plb__text_equals(name, plb__hpack_static[i].name))
+    for (i = 0; i < PLB__HPACK_STATIC; i++, entry = plb__hpack_behind(entry)) {
+        if (!plb__text_equals(name, entry))
             continue;
-        if (plb__text_equals(value, plb__hpack_static[i].value)) {
+        if (plb__text_equals(value, entry + name.size + 1)) {
             plb__hpack_put_integer(&to, 0x80, 0x7f, i + 1);
             return to.size;
         }
@@ -16480,7 +16567,7 @@ static char *plb__http2_room(plb_http2 *h, size_t size, uint32_t reserve)
     if (size > h->out_capacity || held + size + reserve > h->out_capacity)
         return NULL;
     if (h->out_end + size > h->out_capacity) {
-        memmove(h->out, h->out + h->out_at, held);
+        plb__move_down(h->out, h->out + h->out_at, held);
         h->out_at = 0;
         h->out_end = held;
     }
