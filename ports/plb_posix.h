@@ -1901,7 +1901,7 @@ static void plb__px_query_drop(plb_query *query)
     plb__px_query_delete(query);
 }
 
-/* No such name can exist: nobody is asked, and the query expires at once. */
+/* No such name can exist: nobody is asked, it is answered without an address, and its deadline brings that soon. */
 static bool plb__px_is_too_long(const plb_query *query)
 {
     return query->host_size > PLB__PX_HOST_MAX + 1;
@@ -2008,12 +2008,10 @@ static plb_status plb__px_resolve(void *self, const char *host, uint16_t port, u
     plb__px_list_init(&query->link);
     plb_timers_update(&px->timers, &px->clock);
     plb_timer_set(&px->timers, &query->deadline, plb__px_is_too_long(query) ? 0 : timeout_ms);
-    if (!plb__px_is_too_long(query)) {
-        plb__px_lock(px->helper);
-        plb__px_append(&px->helper->waiting, &query->link);
-        plb__px_helper_call(px->helper);
-        plb__px_unlock(px->helper);
-    }
+    plb__px_lock(px->helper);
+    plb__px_append(plb__px_is_too_long(query) ? &px->helper->answered : &px->helper->waiting, &query->link);
+    plb__px_helper_call(px->helper);
+    plb__px_unlock(px->helper);
     *out = query;
     return PLB_AGAIN;
 }

@@ -56,7 +56,8 @@
    WHEN THINGS RUN SHORT
    Without sockets (or memory) accept returns PLB_AGAIN, and its callback comes when a stream of this port closed or
    after 100 ms; connect returns PLB_ERR_LIMIT, as it does when the local ports are used up. One write hands 256 KiB at
-   most to the system, which would take a whole movie at once otherwise, and keep it in its memory.
+   most to the system, which would take a whole movie at once otherwise, and keep it in its memory. While the kernel
+   has no memory (WSAENOBUFS) a write returns PLB_AGAIN and is tried again each 10 ms.
 
    GOOD TO KNOW
    - Before Windows 10 2004 WSAPoll never tells of a connection that failed. It is not asked: how connections end is
@@ -69,14 +70,19 @@
      is therefore tried again each 10 ms.
    - Nagle's algorithm delays nothing: TCP_NODELAY is set on every TCP stream, at the latest before the first write that
      it could hold back. An IPv6 listener is IPv6 only.
-   - Nobody else can bind to a listener's address, whatever he asks for (SO_EXCLUSIVEADDRUSE). Windows then keeps the
-     address, PLB_ERR_IN_USE, for as long as connections that were accepted there live on. plb_listen_desc.reuse_port is
-     unsupported.
+   - Nobody else can bind to a listener's address, whatever he asks for (SO_EXCLUSIVEADDRUSE). Once the listener is
+     closed a new one can have it at once. Microsoft's documentation says that it could not, PLB_ERR_IN_USE, for as long
+     as connections that were accepted there live on; tests that others made with Windows 7 and 10 say that only
+     listeners are in each other's way. plb_listen_desc.reuse_port is unsupported.
+   - A full backlog refuses clients, or resets them once they are connected, where other systems let them wait.
    - Unix paths work where the system has them (since Windows 10 1803), are UTF-8, and else get PLB_ERR_UNSUPPORTED.
      This file's part of that is compiled, and tested no further: Wine has no such sockets.
    - Closing gracefully leaves delivery to the system. A peer that goes on sending after that may see a reset: whoever
      cares sends shutdown first and reads to the end.
-   - Child processes do not inherit the sockets.
+   - Child processes do not inherit the sockets; but one that another thread starts in the very moment in which a socket
+     is made may.
+   - An address that somebody else has with all addresses of the machine (0.0.0.0), or that Windows has set aside (netsh
+     interface ipv4 show excludedportrange), may be PLB_ERR_ACCESS instead of PLB_ERR_IN_USE.
    - Under Wine there is no plb_barrier: not in every version does FlushProcessWriteBuffers do anything. */
 
 #ifndef PLB_WIN32_H
@@ -121,7 +127,8 @@ PLB_API void plb_win32_step(plb_win32 *wx, uint32_t max_ms);
 /* Steps until plb_win32_stop; at once if that was called since the last run ended. */
 PLB_API void plb_win32_run(plb_win32 *wx);
 
-/* Makes plb_win32_run, or the background thread, return after the step it is in. Any thread, and handlers of Ctrl-C. */
+/* Makes plb_win32_run, or the background thread, return after the step it is in. Any thread, and handlers of Ctrl-C;
+   plb_win32_destroy waits for calls that have begun. */
 PLB_API void plb_win32_stop(plb_win32 *wx);
 
 /* Calls plb_win32_run in a thread of its own. PLB_OK, or PLB_ERR_LIMIT (the system gives no thread), PLB_ERR_ARGUMENT
@@ -183,9 +190,10 @@ PLB_API int plb_win32_timeout(plb_win32 *wx);
 #endif
 
 #define PLB__W32_ACCEPT_MS 100          /* a listener without sockets tries again after this */
-#define PLB__W32_WRITE_MS  10           /* and a write to a peer that has ended its side after this */
+#define PLB__W32_WRITE_MS  10           /* and a write that WSAPoll is no help with after this */
 #define PLB__W32_FAULT_MS  10           /* how long a step waits when WSAPoll does not work */
 #define PLB__W32_WRITE_MAX (256u << 10) /* bytes that one write hands over */
+#define PLB__W32_KNOCK_MS  100          /* how long a Unix listener may take to refuse or to take a connection */
 #define PLB__W32_BACKLOG   512
 #define PLB__W32_HOST_MAX  255 /* RFC 1035 section 2.3.4 */
 #define PLB__W32_NO_SLOT   UINT32_MAX
@@ -253,7 +261,7 @@ struct plb_stream {
     bool listener : 1;   /* its READ is PLB_EVENT_ACCEPT */
     bool peerless : 1;   /* a listener, or a datagram socket for everybody */
     bool connecting : 1; /* it is in the list, and WSAPoll is not asked for it */
-    bool hung_up : 1;    /* WSAPoll has told of a hang-up, and would tell it for ever */
+    bool by_time : 1;    /* writes wait for a timer: WSAPoll would return at once, whether there is room or not */
     bool wrote : 1;      /* there may be bytes on their way */
     bool at_end : 1;     /* nothing but the end can be left to read */
     bool prompt : 1;     /* TCP_NODELAY is set, or there is no such thing */
@@ -294,7 +302,7 @@ struct plb_win32 {
     SOCKET wake_socket;                       /* UDP, connected to itself: nobody else's datagrams arrive */
 
     plb_timers timers;
-    plb_timer write_retry; /* for writers to peers that have hung up */
+    plb_timer write_retry; /* for writers that wait for time */
     plb__w32_extra *paused;
     plb__w32_helper *helper; /* NULL before the first name */
 
@@ -306,6 +314,7 @@ struct plb_win32 {
     volatile LONG wake_sent;     /* a wake is on its way already */
     volatile LONG connect_ended; /* the list of those that connect is worth a walk */
     volatile LONG stop_wanted;
+    volatile LONG stoppers; /* threads that are inside plb_win32_stop */
 #ifndef PLB_NO_THREADS
     HANDLE thread;
 #endif
@@ -573,6 +582,11 @@ static bool plb__w32_would_block(int error)
     return error == WSAEWOULDBLOCK;
 }
 
+static bool plb__w32_is_shortage(int error)
+{
+    return error == WSAEMFILE || error == WSAENOBUFS || error == WSA_NOT_ENOUGH_MEMORY;
+}
+
 /* What the two of Winsock's functions have in common. */
 typedef int(WSAAPI *plb__w32_name_fn)(SOCKET socket, struct sockaddr *name, int *size);
 
@@ -597,8 +611,8 @@ static plb_status plb__w32_info(void *self, plb_stream *stream, plb_stream_info 
    WSAPoll is level-triggered: nothing needs to be remembered, as what is there is told again. Its array is made anew
    for each wait, of the streams that a callback was promised to. Two things it gets wrong. It may never tell of a
    connection that failed; those in progress are followed by WSAEventSelect instead, all with one event, for which a
-   thread of the system's pool waits, and wakes the port. And it tells of a hang-up to those who just want to write;
-   they wait for a timer. */
+   thread of the system's pool waits, and wakes the port. And it tells of a hang-up to those who just want to write, and
+   of room in a socket for which the kernel has no memory; these wait for a timer. */
 
 static plb_stream *plb__w32_find(const plb_win32 *wx, uint32_t slot, uint32_t generation)
 {
@@ -610,7 +624,7 @@ static unsigned plb__w32_wanted(const plb_stream *stream)
 {
     if (stream == NULL || stream->connecting)
         return 0;
-    return stream->hung_up && stream->armed == PLB__W32_WRITE ? 0 : stream->armed;
+    return stream->armed & ~(stream->by_time ? PLB__W32_WRITE : 0u);
 }
 
 static void plb__w32_ask(struct pollfd *entry, SOCKET socket, unsigned directions)
@@ -679,10 +693,11 @@ static bool plb__w32_reserve(plb_win32 *wx, uint32_t streams)
     return true;
 }
 
-/* Ends a wait, or the next one. Any thread. */
+/* Ends a wait, or the next one; without memory for that the next wake tries again. Any thread. */
 static void plb__w32_signal(plb_win32 *wx)
 {
-    send(wx->wake_socket, "", 1, 0); /* a buffer that is full wakes as well */
+    if (send(wx->wake_socket, "", 1, 0) < 0 && !plb__w32_would_block(WSAGetLastError()))
+        plb__w32_swap(&wx->wake_sent, 0); /* a buffer that is full wakes as well */
 }
 
 /* The socket is emptied before the next wake may be sent; that, however, may be even if this one got lost. */
@@ -705,7 +720,7 @@ static plb_status plb__w32_open_wake(plb_win32 *wx)
     name.u.v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     wx->wake_socket = plb__w32_open_socket(AF_INET, SOCK_DGRAM);
     if (wx->wake_socket == INVALID_SOCKET)
-        return plb__w32_status(WSAGetLastError());
+        return plb__w32_is_shortage(WSAGetLastError()) ? PLB_ERR_LIMIT : PLB_ERR_IO;
     if (!plb__w32_set(wx->wake_socket, SOL_SOCKET, SO_EXCLUSIVEADDRUSE, 1) ||
         bind(wx->wake_socket, &name.u.any, name.size) != 0 ||
         getsockname(wx->wake_socket, &name.u.any, &name.size) != 0 ||
@@ -856,7 +871,7 @@ static void plb__w32_retry_soon(plb_win32 *wx)
 static plb_status plb__w32_arm(plb_win32 *wx, plb_stream *stream, unsigned direction)
 {
     stream->armed = (uint8_t)(stream->armed | direction);
-    if (stream->hung_up && (stream->armed & PLB__W32_WRITE) != 0)
+    if (stream->by_time && (stream->armed & PLB__W32_WRITE) != 0)
         plb__w32_retry_soon(wx);
     return PLB_AGAIN;
 }
@@ -1002,12 +1017,15 @@ static plb_status plb__w32_write(void *self, plb_stream *stream, const plb_chunk
     plb__w32_make_prompt(stream, offered);
     if (WSASend(stream->socket, parts, used, &sent, 0, NULL, NULL) == 0) {
         stream->wrote = true;
+        stream->by_time = false;
         *taken = sent;
         return PLB_OK;
     }
     error = WSAGetLastError();
-    return plb__w32_would_block(error) ? plb__w32_arm((plb_win32 *)self, stream, PLB__W32_WRITE)
-                                       : plb__w32_status(error);
+    if (error == WSAENOBUFS) /* the kernel's memory is short; there is room in the socket */
+        stream->by_time = true;
+    return error == WSAENOBUFS || plb__w32_would_block(error) ? plb__w32_arm((plb_win32 *)self, stream, PLB__W32_WRITE)
+                                                              : plb__w32_status(error);
 }
 
 static plb_status plb__w32_watch(void *self, plb_stream *stream, plb_event event)
@@ -1090,6 +1108,25 @@ static bool plb__w32_is_socket_file(const plb_addr *addr)
     return (found.dwFileAttributes & FILE_ATTRIBUTE_REPARSE_POINT) != 0 && found.dwReserved0 == 0x80000023u;
 }
 
+/* Who listens on this machine answers at once; the time is for Windows to pass it on. */
+static bool plb__w32_is_refused(SOCKET knock, const plb__w32_sockaddr *name)
+{
+    struct timeval patience = {0, PLB__W32_KNOCK_MS * 1000};
+    fd_set made, failed;
+    int error, size = (int)sizeof error;
+    if (connect(knock, &name->u.any, name->size) == 0)
+        return false;
+    error = WSAGetLastError();
+    if (!plb__w32_would_block(error))
+        return error == WSAECONNREFUSED;
+    FD_ZERO(&made);
+    FD_ZERO(&failed);
+    FD_SET(knock, &made);
+    FD_SET(knock, &failed);
+    return select(0, NULL, &made, &failed, &patience) > 0 && FD_ISSET(knock, &failed) &&
+           getsockopt(knock, SOL_SOCKET, SO_ERROR, (char *)&error, &size) == 0 && error == WSAECONNREFUSED;
+}
+
 /* Is this the file of a Unix listener that is no more? */
 static bool plb__w32_is_stale(const plb_addr *addr, const plb__w32_sockaddr *name)
 {
@@ -1100,9 +1137,16 @@ static bool plb__w32_is_stale(const plb_addr *addr, const plb__w32_sockaddr *nam
     knock = plb__w32_open_socket(AF_UNIX, SOCK_STREAM);
     if (knock == INVALID_SOCKET)
         return false;
-    refused = connect(knock, &name->u.any, name->size) != 0 && WSAGetLastError() == WSAECONNREFUSED;
+    refused = plb__w32_is_refused(knock, name);
     closesocket(knock);
     return refused;
+}
+
+/* A path where no file can be made, for want of the folder, say, is told as a network that is down. */
+static plb_status plb__w32_path_status(int error)
+{
+    return error == WSAENETDOWN || error == WSAEINVAL || error == WSAEADDRNOTAVAIL ? PLB_ERR_ADDRESS
+                                                                                   : plb__w32_status(error);
 }
 
 static plb_status plb__w32_bind_path(plb_stream *listener, const plb__w32_sockaddr *name)
@@ -1115,7 +1159,7 @@ static plb_status plb__w32_bind_path(plb_stream *listener, const plb__w32_sockad
         result = bind(listener->socket, &name->u.any, name->size);
     }
     if (result != 0)
-        return plb__w32_status(WSAGetLastError());
+        return plb__w32_path_status(WSAGetLastError());
     listener->extra->file = plb__w32_file_at(addr);
     return PLB_OK;
 }
@@ -1163,11 +1207,6 @@ static void plb__w32_hurry(plb_win32 *wx)
         extra->next_paused = NULL;
         plb__w32_set_pause(extra, 0);
     }
-}
-
-static bool plb__w32_is_shortage(int error)
-{
-    return error == WSAEMFILE || error == WSAENOBUFS || error == WSA_NOT_ENOUGH_MEMORY;
 }
 
 /* Connections that died in the backlog are skipped; the first error that is not of that kind, or that comes too often,
@@ -1224,10 +1263,20 @@ static plb_status plb__w32_bind_alone(SOCKET socket, const plb_addr *addr, const
     return WSAGetLastError() == WSAEADDRNOTAVAIL ? PLB_ERR_ADDRESS : plb__w32_status(WSAGetLastError());
 }
 
+/* Windows lets 200 connections wait at most and refuses those beyond, unless it is given the negative number, which is
+   what SOMAXCONN_HINT makes of it; only TCP knows that. */
+static int plb__w32_listen_on(SOCKET socket, const plb_listen_desc *desc)
+{
+    uint32_t wanted = desc->backlog == 0 ? PLB__W32_BACKLOG : desc->backlog;
+    int backlog = wanted < 65535 ? (int)wanted : 65535;
+    if (backlog > 200 && desc->addr.family != PLB_FAMILY_UNIX && listen(socket, -backlog) == 0)
+        return 0;
+    return listen(socket, backlog);
+}
+
 static plb_status plb__w32_open_listener(plb_win32 *wx, plb_stream *listener, const plb_listen_desc *desc,
                                          const plb__w32_sockaddr *name)
 {
-    int backlog = desc->backlog == 0 ? PLB__W32_BACKLOG : desc->backlog > INT_MAX ? INT_MAX : (int)desc->backlog;
     plb_status status;
     listener->listener = listener->peerless = true;
     listener->extra = (plb__w32_extra *)plb__w32_new(&wx->allocator, sizeof *listener->extra);
@@ -1242,7 +1291,7 @@ static plb_status plb__w32_open_listener(plb_win32 *wx, plb_stream *listener, co
     if (status == PLB_OK)
         status = desc->addr.family == PLB_FAMILY_UNIX ? plb__w32_bind_path(listener, name)
                                                       : plb__w32_bind_alone(listener->socket, &desc->addr, name);
-    if (status == PLB_OK && listen(listener->socket, backlog) != 0)
+    if (status == PLB_OK && plb__w32_listen_on(listener->socket, desc) != 0)
         status = plb__w32_status(WSAGetLastError());
     return status;
 }
@@ -1305,20 +1354,20 @@ static void plb__w32_dispatch_one(plb_win32 *wx, plb_stream *stream, short reven
     if (revents & (POLLWRNORM | POLLERR | POLLNVAL))
         ready |= PLB__W32_WRITE;
     if (revents & POLLHUP)
-        stream->hung_up = true;
-    if (stream->hung_up && (stream->armed & ~ready & PLB__W32_WRITE) != 0)
+        stream->by_time = true;
+    if (stream->by_time && (stream->armed & ~ready & PLB__W32_WRITE) != 0)
         plb__w32_retry_soon(wx);
     plb__w32_event(wx, stream, ready);
 }
 
-/* Those who wait for peers that have hung up find out by themselves whether there is room now. */
+/* Those who wait for a timer find out by themselves whether there is room now. */
 static void plb__w32_retry_writes(void *user)
 {
     plb_win32 *wx = (plb_win32 *)user;
     uint32_t slot, count = wx->slot_count;
     for (slot = 0; slot < count; slot++) {
         plb_stream *stream = wx->slots[slot].stream;
-        if (stream != NULL && stream->hung_up)
+        if (stream != NULL && stream->by_time)
             plb__w32_event(wx, stream, PLB__W32_WRITE);
     }
 }
@@ -1727,7 +1776,7 @@ static void plb__w32_query_drop(plb_query *query)
     plb__w32_query_delete(query);
 }
 
-/* No such name can exist: nobody is asked, and the query expires at once. */
+/* No such name can exist: nobody is asked, it is answered without an address, and its deadline brings that soon. */
 static bool plb__w32_is_too_long(const plb_query *query)
 {
     return query->host_size > PLB__W32_HOST_MAX + 1;
@@ -1834,12 +1883,10 @@ static plb_status plb__w32_resolve(void *self, const char *host, uint16_t port, 
     plb__w32_list_init(&query->link);
     plb_timers_update(&wx->timers, &wx->clock);
     plb_timer_set(&wx->timers, &query->deadline, plb__w32_is_too_long(query) ? 0 : timeout_ms);
-    if (!plb__w32_is_too_long(query)) {
-        plb__w32_lock(wx->helper);
-        plb__w32_append(&wx->helper->waiting, &query->link);
-        plb__w32_helper_call(wx->helper);
-        plb__w32_unlock(wx->helper);
-    }
+    plb__w32_lock(wx->helper);
+    plb__w32_append(plb__w32_is_too_long(query) ? &wx->helper->answered : &wx->helper->waiting, &query->link);
+    plb__w32_helper_call(wx->helper);
+    plb__w32_unlock(wx->helper);
     *out = query;
     return PLB_AGAIN;
 }
@@ -1960,8 +2007,19 @@ PLB_API void plb_win32_run(plb_win32 *wx)
 
 PLB_API void plb_win32_stop(plb_win32 *wx)
 {
+    InterlockedIncrement(&wx->stoppers);
     plb__w32_swap(&wx->stop_wanted, 1);
     plb__w32_wake(wx);
+    InterlockedDecrement(&wx->stoppers);
+}
+
+/* Who is told to stop may end the port before the one that told so is out of it, and nobody can wait for the thread of
+   a Ctrl-C handler. It has a system call to go; longer than a second takes only one that was killed there. */
+static void plb__w32_wait_for_stoppers(plb_win32 *wx)
+{
+    int rounds = 100;
+    while (plb__w32_load(&wx->stoppers) != 0 && rounds-- > 0)
+        Sleep(10);
 }
 
 #ifdef PLB_NO_THREADS
@@ -2067,6 +2125,7 @@ PLB_API void plb_win32_destroy(plb_win32 *wx)
         return;
     plb_win32_stop(wx);
     plb_win32_join_thread(wx);
+    plb__w32_wait_for_stoppers(wx);
     plb__w32_close_helper(wx);
     for (slot = 0; slot < wx->slot_count; slot++) {
         if (wx->slots[slot].stream != NULL)

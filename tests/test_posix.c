@@ -1471,6 +1471,33 @@ TEST every_allocation_may_fail(void)
     PASS();
 }
 
+/* Asked for, and not answered yet: one that somebody may work at, and one that nobody need work at. */
+TEST a_destroyed_port_leaves_no_question_behind(void)
+{
+    plb_posix *before = px;
+    plb_posix_desc desc;
+    budget b;
+    answer a, too_long;
+    char host[400];
+    memset(&a, 0, sizeof a);
+    memset(&too_long, 0, sizeof too_long);
+    memset(&desc, 0, sizeof desc);
+    memset(&b, 0, sizeof b);
+    memset(host, 'a', sizeof host);
+    host[sizeof host - 1] = '\0';
+    desc.allocator.alloc = budget_alloc;
+    desc.allocator.dealloc = budget_dealloc;
+    desc.allocator.user = &b;
+    ASSERT_EQ(PLB_OK, plb_posix_create(&desc, &px));
+    ASSERT_EQ(PLB_AGAIN, ask(&a, "a.test", 5000));
+    ASSERT_EQ(PLB_AGAIN, ask(&too_long, host, 5000));
+    plb_posix_destroy(px);
+    px = before;
+    ASSERT_EQ(0, a.count + too_long.count);
+    ASSERT_EQ(0, b.in_use);
+    PASS();
+}
+
 /* ==== SUITES ====================================================================================================== */
 
 SUITE(descriptors)
@@ -1537,6 +1564,7 @@ SUITE(loops)
     RUN_TEST(a_stop_that_came_first_is_kept_and_used_up);
     RUN_TEST(sigpipe_kills_nobody);
     RUN_TEST(every_allocation_may_fail);
+    RUN_TEST(a_destroyed_port_leaves_no_question_behind);
 }
 
 SUITE(threads)

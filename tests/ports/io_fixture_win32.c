@@ -66,6 +66,12 @@ static void refused_addr(void *self, plb_addr *out)
     ((win32_fixture *)self)->refusing = bind_loopback(AF_INET, out);
 }
 
+static bool is_wine(void)
+{
+    HMODULE ntdll = GetModuleHandleA("ntdll.dll");
+    return ntdll != NULL && GetProcAddress(ntdll, "wine_get_version") != NULL;
+}
+
 /* Wine's sockets are Linux's, which drops what asks for a connection while the backlog is full; Windows refuses. */
 static bool silent_addr(void *self, plb_addr *out)
 {
@@ -74,6 +80,8 @@ static bool silent_addr(void *self, plb_addr *out)
     plb_addr addr;
     struct sockaddr_in name;
     int i;
+    if (!is_wine())
+        return false;
     fixture->silent[0] = bind_loopback(AF_INET, &addr);
     if (fixture->silent[0] == INVALID_SOCKET || listen(fixture->silent[0], 0) != 0)
         return false;
@@ -116,13 +124,6 @@ static void wake_soon(void *self)
     fixture->waker = (HANDLE)_beginthreadex(NULL, 0, wake_main, fixture, 0, NULL);
 }
 
-/* Wine ends a connection in good order before it resets it, and keeps to itself that a datagram met nobody. */
-static bool is_wine(void)
-{
-    HMODULE ntdll = GetModuleHandleA("ntdll.dll");
-    return ntdll != NULL && GetProcAddress(ntdll, "wine_get_version") != NULL;
-}
-
 io_fixture *io_fixture_open(void)
 {
     win32_fixture *fixture = (win32_fixture *)calloc(1, sizeof *fixture);
@@ -143,6 +144,7 @@ io_fixture *io_fixture_open(void)
     fixture->base.listen_addr = listen_addr;
     fixture->base.refused_addr = refused_addr;
     fixture->base.silent_addr = silent_addr;
+    /* Wine ends a connection in good order before it resets it, and keeps to itself that a datagram met nobody. */
     fixture->base.aborts_quietly = is_wine();
     fixture->base.tells_refusal = !is_wine();
     fixture->base.wake_soon = wake_soon;

@@ -13,27 +13,51 @@ static int test_getaddrinfo(const char *host, const char *service, const struct 
 static void *test_calloc(size_t count, size_t size);
 static SOCKET WSAAPI test_socket(int family, int type, int protocol);
 static SOCKET WSAAPI test_accept(SOCKET listener, struct sockaddr *name, int *size);
+static int test_bind(SOCKET socket, const struct sockaddr *name, int size);
+static int test_connect(SOCKET socket, const struct sockaddr *name, int size);
+static int test_listen(SOCKET socket, int backlog);
+static int test_send(SOCKET socket, const char *bytes, int size, int flags);
+static int test_wsasend(SOCKET socket, WSABUF *parts, DWORD count, DWORD *sent);
+static HANDLE test_find_first(LPCWSTR path, WIN32_FIND_DATAW *found);
 static BOOL test_register_wait(PHANDLE wait, HANDLE object, WAITORTIMERCALLBACK fn, PVOID user, ULONG ms, ULONG flags);
 #ifndef PLB_NO_THREADS
 static uintptr_t test_beginthreadex(void *security, unsigned stack, unsigned(__stdcall *fn)(void *), void *user,
                                     unsigned flags, unsigned *id);
-#define _beginthreadex test_beginthreadex
 #endif
-#define calloc                         test_calloc
-#define socket(family, type, protocol) test_socket(family, type, protocol)
-#define accept                         test_accept
-#define RegisterWaitForSingleObject    test_register_wait
-#define PLB_WIN32_POLL                 test_poll
-#define PLB_WIN32_GETADDRINFO          test_getaddrinfo
 
 #define PINGORA_LB_IMPLEMENTATION
 #include "../../pingora_lb.h"
+
+/* Those with arguments are not to be found in plb_io. */
+#ifndef PLB_NO_THREADS
+#define _beginthreadex test_beginthreadex
+#endif
+#define calloc                                                     test_calloc
+#define socket(family, type, protocol)                             test_socket(family, type, protocol)
+#define accept(listener, name, size)                               test_accept(listener, name, size)
+#define bind(socket, name, size)                                   test_bind(socket, name, size)
+#define connect(socket, name, size)                                test_connect(socket, name, size)
+#define listen(socket, backlog)                                    test_listen(socket, backlog)
+#define send(socket, bytes, size, flags)                           test_send(socket, bytes, size, flags)
+#define WSASend(socket, parts, count, sent, flags, overlapped, fn) test_wsasend(socket, parts, count, sent)
+#define FindFirstFileW                                             test_find_first
+#define RegisterWaitForSingleObject                                test_register_wait
+#define PLB_WIN32_POLL                                             test_poll
+#define PLB_WIN32_GETADDRINFO                                      test_getaddrinfo
+
 #define PLB_WIN32_IMPLEMENTATION
 #include "../../ports/plb_win32.h"
 
 #undef _beginthreadex
 #undef calloc
 #undef socket
+#undef accept
+#undef bind
+#undef connect
+#undef listen
+#undef send
+#undef WSASend
+#undef FindFirstFileW
 #undef RegisterWaitForSingleObject
 
 #include <greatest.h>
@@ -357,16 +381,25 @@ TEST a_wait_that_fails_does_not_spin(void)
 /* ==== SOCKETS ===================================================================================================== */
 
 static bool no_sockets; /* not one more */
+static int no_sockets_error = WSAEMFILE;
+
+/* A system with Unix paths, which Wine is not: their sockets are made of TCP. */
+static struct {
+    bool exists;
+    int bind_errors[2]; /* what the first and the second bind find wrong */
+    unsigned binds, knocks;
+    plb_addr knocked; /* who answers on the path */
+    bool is_socket;   /* what is there already is a socket's */
+} paths;
 
 static SOCKET WSAAPI test_socket(int family, int type, int protocol)
 {
     if (!no_sockets)
-        return socket(family, type, protocol);
-    WSASetLastError(WSAEMFILE);
+        return socket(paths.exists && family == AF_UNIX ? AF_INET : family, type, protocol);
+    WSASetLastError(no_sockets_error);
     return INVALID_SOCKET;
 }
 
-#undef accept
 static SOCKET WSAAPI test_accept(SOCKET listener, struct sockaddr *name, int *size)
 {
     if (!no_sockets)
@@ -374,7 +407,55 @@ static SOCKET WSAAPI test_accept(SOCKET listener, struct sockaddr *name, int *si
     WSASetLastError(WSAEMFILE);
     return INVALID_SOCKET;
 }
-#define accept test_accept
+
+static int loopback_name(struct sockaddr_in *name, uint16_t port)
+{
+    memset(name, 0, sizeof *name);
+    name->sin_family = AF_INET;
+    name->sin_port = htons(port);
+    name->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return (int)sizeof *name;
+}
+
+static int test_bind(SOCKET fd, const struct sockaddr *name, int size)
+{
+    struct sockaddr_in place;
+    int error;
+    if (name->sa_family != AF_UNIX)
+        return bind(fd, name, size);
+    error = paths.bind_errors[paths.binds++ % 2];
+    if (error == 0)
+        return bind(fd, (struct sockaddr *)&place, loopback_name(&place, 0));
+    WSASetLastError(error);
+    return SOCKET_ERROR;
+}
+
+static int test_connect(SOCKET fd, const struct sockaddr *name, int size)
+{
+    struct sockaddr_in place;
+    if (name->sa_family != AF_UNIX)
+        return connect(fd, name, size);
+    paths.knocks++;
+    return connect(fd, (struct sockaddr *)&place, loopback_name(&place, paths.knocked.port));
+}
+
+static HANDLE test_find_first(LPCWSTR path, WIN32_FIND_DATAW *found)
+{
+    HANDLE search = FindFirstFileW(path, found);
+    if (paths.is_socket) {
+        found->dwFileAttributes |= FILE_ATTRIBUTE_REPARSE_POINT;
+        found->dwReserved0 = 0x80000023u;
+    }
+    return search;
+}
+
+static int last_backlog;
+
+static int test_listen(SOCKET fd, int backlog)
+{
+    last_backlog = backlog;
+    return listen(fd, backlog);
+}
 
 TEST without_sockets_accept_pauses_and_nothing_spins(void)
 {
@@ -455,6 +536,12 @@ TEST without_sockets_there_is_no_port(void)
     no_sockets = false;
     ASSERT_EQ(PLB_ERR_LIMIT, status);
     ASSERT(other == NULL);
+    no_sockets = true;
+    no_sockets_error = WSAENETDOWN; /* what is wrong is not for the caller to sort out */
+    status = plb_win32_create(NULL, &other);
+    no_sockets = false;
+    no_sockets_error = WSAEMFILE;
+    ASSERT_EQ(PLB_ERR_IO, status);
     PASS();
 }
 
@@ -524,6 +611,41 @@ TEST a_write_hands_over_no_more_than_it_should(void)
     PASS();
 }
 
+static bool no_buffers; /* the kernel's memory is used up */
+
+static int test_wsasend(SOCKET fd, WSABUF *parts, DWORD count, DWORD *sent)
+{
+    if (!no_buffers)
+        return WSASend(fd, parts, count, sent, 0, NULL, NULL);
+    WSASetLastError(WSAENOBUFS);
+    return SOCKET_ERROR;
+}
+
+/* It is over soon, and WSAPoll says meanwhile that there is room in the socket. */
+TEST a_writer_waits_until_the_system_has_memory_again(void)
+{
+    end listener, client, server;
+    plb_addr addr = listen_somewhere(&listener);
+    uint64_t until;
+    ASSERT(connect_pair(&listener, &addr, &client, &server));
+    no_buffers = true;
+    polls = 0;
+    for (until = now_ms() + 200; now_ms() < until;) {
+        ASSERT_EQ(PLB_AGAIN, write_text(&client, "x"));
+        ASSERT_EQ(PLB_AGAIN, read_byte(&client));
+        plb_win32_step(wx, (uint32_t)(until - now_ms()));
+    }
+    no_buffers = false;
+    ASSERT(client.writes >= 3);
+    ASSERT(polls <= 50);
+    client.writes = 0;
+    ASSERT(reaches(&client.writes, 1));
+    ASSERT_EQ(PLB_OK, write_text(&client, "x"));
+    fill_up(&client);
+    ASSERT_EQ(-1, plb_win32_timeout(wx)); /* WSAPoll is believed again */
+    PASS();
+}
+
 TEST addresses_that_are_not_ours_are_named(void)
 {
     end e;
@@ -577,6 +699,118 @@ TEST nobody_else_gets_the_address_of_a_listener(void)
     PASS();
 }
 
+/* Windows holds back 200 connections at most, unless it is asked in a way of its own; it refuses those beyond. */
+TEST a_long_backlog_is_asked_for_as_windows_wants_it(void)
+{
+    end e;
+    plb_addr addr = addr_of("127.0.0.1:1");
+    addr.port = 0;
+    ASSERT_EQ(PLB_OK, listen_at(&e, addr, 0));
+    ASSERT_EQ_FMT(-512, last_backlog, "%d"); /* SOMAXCONN_HINT(512) */
+    ASSERT_EQ(PLB_OK, listen_at(&e, addr, UINT32_MAX));
+    ASSERT_EQ_FMT(-65535, last_backlog, "%d");
+    ASSERT_EQ(PLB_OK, listen_at(&e, addr, 5));
+    ASSERT_EQ_FMT(5, last_backlog, "%d");
+    PASS();
+}
+
+/* A server that starts again need not wait for the connections of the one before. */
+TEST an_address_is_free_again_while_connections_of_it_live(void)
+{
+    end listener, again, client, server;
+    plb_addr addr = listen_somewhere(&listener);
+    ASSERT(connect_pair(&listener, &addr, &client, &server));
+    drop(&listener);
+    ASSERT_EQ(PLB_OK, listen_at(&again, addr, 0));
+    ASSERT(connect_pair(&again, &addr, &client, &server));
+    PASS();
+}
+
+static plb_addr path_with_file(void)
+{
+    plb_addr addr = addr_of("unix:plb_win32_file");
+    HANDLE file = CreateFileA("plb_win32_file", GENERIC_WRITE, 0, NULL, CREATE_ALWAYS, FILE_ATTRIBUTE_NORMAL, NULL);
+    if (file == INVALID_HANDLE_VALUE)
+        abort();
+    CloseHandle(file);
+    memset(&paths, 0, sizeof paths);
+    paths.exists = paths.is_socket = true;
+    paths.bind_errors[0] = WSAEADDRINUSE;
+    return addr;
+}
+
+static bool file_is_there(void)
+{
+    return GetFileAttributesA("plb_win32_file") != INVALID_FILE_ATTRIBUTES;
+}
+
+static void forget_paths(void)
+{
+    DeleteFileA("plb_win32_file");
+    memset(&paths, 0, sizeof paths);
+}
+
+TEST a_path_that_nobody_listens_on_any_more_is_replaced(void)
+{
+    plb_addr addr = path_with_file();
+    SOCKET refusing = refuse_somewhere(&paths.knocked);
+    end e;
+    plb_status status = listen_at(&e, addr, 300);
+    bool there = file_is_there();
+    forget_paths();
+    closesocket(refusing);
+    ASSERT_EQ(PLB_OK, status);
+    ASSERT(!there);
+    ASSERT_EQ_FMT(300, last_backlog, "%d"); /* the other way is TCP's */
+    PASS();
+}
+
+TEST a_path_in_use_is_left_alone(void)
+{
+    plb_addr addr = path_with_file();
+    end listener, e;
+    plb_status status;
+    bool there;
+    paths.knocked = listen_somewhere(&listener);
+    status = listen_at(&e, addr, 0);
+    there = file_is_there();
+    forget_paths();
+    ASSERT_EQ(PLB_ERR_IN_USE, status);
+    ASSERT(there);
+    PASS();
+}
+
+TEST a_file_that_is_no_socket_is_left_alone(void)
+{
+    plb_addr addr = path_with_file();
+    plb_status status;
+    unsigned knocks;
+    bool there;
+    end e;
+    paths.is_socket = false;
+    status = listen_at(&e, addr, 0);
+    there = file_is_there();
+    knocks = paths.knocks;
+    forget_paths();
+    ASSERT_EQ(PLB_ERR_IN_USE, status);
+    ASSERT(there);
+    ASSERT_EQ(0, knocks);
+    PASS();
+}
+
+/* Windows calls the network down if there is no such folder. */
+TEST a_path_that_cannot_be_is_no_address(void)
+{
+    plb_addr addr = path_with_file();
+    plb_status status;
+    end e;
+    paths.bind_errors[0] = WSAENETDOWN;
+    status = listen_at(&e, addr, 0);
+    forget_paths();
+    ASSERT_EQ(PLB_ERR_ADDRESS, status);
+    PASS();
+}
+
 /* Where the system has paths at all, the conformance suite tries them. */
 TEST paths_are_unsupported_where_the_system_has_none(void)
 {
@@ -590,6 +824,21 @@ TEST paths_are_unsupported_where_the_system_has_none(void)
     ASSERT_EQ(PLB_ERR_UNSUPPORTED, listen_at(&e, addr, 0));
     ASSERT(e.stream == NULL);
     PASS();
+}
+
+static volatile LONG send_delay_ms; /* the system takes its time */
+static volatile LONG sends;
+static bool sends_fail; /* for want of memory */
+
+static int test_send(SOCKET fd, const char *bytes, int size, int flags)
+{
+    InterlockedIncrement(&sends);
+    if (send_delay_ms != 0)
+        Sleep((DWORD)send_delay_ms);
+    if (!sends_fail)
+        return send(fd, bytes, size, flags);
+    WSASetLastError(WSAENOBUFS);
+    return SOCKET_ERROR;
 }
 
 /* ==== TASKS AND LOOPS ============================================================================================= */
@@ -708,6 +957,17 @@ TEST a_wake_that_got_lost_does_not_silence_later_ones(void)
     Sleep(20);
     ASSERT_EQ_FMT(1u, wakes_sent(), "%u"); /* taken away, as a guard of the network might */
     plb_win32_step(wx, 0);
+    io->wake(io->self);
+    Sleep(20);
+    ASSERT_EQ_FMT(1u, wakes_sent(), "%u");
+    PASS();
+}
+
+TEST a_wake_that_could_not_be_sent_does_not_silence_later_ones(void)
+{
+    sends_fail = true;
+    io->wake(io->self);
+    sends_fail = false;
     io->wake(io->self);
     Sleep(20);
     ASSERT_EQ_FMT(1u, wakes_sent(), "%u");
@@ -859,6 +1119,36 @@ TEST a_background_thread_polls_and_wakes_and_stops(void)
     ASSERT_EQ(PLB_ERR_LIMIT, plb_win32_start_thread(wx));
     no_threads = false;
     plb_win32_join_thread(wx);
+    PASS();
+}
+
+static volatile LONG stopped;
+
+/* What Windows does at a Ctrl-C: the handler runs in a thread of its own, which nobody can wait for. */
+static unsigned __stdcall interrupt_main(void *user)
+{
+    plb_win32_stop((plb_win32 *)user);
+    InterlockedExchange(&stopped, 1);
+    return 0;
+}
+
+TEST a_port_outlives_the_thread_that_stops_it(void)
+{
+    HANDLE thread;
+    LONG before = sends;
+    stopped = 0;
+    send_delay_ms = 100;
+    thread = (HANDLE)_beginthreadex(NULL, 0, interrupt_main, wx, 0, NULL);
+    while (InterlockedCompareExchange(&sends, 0, 0) == before)
+        Sleep(1);
+    send_delay_ms = 0;
+    plb_win32_run(wx);
+    plb_win32_destroy(wx);
+    Sleep(20); /* it has just to return */
+    ASSERT_EQ(1, InterlockedCompareExchange(&stopped, 0, 0));
+    WaitForSingleObject(thread, INFINITE);
+    CloseHandle(thread);
+    ASSERT_EQ(PLB_OK, plb_win32_create(NULL, &wx));
     PASS();
 }
 
@@ -1211,6 +1501,33 @@ TEST every_allocation_may_fail(void)
     PASS();
 }
 
+/* Asked for, and not answered yet: one that somebody may work at, and one that nobody need work at. */
+TEST a_destroyed_port_leaves_no_question_behind(void)
+{
+    plb_win32 *before = wx;
+    plb_win32_desc desc;
+    budget b;
+    answer a, too_long;
+    char host[400];
+    memset(&a, 0, sizeof a);
+    memset(&too_long, 0, sizeof too_long);
+    memset(&desc, 0, sizeof desc);
+    memset(&b, 0, sizeof b);
+    memset(host, 'a', sizeof host);
+    host[sizeof host - 1] = '\0';
+    desc.allocator.alloc = budget_alloc;
+    desc.allocator.dealloc = budget_dealloc;
+    desc.allocator.user = &b;
+    ASSERT_EQ(PLB_OK, plb_win32_create(&desc, &wx));
+    ASSERT_EQ(PLB_AGAIN, ask(&a, "a.test", 5000));
+    ASSERT_EQ(PLB_AGAIN, ask(&too_long, host, 5000));
+    plb_win32_destroy(wx);
+    wx = before;
+    ASSERT_EQ(0, a.count + too_long.count);
+    ASSERT_EQ(0, b.in_use);
+    PASS();
+}
+
 /* ==== SUITES ====================================================================================================== */
 
 SUITE(faults)
@@ -1236,9 +1553,16 @@ SUITE(sockets)
     RUN_TEST(sockets_are_private_and_prompt);
     RUN_TEST(a_stream_that_nobody_asks_about_does_not_spin);
     RUN_TEST(a_write_hands_over_no_more_than_it_should);
+    RUN_TEST(a_writer_waits_until_the_system_has_memory_again);
     RUN_TEST(addresses_that_are_not_ours_are_named);
     RUN_TEST(an_ipv6_listener_leaves_ipv4_alone);
     RUN_TEST(nobody_else_gets_the_address_of_a_listener);
+    RUN_TEST(a_long_backlog_is_asked_for_as_windows_wants_it);
+    RUN_TEST(an_address_is_free_again_while_connections_of_it_live);
+    RUN_TEST(a_path_that_nobody_listens_on_any_more_is_replaced);
+    RUN_TEST(a_path_in_use_is_left_alone);
+    RUN_TEST(a_file_that_is_no_socket_is_left_alone);
+    RUN_TEST(a_path_that_cannot_be_is_no_address);
     RUN_TEST(paths_are_unsupported_where_the_system_has_none);
 }
 
@@ -1251,12 +1575,14 @@ SUITE(loops)
     RUN_TEST(a_wake_from_the_step_itself_costs_no_system_call);
     RUN_TEST(wakes_from_outside_are_sent_once);
     RUN_TEST(a_wake_that_got_lost_does_not_silence_later_ones);
+    RUN_TEST(a_wake_that_could_not_be_sent_does_not_silence_later_ones);
     RUN_TEST(strangers_cannot_wake);
     RUN_TEST(a_loop_of_ones_own_waits_for_sockets_and_time);
     RUN_TEST(a_loop_of_ones_own_hears_of_a_refusal_at_once);
     RUN_TEST(a_destroyed_port_closes_its_streams);
     RUN_TEST(a_stop_that_came_first_is_kept_and_used_up);
     RUN_TEST(every_allocation_may_fail);
+    RUN_TEST(a_destroyed_port_leaves_no_question_behind);
 }
 
 SUITE(threads)
@@ -1267,6 +1593,7 @@ SUITE(threads)
     RUN_TEST(there_is_no_background_thread);
 #else
     RUN_TEST(a_background_thread_polls_and_wakes_and_stops);
+    RUN_TEST(a_port_outlives_the_thread_that_stops_it);
 #endif
 }
 
