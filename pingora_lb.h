@@ -255,15 +255,12 @@
                                where little changes, 6 a backend and 16 for each point that does
    an HTTP/2 connection        240 bytes, and 512 to 1024 for its tables and what it is about to send
    constant tables             16 KiB, of CRC-32 (PLB_CRC_TABLES); 2 KiB, of header compression
-   On a Cortex-M3 (32-bit, one thread), flash and RAM by what is left out (`make size`):
-   round robin, a fixed list,  8 KiB of flash; 456 bytes the balancer, 68 a backend, 129 a probe in flight
+   On a Cortex-M3 (32-bit, one thread, -Os) by what is left out; `make size` prints it:
+   round robin, a fixed list,  8 KiB of flash; 456 bytes a balancer, 68 a backend, 129 a probe in flight
    the TCP check
-   random, FNV, Ketama, the    20 KiB of flash; 496 bytes the balancer, 78 a backend, 241 a TCP probe in flight
-   HTTP/1 check too
-   everything but TLS          69 KiB of flash; 1 KiB the balancer, 235 bytes a backend, 332 a TCP probe in flight
-   the log                     344 bytes, where there is one
-   an HTTP check               2.6 KiB and its texts; HTTP/2, gRPC: 2.1 KiB
-   stack                       1 KiB at most for any call on a Cortex-M3 (gcc -Os), callbacks aside
+   random, FNV, Ketama, the    19 KiB of flash; 496 bytes a balancer, 78 a backend, 241 a TCP probe in flight
+   HTTP/1 check beside them
+   everything but TLS          64 KiB of flash; 1 KiB a balancer, 227 bytes a backend, 332 a TCP probe in flight
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
    many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
    it, what was there before goes on, and the balancer tries again after a second.
@@ -3018,6 +3015,18 @@ static void plb__put(plb__text *text, const char *string)
     plb__put_bytes(text, string, strlen(string));
 }
 
+/* The first byte like that, or NULL: memchr, which is written for speed and larger than all that is searched for where
+   small code is asked for. */
+static PLB__UNUSED const char *plb__find_byte(const char *bytes, char byte, size_t size)
+{
+    if (!PLB__SMALL)
+        return (const char *)memchr(bytes, byte, size);
+    for (; size > 0; size--, bytes++)
+        if (*bytes == byte)
+            return bytes;
+    return NULL;
+}
+
 /* What strcmp says. That is written for speed, and larger than all that is compared here. */
 static PLB__UNUSED int plb__compare(const char *a, const char *b)
 {
@@ -3248,7 +3257,7 @@ PLB__INLINE uint32_t plb__addr_scope(const plb_addr *addr)
 static bool plb__scan_path(plb__scan *s, plb_addr *out)
 {
     size_t length = (size_t)(s->end - s->at) - 5;
-    if (length > PLB_PATH_MAX || memchr(s->at + 5, '\0', length) != NULL)
+    if (length > PLB_PATH_MAX || plb__find_byte(s->at + 5, '\0', length) != NULL)
         return false;
     out->family = PLB_FAMILY_UNIX;
     out->path_len = (uint8_t)length;
@@ -4177,7 +4186,7 @@ static uint32_t plb__should_panic(const plb__set *set, const plb__tier *tier)
 }
 
 /* The readiness of a set that nobody sees yet, all at once. */
-static void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
+PLB__ONCE void plb__set_fill_ready(const plb__set *set, plb__tier *tier)
 {
     plb_view *view = &tier->view;
     uint32_t i;
@@ -10124,7 +10133,7 @@ static const plb__tier *plb__update_old_tier(const plb_balancer *lb, uint32_t pr
 }
 
 /* A tier's backends, readiness and table. */
-static plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__tier *tier)
+PLB__ONCE plb_status plb__update_fill_tier(plb_balancer *lb, plb__update *u, plb__tier *tier)
 {
     plb_view *view = &tier->view;
     const plb__tier *old;
@@ -11329,7 +11338,7 @@ static bool plb__is_host(const char *text, size_t length)
 /* "host:port", the host into name_buffer. */
 static bool plb__scan_name(const char *text, size_t length, uint16_t *port, char *name_buffer)
 {
-    const char *colon = (const char *)memchr(text, ':', length);
+    const char *colon = plb__find_byte(text, ':', length);
     plb__scan scan;
     if (colon == NULL || name_buffer == NULL || !plb__is_host(text, (size_t)(colon - text)))
         return false;
@@ -11683,7 +11692,7 @@ static void plb__probe_impossible(plb_balancer *lb, plb__slot *slot, uint32_t ch
 
 #ifndef PLB_NO_CHECK_LIST
 /* From the start of a check's last probe to the next; 0: there is none. */
-static uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t check)
+PLB__ONCE uint32_t plb__probe_interval(plb_balancer *lb, plb__slot *slot, uint32_t check)
 {
     const plb_check *what = &lb->checks[check].what;
     uint32_t own_ms = plb__slot_care(slot)->every_ms, every_ms = own_ms > 0 ? own_ms : what->every_ms;
@@ -11723,7 +11732,7 @@ static void plb__probe_again(plb_balancer *lb, const plb__result *r)
 static void plb__outlier_absolve(plb_balancer *lb, const plb__result *r);
 
 /* The op is over, and the backend still there with that check. */
-static void plb__probe_judge(plb_balancer *lb, const plb__result *r)
+PLB__ONCE void plb__probe_judge(plb_balancer *lb, const plb__result *r)
 {
     const plb_report *report = &r->op->report;
     bool local = plb_status_is_local(report->status);
@@ -12541,7 +12550,7 @@ static void plb__http_find(plb__http_probe *probe, const char *bytes, size_t siz
     size_t matched = probe->matched;
     while (bytes < end && matched < check->contains_size) {
         if (matched == 0) {
-            bytes = (const char *)memchr(bytes, text[0], (size_t)(end - bytes));
+            bytes = plb__find_byte(bytes, text[0], (size_t)(end - bytes));
             if (bytes == NULL)
                 break;
         }
@@ -12601,18 +12610,18 @@ static bool plb__http_is_host(const plb__http_check *check, const char *host)
     if (host == NULL)
         return true;
     return *host != '\0' && plb__http_is_visible(host) &&
-           (tls == NULL || tls->name != NULL || memchr(host, ':', strlen(host)) == NULL);
+           (tls == NULL || tls->name != NULL || plb__find_byte(host, ':', strlen(host)) == NULL);
 }
 
 /* Walks the lines of desc.headers. PLB_AGAIN: *out is the next one; PLB_END: there is none; else PLB_ERR_ARGUMENT. */
 static plb_status plb__http_next_header(const char **at, plb_http1_header *out)
 {
-    const char *line = *at, *end = (const char *)memchr(line, '\n', strlen(line)), *colon;
+    const char *line = *at, *end = plb__find_byte(line, '\n', strlen(line)), *colon;
     if (*line == '\0')
         return PLB_END;
     if (end == NULL || end == line || end[-1] != '\r')
         return PLB_ERR_ARGUMENT;
-    colon = (const char *)memchr(line, ':', (size_t)(end - line));
+    colon = plb__find_byte(line, ':', (size_t)(end - line));
     if (colon == NULL)
         return PLB_ERR_ARGUMENT;
     *at = end-- + 1;
@@ -12685,7 +12694,7 @@ static bool plb__http_accept_all(plb__http_check *check, const char *statuses)
 }
 
 /* The descriptor with its defaults. PLB_ERR_ARGUMENT: it makes no sense. */
-static plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
+PLB__ONCE plb_status plb__http_resolve(plb__http_check *check, bool *has_agent)
 {
     plb_http_check_desc *desc = &check->desc;
     plb_text method;
@@ -13148,7 +13157,7 @@ static const char *plb__expect_search(const char *bytes, size_t size, const void
 {
     const char *at = bytes, *end = bytes + size;
     while ((size_t)(end - at) >= what_size) {
-        at = (const char *)memchr(at, *(const unsigned char *)what, (size_t)(end - at) - what_size + 1);
+        at = plb__find_byte(at, *(const char *)what, (size_t)(end - at) - what_size + 1);
         if (at == NULL || memcmp(at, what, what_size) == 0)
             return at;
         at++;
@@ -13352,7 +13361,7 @@ static plb_status plb__smtp_judge(const char *bytes, size_t size, size_t *used, 
     size_t at = 0, i;
     (void)why;
     for (;;) {
-        const char *line = bytes + at, *end = (const char *)memchr(line, '\n', size - at);
+        const char *line = bytes + at, *end = plb__find_byte(line, '\n', size - at);
         size_t length = end != NULL ? (size_t)(end - line) : size - at;
         for (i = 0; i < length && i < 3; i++)
             if (line[i] < '0' || line[i] > '9')
@@ -15562,7 +15571,7 @@ static plb_text plb__http1_trim(const char *begin, const char *end)
 static plb_status plb__http1_find_end(plb_http1_head *head, const char *bytes, size_t size)
 {
     while (head->scanned < size) {
-        const char *lf = (const char *)memchr(bytes + head->scanned, '\n', size - head->scanned);
+        const char *lf = plb__find_byte(bytes + head->scanned, '\n', size - head->scanned);
         size_t at;
         if (lf == NULL) {
             head->scanned = size;
@@ -15666,7 +15675,7 @@ static plb_status plb__http1_parse_header(plb_http1_head *head, const char **lin
 /* From the start line to the blank line that ends at `end`. */
 static plb_status plb__http1_parse_lines(plb_http1_head *head, const char *p, const char *end, bool request)
 {
-    const char *line_end = (const char *)memchr(p, '\n', (size_t)(end - p)) - 1;
+    const char *line_end = plb__find_byte(p, '\n', (size_t)(end - p)) - 1;
     plb_status status =
         request ? plb__http1_parse_request_line(head, p, line_end) : plb__http1_parse_status_line(head, p, line_end);
     head->header_count = 0;
@@ -15720,7 +15729,7 @@ PLB_API bool plb_http1_list_next(plb_text list, size_t *at, plb_text *element)
 {
     while (*at < list.size) {
         const char *begin = list.data + *at, *end = list.data + list.size;
-        const char *comma = (const char *)memchr(begin, ',', (size_t)(end - begin));
+        const char *comma = plb__find_byte(begin, ',', (size_t)(end - begin));
         if (comma != NULL)
             end = comma;
         *at = (size_t)(end - list.data) + 1;
@@ -17132,7 +17141,7 @@ static plb_status plb__http2_on_field(plb_http2 *h, const plb_hpack_field *field
     return PLB_OK;
 }
 
-static plb_status plb__http2_read_block(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+PLB__ONCE plb_status plb__http2_read_block(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
 {
     plb__http2_input rest = *in;
     plb_text piece = plb__http2_take(&rest, h->frame_left);
@@ -17358,7 +17367,7 @@ static plb_status plb__http2_end_stream(plb_http2 *h, plb_http2_event *event)
 }
 
 /* One step of the frame that is being read. */
-static plb_status plb__http2_step(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
+PLB__ONCE plb_status plb__http2_step(plb_http2 *h, plb__http2_input *in, plb_http2_event *event)
 {
     switch (h->phase) {
     case PLB__PHASE_FRAME:
