@@ -2567,7 +2567,8 @@ PLB__INLINE bool plb__cas32(uint32_t *p, uint32_t expected, uint32_t v)
 }
 #elif defined(_MSC_VER) && defined(_WIN64)
 /* Microsoft's compiler: interlocked functions, which are full barriers, and accesses that it neither repeats nor leaves
-   out. An x64 processor orders these among each other well enough, but for a store and a later load; an ARM64 does not. */
+   out. An x64 processor orders these among each other well enough, but for a store and a later load; an ARM64 does
+   not. */
 #pragma warning(push)
 #pragma warning(disable : 4996) /* it would have <atomic> instead, which is C++ */
 PLB__INLINE void plb__keep_order(void)

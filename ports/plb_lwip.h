@@ -1,9 +1,9 @@
 /* plb_lwip.h - plb_io over lwIP's raw API, and the loop that drives it. MIT license, see LICENSE.
 
    WHAT IT IS
-   Everything that plb_port asks of a platform, for lwIP 2.1 and later: TCP streams and datagrams over IPv4 and IPv6, the
-   clock of lwIP, its random numbers, its DNS client. It uses the callbacks of tcp.h, udp.h and dns.h, so that it serves
-   a single main loop (NO_SYS=1) as well as a system with the tcpip thread.
+   Everything that plb_port asks of a platform, for lwIP 2.1 and later: TCP streams and datagrams over IPv4 and IPv6,
+   the clock of lwIP, its random numbers, its DNS client. It uses the callbacks of tcp.h, udp.h and dns.h, so that it
+   serves a single main loop (NO_SYS=1) as well as a system with the tcpip thread.
 
    QUICK START
        #define PINGORA_LB_IMPLEMENTATION
@@ -29,8 +29,8 @@
 
    THREE WAYS TO RUN IT
    NO_SYS=1                What you see above. A step never waits. A loop that wants to sleep asks plb_lwip_timeout how
-                           long it may (and sys_timeouts_sleeptime, for lwIP), and lets an interrupt, or `on_wake` of the
-                           descriptor, end the sleep.
+                           long it may (and sys_timeouts_sleeptime, for lwIP), and lets an interrupt, or `on_wake` of
+                           the descriptor, end the sleep.
    NO_SYS=0, core locking  (LWIP_TCPIP_CORE_LOCKING=1) A thread of the program's steps; plb_lwip_run does that. The port
                            takes the core lock around its calls of lwIP and never holds it while it calls back. The
                            thread must not hold the lock when it calls the port, nor be the tcpip thread.
@@ -65,11 +65,12 @@
    some 5 KiB of flash on a Cortex-M3 (-Os).
 
    WHEN THINGS RUN SHORT
-   Without a free stream connect and listen return PLB_ERR_LIMIT, without a pcb PLB_ERR_MEMORY. accept returns PLB_AGAIN,
-   and its callback comes when a stream has been closed; until then connections wait, as many as plb_lwip_desc.waiting
-   says. A write for which lwIP has no memory (ERR_MEM) is tried with less, then returns PLB_AGAIN; the callback comes
-   when bytes were acknowledged or after 20 ms. Segments that could not leave, and closes that lwIP could not do, are
-   tried again each 20 ms, so that nothing is lost; a stream that is being closed counts as used until lwIP took it over.
+   Without a free stream connect and listen return PLB_ERR_LIMIT, without a pcb PLB_ERR_MEMORY. accept returns
+   PLB_AGAIN, and its callback comes when a stream has been closed; until then connections wait, as many as
+   plb_lwip_desc.waiting says. A write for which lwIP has no memory (ERR_MEM) is tried with less, then returns
+   PLB_AGAIN; the callback comes when bytes were acknowledged or after 20 ms. Segments that could not leave, and closes
+   that lwIP could not do, are tried again each 20 ms, so that nothing is lost; a stream that is being closed counts as
+   used until lwIP took it over.
 
    GOOD TO KNOW
    - Only what is read opens the window again: a reader that stops stops its peer.
@@ -78,8 +79,8 @@
    - lwIP does not tell why it gave up a connection (ERR_ABRT): that is reported as PLB_ERR_TIMEOUT.
    - lwIP tells a datagram socket nothing about ports where nobody listens: no PLB_ERR_REFUSED there.
    - A listener cannot share its address: reuse_port is PLB_ERR_UNSUPPORTED. A backlog has 255 at most.
-   - Closing gracefully leaves delivery to lwIP. A peer that goes on sending after that sees a reset: whoever cares sends
-     shutdown first and reads to the end.
+   - Closing gracefully leaves delivery to lwIP. A peer that goes on sending after that sees a reset: whoever cares
+     sends shutdown first and reads to the end.
    - Who closes first waits for two TCP_MSL, 120 s, in a pcb of lwIP's (TIME_WAIT; not in a stream). Without free pcbs
      lwIP takes the oldest of them. Until then it refuses a client that comes from the same port again: one that asks
      for thousands of connections, each closed by this side, stalls. Kept connections, or a smaller TCP_MSL, avoid that.
@@ -761,7 +762,8 @@ static void plb__lw_take(plb_lwip_stream *stream, u16_t size)
         stream->u.in.last = NULL;
 }
 
-/* After both ends of stream lwIP frees a pcb without a word (tcp_slowtmr, of TIME_WAIT): it must be let go of before. */
+/* After both ends of stream lwIP frees a pcb without a word (tcp_slowtmr, of TIME_WAIT): it must be let go of
+   before. */
 static void plb__lw_ended(plb_lwip_stream *stream, struct tcp_pcb *pcb)
 {
     stream->at_end = true;

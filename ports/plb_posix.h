@@ -50,9 +50,9 @@
    MEMORY
    Comes from the allocator of the descriptor, and only in the stepping thread. On a 64-bit machine: 2 KiB for the port,
    40 bytes a stream or datagram socket and 208 more for a listener; a table entry of 16 bytes for each (24 with poll),
-   which grows to the most there ever were at once; 120 bytes and the host name per resolution. The helper thread's shared state
-   is one calloc, since it can outlive the port: a getaddrinfo that hangs while the port is destroyed is left to end by
-   itself.
+   which grows to the most there ever were at once; 120 bytes and the host name per resolution. The helper thread's
+   shared state is one calloc, since it can outlive the port: a getaddrinfo that hangs while the port is destroyed is
+   left to end by itself.
 
    WHEN THINGS RUN SHORT
    Without descriptors (or memory) accept returns PLB_AGAIN, and its callback comes when a stream of this port closed or

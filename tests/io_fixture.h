@@ -24,8 +24,8 @@ typedef struct io_fixture {
     uint32_t streams;
     /* How long to wait, in milliseconds, for bytes that may be on their way still; 0: 5. */
     uint32_t settle_ms;
-    /* Datagrams, where port.dgram is not NULL: at least four wait for receive on a socket, and none gets lost between two
-       sockets of listen_addr's addresses. */
+    /* Datagrams, where port.dgram is not NULL: at least four wait for receive on a socket, and none gets lost between
+       two sockets of listen_addr's addresses. */
     uint32_t datagram_sockets; /* as `streams`, of sockets */
     bool tells_refusal;        /* a socket with a remote address hears that nobody listens there */
     /* Calls port.io->wake from another thread (or as if from one), soon but not before this call returns. */

@@ -1,4 +1,5 @@
-/* The lwIP port under test: the fixture that tests/io_conformance.c asks for. Both ends of its connections are lwIP's. */
+/* The lwIP port under test: the fixture that tests/io_conformance.c asks for. Both ends of its connections are
+   lwIP's. */
 #include "../../pingora_lb.h"
 #define PLB_LWIP_IMPLEMENTATION
 #include "../../ports/plb_lwip.h"

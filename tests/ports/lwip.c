@@ -1,6 +1,6 @@
-/* What is the lwIP port's own: calls of lwIP that find no memory, pcbs that go away by themselves, streams that run out,
-   windows that close, a loop of the program's own, names, and a balancer with a proxy on top. What it has in common
-   with other ports is in io_conformance.c. Both ends of all connections are in this process, and in lwIP. */
+/* What is the lwIP port's own: calls of lwIP that find no memory, pcbs that go away by themselves, streams that run
+   out, windows that close, a loop of the program's own, names, and a balancer with a proxy on top. What it has in
+   common with other ports is in io_conformance.c. Both ends of all connections are in this process, and in lwIP. */
 #include "../../pingora_lb.h"
 #define PLB_PROXY_IMPLEMENTATION
 #include "../../ports/plb_proxy.h"

@@ -1,5 +1,5 @@
-/* What the tests of ports/plb_lwip.h share: lwIP with its tcpip thread, and an interface whose own addresses (10.99.0.2,
-   fd99::2) are looped back by lwIP. Whatever else it is to send is dropped. */
+/* What the tests of ports/plb_lwip.h share: lwIP with its tcpip thread, and an interface whose own addresses
+   (10.99.0.2, fd99::2) are looped back by lwIP. Whatever else it is to send is dropped. */
 #ifndef LWIP_NETIF_H
 #define LWIP_NETIF_H
 #include <lwip/netif.h>

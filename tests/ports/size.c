@@ -101,8 +101,8 @@ typedef struct used {
     size_t idle, probing;
 } used;
 
-/* A balancer of so many backends, with a TCP check or none: the bytes it has before its first probe, and while it probes
-   all of them. */
+/* A balancer of so many backends, with a TCP check or none: the bytes it has before its first probe, and while it
+   probes all of them. */
 static used measure(uint32_t count, bool checked)
 {
     static plb_backend backends[BACKENDS];
