@@ -94,6 +94,7 @@
    PLB_HTTP1_EXTRA_MAX        bytes of chunk extensions and trailers that one body may have (4096)
    PLB_CRC_TABLES             KiB of constant tables for CRC-32: 0 (64 bytes), 1, 8 or 16; more are faster (16)
    PLB_MALLOC, PLB_FREE       in place of malloc and free; <stdlib.h> is then not included
+   All files of a program must see the same ones: a header of its own that sets them and includes this one does it.
    The following leave parts out, for small systems. What is left out is not declared, members of structs included, so
    that using it does not compile; what needs it is left out with it (in brackets). The figure is what it saves of flash
    on a Cortex-M3 (-Os) where all else is there.
@@ -342,7 +343,7 @@
    To try a port, write a fixture: two functions that open and close a port of yours, and say where it can listen and
    what refuses (tests/io_fixture.h; tests/io_fixture_posix.c is one). Then
        cc -I. -isystem tests tests/io_conformance.c my_fixture.c tests/core.c -o conformance && ./conformance
-   runs every rule above over it, some fifty, in a second or two. If all of them pass, checks and proxy run on your
+   runs every rule above over it, some eighty, in seconds. If all of them pass, checks and proxy run on your
    platform. On a device without an operating system, link the same files into an image and let printf and exit go where
    you see them; a fixture whose `streams` is set keeps the suite within what the port has. */
 #ifndef PINGORA_LB_H
