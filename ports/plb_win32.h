@@ -883,8 +883,7 @@ static void plb__w32_call(plb_stream *stream, plb_event event, plb_status status
 
 /* ==== STREAMS: connections ======================================================================================== */
 
-/* A port of this machine that refuses is asked once, or as seldom as this Windows can; it is no matter if that
-   fails. */
+/* A port of this machine that refuses is asked once, or as seldom as this Windows can; no matter if that fails. */
 static void plb__w32_ask_once(SOCKET socket)
 {
     static const struct plb__w32_initial_rto { /* mstcpip.h's TCP_INITIAL_RTO_PARAMETERS */
