@@ -138,7 +138,7 @@ build/tls_peer: tests/tls_peer.c $(HEADERS) | build
 	@echo "build $@"
 	@$(GCC) -std=c99 $(WARN) -Werror -g -O1 -fsanitize=address,undefined $< -o $@ -pthread $(TLS_LIBS)
 
-test-programs: $(TEST_PROGRAMS) $(FUZZERS:%=build/fuzz/%) $(if $(MBEDTLS),build/tls_peer) all
+test-programs: $(TEST_PROGRAMS) $(FUZZERS:%=build/fuzz/%) $(if $(MBEDTLS),build/tls_peer) build/bench build/bench_probe all
 ifneq ($(MBEDTLS),yes)
 	@echo "mbedTLS is not here: the tests of ports/plb_mbedtls.h are left out (Debian: apt-get install libmbedtls-dev)"
 endif
@@ -292,7 +292,7 @@ size: build/size/1.elf build/size/2.elf build/size/3.elf
 # ---- figures ----
 
 build/bench build/bench_single: tests/bench/bench.c $(HEADERS) | build
-	$(CC) -std=c99 $(WARN) $(CFLAGS) $(VARIANT) $< -o $@ -pthread
+	$(CC) -std=c99 $(WARN) -Werror $(CFLAGS) $(VARIANT) $< -o $@ -pthread
 build/bench_single: VARIANT = -DPLB_NO_THREADS
 
 bench: build/bench build/bench_single
@@ -308,7 +308,7 @@ bench-proxy: build/load_balancer
 	bash tests/bench/proxy.sh
 
 build/bench_probe: tests/bench/probe.c $(HEADERS) | build
-	$(CC) -std=c99 $(WARN) $(CFLAGS) $< -o $@ -pthread
+	$(CC) -std=c99 $(WARN) -Werror $(CFLAGS) $< -o $@ -pthread
 
 bench-probe: build/bench_probe
 	@bash tests/bench/probe.sh

@@ -972,9 +972,11 @@ typedef struct plb_discovery_ops {
 typedef struct plb_discovery {
 #ifndef PLB_NO_UPDATES
     const plb_discovery_ops *ops; /* NULL: plb_static(NULL) */
-    uint32_t timeout_ms;          /* an answer that takes longer counts as failed; 0: 5000 */
 #endif
     const void *desc;
+#ifndef PLB_NO_UPDATES
+    uint32_t timeout_ms; /* an answer that takes longer counts as failed; 0: 5000 */
+#endif
 } plb_discovery;
 
 #ifndef PLB_NO_UPDATES
