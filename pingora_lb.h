@@ -261,7 +261,8 @@
    the TCP check
    random, FNV, Ketama, the    19 KiB of flash; 496 bytes a balancer, 78 a backend, 241 a TCP probe in flight
    HTTP/1 check beside them
-   everything but TLS          64 KiB of flash; 1 KiB a balancer, 227 bytes a backend, 332 a TCP probe in flight
+   all but TLS, Unix paths and 64 KiB of flash; 1 KiB a balancer, 227 bytes a backend, 332 a TCP probe in flight
+   handles
    Nothing grows with time or with traffic. The memory of probes goes back when they end, except 16 bytes for each of as
    many as ever ran side by side, which late completions may still point at. Every allocation may fail: the call reports
    it, what was there before goes on, and the balancer tries again after a second.

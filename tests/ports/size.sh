@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.." || exit 1
 names=(
     [1]="round robin, a fixed list, TCP check"
     [2]="pingora's strategies, a fixed list, TCP and HTTP/1 checks"
-    [3]="everything but TLS"
+    [3]="everything but TLS, Unix paths and handles"
 )
 flash_limits=([1]=8192 [2]=20480 [3]=65536)
 
