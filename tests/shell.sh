@@ -1,4 +1,5 @@
-# What the shell tests share: rules with a result each, a scratch folder, free ports, processes ended on every exit.
+# What the shell tests share: rules with a result each, a scratch folder, free ports, processes ended on every exit, an
+# HTTP origin.
 passes=0 fails=0
 scratch=$(mktemp -d)
 pids=()
@@ -61,4 +62,42 @@ exits_with() { # status, command
     "$@"
     local got=$?
     [ "$got" = "$wanted" ] || { echo "exit status $got, not $wanted"; false; }
+}
+
+is() { [ "$1" = "$2" ] || { echo "'$1' is not '$2'"; false; }; }
+
+origin_start() { # name: an nginx of its own, in $scratch/NAME, on port_NAME
+    local dir=$scratch/$1 port_variable=port_$1
+    mkdir -p "$dir/files" "$dir/tmp"
+    cat >"$dir/nginx.conf" <<CONF
+daemon off;
+master_process off;
+pid $dir/pid;
+error_log $dir/error.log;
+events { worker_connections 2048; }
+http {
+    access_log off;
+    client_body_temp_path $dir/tmp;
+    proxy_temp_path $dir/tmp;
+    fastcgi_temp_path $dir/tmp;
+    uwsgi_temp_path $dir/tmp;
+    scgi_temp_path $dir/tmp;
+    client_max_body_size 0;
+    keepalive_requests 1000000;
+    server {
+        listen 127.0.0.1:${!port_variable};
+        root $scratch/files;
+        location = /who { return 200 "$1\n"; }
+        location = /host { return 200 "\$http_host\n"; }
+        location = /empty { return 204; }
+        location = /connection { return 200 "\$http_connection|\$http_x_secret\n"; }
+        location /slow/ { alias $scratch/files/; limit_rate 400k; }
+        location /store/ { alias $dir/files/; dav_methods PUT; }
+    }
+}
+CONF
+    nginx -p "$dir" -c "$dir/nginx.conf" >/dev/null 2>&1 &
+    eval "pid_$1=$!"
+    pids+=("$!")
+    wait_until 10 listens "${!port_variable}"
 }

@@ -7,8 +7,6 @@ vectors=tests/vectors
 two=(10.0.0.1:80 10.0.0.2:80)
 three=("${two[@]}" 10.0.0.3:80)
 
-is() { [ "$1" = "$2" ] || { printf 'got:\n%s\nnot:\n%s\n' "$1" "$2"; false; }; }
-
 # The backends picked for keys a, b, c, ..., by the last number of their address: "1 2 none".
 picks() { # how many keys, arguments
     head -c "$1" <<<abcdefghijklmnopqrstuvwxyz | fold -w 1 | $pick "${@:2}" | cut -f 2 |

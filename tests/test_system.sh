@@ -7,42 +7,6 @@ lb=build/load_balancer
 
 # ---- peers ----
 
-origin_start() { # name: an nginx of its own, in $scratch/NAME, on port_NAME
-    local dir=$scratch/$1 port_variable=port_$1
-    mkdir -p "$dir/files" "$dir/tmp"
-    cat >"$dir/nginx.conf" <<CONF
-daemon off;
-master_process off;
-pid $dir/pid;
-error_log $dir/error.log;
-events { worker_connections 2048; }
-http {
-    access_log off;
-    client_body_temp_path $dir/tmp;
-    proxy_temp_path $dir/tmp;
-    fastcgi_temp_path $dir/tmp;
-    uwsgi_temp_path $dir/tmp;
-    scgi_temp_path $dir/tmp;
-    client_max_body_size 0;
-    keepalive_requests 1000000;
-    server {
-        listen 127.0.0.1:${!port_variable};
-        root $scratch/files;
-        location = /who { return 200 "$1\n"; }
-        location = /host { return 200 "\$http_host\n"; }
-        location = /empty { return 204; }
-        location = /connection { return 200 "\$http_connection|\$http_x_secret\n"; }
-        location /slow/ { alias $scratch/files/; limit_rate 400k; }
-        location /store/ { alias $dir/files/; dav_methods PUT; }
-    }
-}
-CONF
-    nginx -p "$dir" -c "$dir/nginx.conf" >/dev/null 2>&1 &
-    eval "pid_$1=$!"
-    pids+=("$!")
-    wait_until 10 listens "${!port_variable}"
-}
-
 balancer_start() { # arguments: sets pid_lb; listens on port_lb
     $lb --listen "127.0.0.1:$port_lb" "$@" >"$scratch/lb.out" 2>"$scratch/lb.err" &
     pid_lb=$!
@@ -60,8 +24,6 @@ spread() {
     for ((i = 0; i < $1; i++)); do urls+=("http://127.0.0.1:$port_lb/who"); done
     curl -s --max-time 20 "${urls[@]}" | sort | uniq -c | awk '{printf "%s%s=%s", (NR > 1 ? " " : ""), $2, $1}'
 }
-
-is() { [ "$1" = "$2" ] || { echo "'$1' is not '$2'"; false; }; }
 
 for name in a b dead lb; do
     free_port

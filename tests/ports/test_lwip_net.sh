@@ -178,8 +178,6 @@ at_rest() { # build
 
 memory() { awk '/VmHWM/ {print $2}' "/proc/${pid_device[$1]}/status"; } # build: KiB at most so far
 
-is() { [ "$1" = "$2" ] || { echo "'$1' is not '$2'"; false; }; }
-
 ask() { inside "$1" curl -s --max-time 30 "$proxy$2" "${@:3}"; } # build, path, options of curl
 
 same() { # build, path, file: what comes down is the file

@@ -17,8 +17,6 @@ wine_end() {
 }
 trap wine_end EXIT
 
-is() { [ "$1" = "$2" ] || { echo "'$1' is not '$2'"; false; }; }
-
 # ---- building ----
 
 printf '#define %s\n#include "%s"\n' PINGORA_LB_IMPLEMENTATION pingora_lb.h \
@@ -78,39 +76,6 @@ done
 # ---- the load balancer between real peers ----
 
 lb=$built/load_balancer.exe
-
-origin_start() { # name: an nginx of its own, in $scratch/NAME, on port_NAME
-    local dir=$scratch/$1 port_variable=port_$1
-    mkdir -p "$dir/files" "$dir/tmp"
-    cat >"$dir/nginx.conf" <<CONF
-daemon off;
-master_process off;
-pid $dir/pid;
-error_log $dir/error.log;
-events { worker_connections 1024; }
-http {
-    access_log off;
-    client_body_temp_path $dir/tmp;
-    proxy_temp_path $dir/tmp;
-    fastcgi_temp_path $dir/tmp;
-    uwsgi_temp_path $dir/tmp;
-    scgi_temp_path $dir/tmp;
-    client_max_body_size 0;
-    keepalive_requests 1000000;
-    server {
-        listen 127.0.0.1:${!port_variable};
-        root $scratch/files;
-        location = /who { return 200 "$1\n"; }
-        location /slow/ { alias $scratch/files/; limit_rate 1m; }
-        location /store/ { alias $dir/files/; dav_methods PUT; }
-    }
-}
-CONF
-    nginx -p "$dir" -c "$dir/nginx.conf" >/dev/null 2>&1 &
-    eval "pid_$1=$!"
-    pids+=("$!")
-    wait_until 10 listens "${!port_variable}"
-}
 
 balancer_start() { # arguments: sets pid_lb; listens on port_lb
     wine64 $lb --listen "127.0.0.1:$port_lb" "$@" >"$scratch/lb.out" 2>"$scratch/lb.err" </dev/null &
