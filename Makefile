@@ -128,7 +128,7 @@ build/fuzz/%: tests/fuzz/fuzz_%.c build/fuzz/core.a $(HEADERS) $(wildcard tests/
 TEST_PROGRAMS := $(filter-out build/unit/ring_crc%.tsan %_small.asan %_small.tsan,$(foreach kind,plain asan tsan,$(UNITS:%=build/unit/%.$(kind))))
 
 test-needs:
-	@sh tests/needs.sh
+	@sh tests/needs.sh test
 
 # What is there to be built may depend on what was installed just before: hence another make.
 test-build: test-needs
@@ -156,8 +156,11 @@ test-run:
 PORT_SCRIPTS := $(wildcard tests/ports/test_*.sh)
 
 test-ports:
-	@sh tests/needs.sh ports
+	@sh tests/needs.sh test windows lwip cortex_m
 	@bash tests/run.sh $(PORT_SCRIPTS)
+
+needs-windows needs-cortex_m: needs-%:
+	@sh tests/needs.sh $*
 
 # ---- Windows, under wine ----
 
@@ -203,7 +206,7 @@ build/win32/msvc_%: tests/test_%.c build/win32/msvc_core.a $(TESTING)
 	@$(GCC) $(FLAGS_tsan) $(TEST_BUILD)
 
 win32-units: $(WIN32_UNITS:%=build/win32/%.exe) $(MSVC_UNITS:%=build/win32/msvc_%)
-win32: $(WIN32_EXAMPLES:%=build/win32/%.exe)
+win32: needs-windows $(WIN32_EXAMPLES:%=build/win32/%.exe)
 win32-list:
 	@echo $(WIN32_UNITS) $(MSVC_UNITS:%=msvc_%)
 
@@ -267,11 +270,11 @@ $(foreach cpu,m0 m3 m4,$(eval $(call cortex_rules,$(cpu))))
 build/cortex_m/m0/main.elf: CORTEX_MORE := -Wl,--defsym=ram_size=16K # a micro:bit
 build/cortex_m/m3/cortex_m.elf build/cortex_m/m3/cortex_m_stack.elf: CORTEX_MORE := -Wl,--defsym=ram_size=512K
 
-cortex_m: build/cortex_m/m3/main.elf
-	@$(CORTEX_RUN) $< </dev/null
+cortex_m: needs-cortex_m build/cortex_m/m3/main.elf
+	@$(CORTEX_RUN) build/cortex_m/m3/main.elf </dev/null
 
-cortex_m_stack: build/cortex_m/m3/cortex_m_stack.elf
-	@$(CORTEX_RUN) $< </dev/null 2>&1 | sed -n 's/^stack  //p' | sort -n
+cortex_m_stack: needs-cortex_m build/cortex_m/m3/cortex_m_stack.elf
+	@$(CORTEX_RUN) build/cortex_m/m3/cortex_m_stack.elf </dev/null 2>&1 | sed -n 's/^stack  //p' | sort -n
 
 # Three configurations of the library (tests/ports/size.h), and what of flash and RAM each takes.
 define size_rules
@@ -286,7 +289,7 @@ $(foreach size,1 2 3,$(eval $(call size_rules,$(size))))
 build/size/startup.o: examples/cortex_m/startup.c examples/cortex_m/board.h | build/size
 	@$(CORTEX_CC) -mcpu=cortex-m3 $(CORTEX_FLAGS) -c $< -o $@
 
-size: build/size/1.elf build/size/2.elf build/size/3.elf
+size: needs-cortex_m build/size/1.elf build/size/2.elf build/size/3.elf
 	@bash tests/ports/size.sh
 
 # ---- figures ----
@@ -323,5 +326,5 @@ fuzz: $(FUZZERS:%=build/fuzz/%)
 clean:
 	rm -rf build
 
-.PHONY: all run test test-needs test-build test-programs test-run test-ports win32 win32-units win32-list size cortex_m \
-        cortex_m_stack bench bench-plot bench-idle bench-proxy bench-probe fuzz clean
+.PHONY: all run test test-needs test-build test-programs test-run test-ports needs-windows needs-cortex_m win32 \
+        win32-units win32-list size cortex_m cortex_m_stack bench bench-plot bench-idle bench-proxy bench-probe fuzz clean
