@@ -91,7 +91,7 @@ http {
         location = /host { return 200 "\$http_host\n"; }
         location = /empty { return 204; }
         location = /connection { return 200 "\$http_connection|\$http_x_secret\n"; }
-        location /slow/ { alias $scratch/files/; limit_rate 400k; }
+        location /slow/ { alias $scratch/files/; limit_rate 1m; }
         location /store/ { alias $dir/files/; dav_methods PUT; }
     }
 }
